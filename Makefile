@@ -1,0 +1,75 @@
+# Everything runs in a virtual environment of its own, made on first use and kept until `make clean`.
+#
+#   make demo                          install, then complete a small simulated tissue
+#   make test                          install, then run all tests
+#   make demo PYTHON=python3.12        with another Python (3.11 or newer)
+#   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+#                                      the CPU build of PyTorch, which spares Linux some gigabytes of CUDA libraries
+
+PYTHON ?= python3
+VENV ?= .venv
+# A version known to work, installed first so that the other requirements find it in place. Any torch>=2.5 will do.
+TORCH ?= torch==2.13.0
+PYTEST_ARGS ?=
+
+bin := $(VENV)/bin
+pip := $(bin)/python -m pip --disable-pip-version-check
+
+.PHONY: help install demo test test-quick lint format types docs clean
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo        complete a small simulated tissue and write demo/"
+	@echo "make test        all tests"
+	@echo "make test-quick  the tests that take seconds"
+	@echo "make lint        ruff: style and format (make format mends what it can)"
+	@echo "make types       mypy"
+	@echo "make docs        the documentation, into docs/_build/html"
+	@echo "make install     only the environment, in $(VENV)"
+	@echo "make clean       remove the environment and everything that was built"
+
+# Stamps record which parts of the environment are in place; a change of pyproject.toml brings it up to date.
+$(VENV)/.stamp-package: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, and $(PYTHON) is %s; name another: make PYTHON=python3.12" \
+		% sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(pip) install --upgrade "pip>=25.1"
+	$(pip) install $(TORCH)
+	$(pip) install --editable ".[demo]"
+	@touch $@
+
+$(VENV)/.stamp-group-%: $(VENV)/.stamp-package
+	$(pip) install --group $*
+	@touch $@
+
+install: $(VENV)/.stamp-package
+
+demo: $(VENV)/.stamp-package
+	$(bin)/lgdist-scvi demo
+
+test: $(VENV)/.stamp-group-test
+	$(bin)/python -m pytest $(PYTEST_ARGS)
+
+test-quick: $(VENV)/.stamp-group-test
+	$(bin)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+lint: $(VENV)/.stamp-group-lint
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+
+format: $(VENV)/.stamp-group-lint
+	$(bin)/ruff check --fix .
+	$(bin)/ruff format .
+
+types: $(VENV)/.stamp-group-typecheck
+	$(bin)/mypy
+
+docs: $(VENV)/.stamp-group-doc
+	rm -rf docs/_build docs/generated docs/tutorials
+	$(bin)/python -m sphinx -b html -W --keep-going docs docs/_build/html
+
+clean:
+	rm -rf $(VENV) build dist demo docs/_build docs/generated docs/tutorials .pytest_cache .mypy_cache .ruff_cache \
+		.hypothesis .coverage*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,105 @@
+"""How Sphinx builds the documentation.
+
+``make docs`` builds without a network and without warnings. With ``LGDIST_DOCS_ONLINE`` set, links into the
+documentation of other projects are resolved as well, and every unresolved one is reported.
+"""
+
+import importlib.metadata
+import os
+import shutil
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+_ONLINE = bool(os.environ.get("LGDIST_DOCS_ONLINE"))
+
+project = "lgdist-scvi"
+author = "the lgdist-scvi developers"
+copyright = f"2026, {author}"
+version = release = importlib.metadata.version(project)
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx_autodoc_typehints",
+    "sphinx_copybutton",
+    "sphinxcontrib.bibtex",
+]
+source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}
+exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+templates_path = ["_templates"]
+
+html_theme = "sphinx_book_theme"
+html_title = project
+
+# The notebooks are stored with their outputs; building the documentation does not train models.
+nb_execution_mode = "off"
+nb_merge_streams = True
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+autosummary_generate = True
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+napoleon_google_docstring = False
+napoleon_numpy_docstring = True
+napoleon_use_rtype = True
+always_use_bars_union = True
+typehints_defaults = "braces-after"
+bibtex_bibfiles = ["references.bib"]
+bibtex_reference_style = "author_year"
+
+if _ONLINE:
+    extensions.append("sphinx.ext.intersphinx")
+    nitpicky = True
+intersphinx_mapping = {
+    "anndata": ("https://anndata.readthedocs.io/en/stable/", None),
+    "lightning": ("https://lightning.ai/docs/pytorch/stable/", None),
+    "matplotlib": ("https://matplotlib.org/stable/", None),
+    "numpy": ("https://numpy.org/doc/stable/", None),
+    "pandas": ("https://pandas.pydata.org/docs/", None),
+    "python": ("https://docs.python.org/3", None),
+    "scanpy": ("https://scanpy.readthedocs.io/en/stable/", None),
+    "scipy": ("https://docs.scipy.org/doc/scipy/", None),
+    "scvi-tools": ("https://docs.scvi-tools.org/en/stable/", None),
+    "spatialdata": ("https://spatialdata.scverse.org/en/stable/", None),
+    "squidpy": ("https://squidpy.readthedocs.io/en/stable/", None),
+    "torch": ("https://docs.pytorch.org/docs/main/", None),
+}
+
+# Of what the classes inherit from scvi-tools and PyTorch, only these belong to our users' vocabulary.
+_INHERITED = {"save", "load", "history", "is_trained"}
+# Ours, but called by scvi-tools only.
+_INTERNAL = {"get_normalized_function_name"}
+
+
+def _skip_member(app, what, name, obj, skip, options) -> bool | None:
+    """Leave out what our classes inherit, which scvi-tools and PyTorch document, and what is not for users."""
+    function = obj.fget if isinstance(obj, property) else getattr(obj, "__func__", obj)
+    home = getattr(function, "__module__", None) or ""
+    foreign = not home.startswith("lgdist_scvi") and name not in _INHERITED
+    return True if foreign or name in _INTERNAL else None
+
+
+def _copy_tutorials() -> None:
+    """Copy the notebooks into this folder, where Sphinx can see them, and list them on a page of their own."""
+    target = _HERE / "tutorials"
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    names = []
+    for notebook in sorted(_HERE.parent.glob("tutorials/*.ipynb")):
+        shutil.copy(notebook, target)
+        names.append(notebook.stem)
+    page = ["# Tutorials", ""]
+    if names:
+        page += ["```{toctree}", ":maxdepth: 1", "", *names, "```", ""]
+    else:
+        page += ["There is no tutorial yet; the [user guide](../user_guide.md) shows the first steps.", ""]
+    (target / "index.md").write_text("\n".join(page), encoding="utf-8")
+
+
+def setup(app) -> None:
+    _copy_tutorials()
+    app.connect("autodoc-skip-member", _skip_member)

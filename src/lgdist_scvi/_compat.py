@@ -1,0 +1,28 @@
+"""The only place that touches private names of scvi-tools."""
+
+from __future__ import annotations
+
+from scvi.train._progress import ProgressBar
+from scvi.utils import track
+
+__all__ = ["PhaseProgressBar", "track"]
+
+
+class PhaseProgressBar(ProgressBar):
+    """Bar of scvi-tools over epochs, labelled with the phase.
+
+    Parameters
+    ----------
+    label
+        Text in front of the bar.
+    """
+
+    def __init__(self, label: str) -> None:
+        super().__init__()
+        self.label = label
+
+    def on_train_epoch_start(self, trainer, pl_module) -> None:
+        """Show the label in front of the epoch."""
+        super().on_train_epoch_start(trainer, pl_module)
+        if self.is_enabled:
+            self.main_progress_bar.set_description(f"{self.label}, epoch {trainer.current_epoch + 1}")

@@ -1,0 +1,44 @@
+"""Names used in registries and in AnnData, each written down once."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class RegistryKeys(NamedTuple):
+    """Keys of the fields in the registry of scvi-tools' AnnDataManager."""
+
+    X: str = "X"
+    BATCH: str = "batch"
+    LIBRARY: str = "library"
+    SPATIAL: str = "spatial"
+    OBSERVED: str = "observed"
+    SIZE_FACTOR: str = "size_factor"
+    IMAGE: str = "image"
+    GRAPH: str = "neighbors"
+
+
+REGISTRY_KEYS = RegistryKeys()
+
+
+class Keys:
+    """Names under which the package writes to an AnnData."""
+
+    NEIGHBORS = "lgdist"
+    """Prefix of ``obsp["lgdist_connectivities"]``, ``obsp["lgdist_distances"]`` and ``uns["lgdist_neighbors"]``."""
+    LAYER = "lgdist"
+    """Layer with the completed expression."""
+    IMPUTED = "lgdist_imputed"
+    """Boolean layer, True where the completed expression is imputed."""
+    UNS = "lgdist"
+    """Provenance of the completed layer in ``uns``."""
+    LATENT = "X_lgdist"
+    """Latent representation in ``obsm``."""
+    TARGET_GENES = "target_gene"
+    """Boolean ``var`` column, True for target genes."""
+    PANEL = "panel_gene"
+    """Boolean ``var`` column, True for target and context genes."""
+    MORAN = "moran_i"
+    """Float ``var`` column with Moran's I averaged over libraries."""
+    DEPTH = "total_counts"
+    """Float ``obs`` column with the observed counts of a spot over the whole transcriptome."""

@@ -1,0 +1,1 @@
+"""Registration, neighbourhoods and validation of the user's data."""

@@ -1,0 +1,366 @@
+"""Checks of what the user registers, before anything is computed from it."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from ._entries import count_matrix, count_observed, listing, observed_entries, observed_matrix
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+# Columns that usually tell sections apart.
+SECTION_COLUMNS = ("library_id", "library", "sample", "sample_id", "slide", "slide_id", "section", "batch")
+MAX_SHARED_POSITIONS = 0.01
+FEW_SPOTS = 100
+
+
+def validate_setup(
+    adata: AnnData,
+    *,
+    layer: str | None,
+    spatial_key: str,
+    library_key: str | None,
+    batch_key: str | None,
+    image_key: str | None,
+    observed_layer: str | None,
+    size_factor_key: str | None,
+    target_genes_key: str | None,
+    n_neighbors: int,
+    query: bool = False,
+) -> None:
+    """Check everything that ``setup_anndata`` is about to register.
+
+    Counts are read only where `observed_layer` is True. Matrices are read in blocks and never made dense as a whole.
+
+    Parameters
+    ----------
+    adata
+        Annotated spots.
+    layer
+        Layer with the counts; None takes ``X``.
+    spatial_key
+        Key of the positions in ``obsm``.
+    library_key
+        Column of ``obs`` with the libraries.
+    batch_key
+        Column of ``obs`` with the batches.
+    image_key
+        Key of the image embeddings in ``obsm``.
+    observed_layer
+        Boolean layer, True where the entry was observed.
+    size_factor_key
+        Column of ``obs`` with the depth of the spots.
+    target_genes_key
+        Boolean column of ``var``.
+    n_neighbors
+        Neighbours per spot.
+    query
+        True for data handed to a trained model, which may have few spots and genes without any count.
+
+    Raises
+    ------
+    KeyError
+        If a named key is missing.
+    TypeError
+        If something is of a type the package does not read.
+    ValueError
+        If values cannot be used; the message names the first culprits and the remedy.
+    """
+    _check_container(adata)
+    if isinstance(n_neighbors, bool) or not isinstance(n_neighbors, int | np.integer) or n_neighbors < 1:
+        raise ValueError(f"n_neighbors={n_neighbors!r} must be a whole number of at least 1.")
+    _check_obs_column(adata, library_key, "library_key")
+    _check_obs_column(adata, batch_key, "batch_key")
+    positions = _check_positions(adata, spatial_key)
+    _check_shared_positions(adata, positions, library_key)
+    if size_factor_key is not None:
+        _check_size_factor(adata, size_factor_key)
+    if image_key is not None:
+        _check_image(adata, image_key)
+    if target_genes_key is not None and not query:
+        _check_target_genes(adata, target_genes_key)
+    if not query:
+        _check_library_sizes(adata, library_key, n_neighbors)
+    _check_counts(adata, layer, observed_layer, has_depth=size_factor_key is not None, need_genes=not query)
+    if adata.n_obs < FEW_SPOTS and not query:
+        warnings.warn(
+            f"adata has only {adata.n_obs} spots; with fewer than {FEW_SPOTS} a model can hardly be trained.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def validate_genes(var_names_expected: Sequence[str], adata: AnnData) -> None:
+    """Check that new data has the genes of the model, in its order.
+
+    Parameters
+    ----------
+    var_names_expected
+        Genes of the model.
+    adata
+        Annotated spots.
+
+    Raises
+    ------
+    ValueError
+        If genes are missing, or there are others, or their order differs.
+    """
+    expected, found = pd.Index(var_names_expected).astype(str), pd.Index(adata.var_names).astype(str)
+    if found.equals(expected):
+        return
+    missing = expected.difference(found, sort=False)
+    extra = found.difference(expected, sort=False)
+    remedy = "adata = adata[:, model_genes].copy(), with model_genes = model.adata.var_names"
+    if len(missing):
+        raise ValueError(
+            f"adata lacks {len(missing)} of the model's {len(expected)} genes: {listing(missing)}. Add them, hidden by "
+            f"the observed layer if they were not measured, then order the genes with {remedy}."
+        )
+    if len(extra):
+        raise ValueError(f"adata has {len(extra)} genes that the model does not have: {listing(extra)}. Use {remedy}.")
+    if len(found) != len(expected):
+        raise ValueError(f"adata has duplicated genes: {listing(found[found.duplicated()].unique())}. Use {remedy}.")
+    place = int(np.flatnonzero(found != expected)[0])
+    raise ValueError(
+        f"adata has the model's genes in another order: position {place} holds {found[place]!r} where the model has "
+        f"{expected[place]!r}. Use {remedy}."
+    )
+
+
+def _check_container(adata: AnnData) -> None:
+    if not isinstance(adata, AnnData):
+        raise TypeError(f"Expected an AnnData, got {type(adata).__name__}; pass one table, e.g. mdata.mod['rna'].")
+    if adata.isbacked:
+        raise ValueError("adata is backed by a file, which is read in another order; use adata = adata.to_memory().")
+    if adata.is_view:
+        raise ValueError("adata is a view of another AnnData; use adata = adata.copy().")
+    if adata.n_obs == 0 or adata.n_vars == 0:
+        raise ValueError(f"adata has shape {adata.shape}; pass data with at least one spot and one gene.")
+    for names, axis, what in ((adata.obs_names, "obs", "spots"), (adata.var_names, "var", "genes")):
+        if not names.is_unique:
+            duplicated = names[names.duplicated()].unique()
+            raise ValueError(
+                f"adata.{axis}_names has {len(duplicated)} names that occur more than once, {what} "
+                f"{listing(duplicated)}; use adata.{axis}_names_make_unique()."
+            )
+
+
+def _check_obs_column(adata: AnnData, key: str | None, argument: str) -> None:
+    if key is None:
+        return
+    if key not in adata.obs:
+        raise KeyError(f"adata.obs[{key!r}] is missing (found: {list(adata.obs.columns)}); correct {argument}=...")
+    absent = adata.obs[key].isna().to_numpy()
+    if absent.any():
+        raise ValueError(
+            f"adata.obs[{key!r}] ({argument}) is NaN for {_spots(adata, absent)}; fill it in or drop the spots with "
+            f"adata = adata[adata.obs[{key!r}].notna()].copy()."
+        )
+
+
+def _check_positions(adata: AnnData, spatial_key: str) -> NDArray[np.float64]:
+    positions = _obsm_array(adata, spatial_key, "spatial_key", "positions")
+    if positions.ndim != 2 or positions.shape[0] != adata.n_obs or positions.shape[1] not in (2, 3):
+        raise ValueError(
+            f"adata.obsm[{spatial_key!r}] has shape {positions.shape}; positions must be ({adata.n_obs}, 2) or "
+            f"({adata.n_obs}, 3), x and y (and z) of every spot."
+        )
+    bad = ~np.isfinite(positions).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"adata.obsm[{spatial_key!r}] has NaN or infinite positions for {_spots(adata, bad)}; correct them or drop "
+            f"the spots with adata = adata[np.isfinite(adata.obsm[{spatial_key!r}]).all(axis=1)].copy()."
+        )
+    return positions
+
+
+def _check_shared_positions(adata: AnnData, positions: NDArray, library_key: str | None) -> None:
+    frame = pd.DataFrame(positions)
+    if library_key is not None:
+        frame["library"] = pd.factorize(adata.obs[library_key])[0]
+    shared = frame.duplicated(keep=False).to_numpy()
+    if not shared.any():
+        return
+    what = f"{_spots(adata, shared)} share their position with another"
+    if library_key is None:
+        where = frame[shared].groupby(list(frame.columns), sort=False).ngroup().to_numpy()
+        for column in adata.obs.columns:
+            if str(column).lower() in SECTION_COLUMNS:
+                labels = pd.factorize(adata.obs[column])[0][shared]
+                if (pd.Series(labels).groupby(where).nunique() > 1).any():
+                    raise ValueError(
+                        f"{what}, in different categories of adata.obs[{column!r}]: the sections overlay each other. "
+                        f"Pass library_key={str(column)!r}."
+                    )
+        if shared.mean() > MAX_SHARED_POSITIONS:
+            raise ValueError(
+                f"{what}: several sections seem to overlay each other. Pass library_key=..., the obs column that names "
+                "the section of a spot; if all are of one section, merge the spots that coincide."
+            )
+    warnings.warn(f"{what}; they are treated as each other's nearest neighbours.", UserWarning, stacklevel=4)
+
+
+def _check_size_factor(adata: AnnData, key: str) -> None:
+    _check_obs_column(adata, key, "size_factor_key")
+    column = adata.obs[key]
+    if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
+        raise TypeError(f"adata.obs[{key!r}] has dtype {column.dtype}; size_factor_key needs the depth as a number.")
+    depth = column.to_numpy(dtype=np.float64)
+    bad = ~(np.isfinite(depth) & (depth > 0))
+    if bad.any():
+        raise ValueError(
+            f"adata.obs[{key!r}] (size_factor_key) is not positive and finite for {_spots(adata, bad)}; give their "
+            "depth over the whole transcriptome or drop them."
+        )
+
+
+def _check_image(adata: AnnData, key: str) -> None:
+    image = _obsm_array(adata, key, "image_key", "image embeddings")
+    if image.ndim != 2 or image.shape[0] != adata.n_obs or image.shape[1] == 0:
+        raise ValueError(
+            f"adata.obsm[{key!r}] has shape {image.shape}; image embeddings must be ({adata.n_obs}, n_features), one "
+            "row per spot and at least one column. Compute them for exactly these spots."
+        )
+    step = max(1, (1 << 22) // image.shape[1])
+    finite = [np.isfinite(image[start : start + step]).all(axis=1) for start in range(0, len(image), step)]
+    bad = ~np.concatenate(finite)
+    if bad.any():
+        raise ValueError(
+            f"adata.obsm[{key!r}] has NaN or infinite image embeddings for {_spots(adata, bad)}; compute them anew or "
+            f"drop the spots with adata = adata[np.isfinite(adata.obsm[{key!r}]).all(axis=1)].copy()."
+        )
+
+
+def _check_target_genes(adata: AnnData, key: str) -> None:
+    if key not in adata.var:
+        raise KeyError(
+            f"adata.var[{key!r}] is missing (found: {list(adata.var.columns)}); correct target_genes_key=... or "
+            "compute it with lgdist_scvi.pp.select_genes."
+        )
+    column = adata.var[key]
+    if not pd.api.types.is_bool_dtype(column) or column.isna().any():
+        raise ValueError(
+            f"adata.var[{key!r}] (target_genes_key) has dtype {column.dtype} or missing values; it must be boolean, "
+            "True for target genes."
+        )
+    if not column.any():
+        raise ValueError(f"adata.var[{key!r}] (target_genes_key) is False for all genes; mark at least one as target.")
+
+
+def _check_library_sizes(adata: AnnData, library_key: str | None, n_neighbors: int) -> None:
+    remedy = f"pass a smaller n_neighbors or drop them (n_neighbors={n_neighbors} needs {n_neighbors + 1} spots)"
+    if library_key is None:
+        if adata.n_obs <= n_neighbors:
+            raise ValueError(f"adata has {adata.n_obs} spots, too few for their neighbourhoods; {remedy}.")
+        return
+    sizes = adata.obs[library_key].value_counts()
+    small = sizes[(sizes > 0) & (sizes <= n_neighbors)]
+    if len(small):
+        named = [f"{name} ({size} spots)" for name, size in small.items()]
+        raise ValueError(
+            f"adata.obs[{library_key!r}] (library_key) has libraries too small for neighbourhoods: {listing(named)}; "
+            f"{remedy}."
+        )
+
+
+def _check_counts(
+    adata: AnnData, layer: str | None, observed_layer: str | None, *, has_depth: bool, need_genes: bool
+) -> None:
+    counts, where = count_matrix(adata, layer)
+    observed = observed_matrix(adata, observed_layer)
+    spot_sums, gene_sums = check_count_values(adata, counts, observed, where)
+    spots_seen, genes_seen = count_observed(observed, adata.shape)
+    empty = (spot_sums == 0) & (spots_seen > 0)
+    if empty.any() and not has_depth:
+        raise ValueError(
+            f"{where} has no count for {_spots(adata, empty)}; drop empty spots with "
+            "scanpy.pp.filter_cells(adata, min_counts=1), or pass size_factor_key=..., their depth over the whole "
+            "transcriptome, if adata holds a gene panel."
+        )
+    silent = (gene_sums == 0) & (genes_seen > 0)
+    if silent.any() and need_genes:
+        raise ValueError(
+            f"{where} has no count for {int(silent.sum())} genes: {listing(adata.var_names[silent])}; drop them with "
+            "scanpy.pp.filter_genes(adata, min_counts=1)"
+            + (" or hide them in all spots of the observed layer." if observed_layer is not None else ".")
+        )
+
+
+def check_count_values(
+    adata: AnnData, counts: NDArray | sparse.spmatrix, observed: NDArray | sparse.spmatrix | None, where: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Check that observed entries are counts, and sum them.
+
+    Parameters
+    ----------
+    adata
+        Annotated spots, for the names.
+    counts
+        Matrix of shape ``(n_obs, n_vars)``.
+    observed
+        Mask of the same shape; None when every entry was observed.
+    where
+        How the user addresses the matrix.
+
+    Returns
+    -------
+    Sums of the observed counts of every spot, shape ``(n_obs,)``, and of every gene, shape ``(n_vars,)``.
+
+    Raises
+    ------
+    ValueError
+        If observed entries are NaN, infinite, negative or not whole numbers.
+    """
+    spot_sums, gene_sums = np.zeros(adata.n_obs), np.zeros(adata.n_vars)
+    faults: dict[str, list] = {"NaN or infinite": [], "negative": [], "not whole numbers": []}
+    totals = dict.fromkeys(faults, 0)
+    for row, col, value in observed_entries(counts, observed):
+        if value.dtype.kind == "f":
+            finite = np.isfinite(value)
+            masks: tuple[NDArray | None, ...] = (~finite, value < 0, finite & (value != np.floor(value)))
+        else:
+            masks = (None, value < 0 if value.dtype.kind == "i" else None, None)
+        for fault, mask in zip(faults, masks, strict=True):
+            if mask is not None and mask.any():
+                totals[fault] += int(mask.sum())
+                bad = np.flatnonzero(mask)[:5]
+                faults[fault] += [
+                    f"spot {adata.obs_names[i]!r}, gene {adata.var_names[j]!r}: {v}"
+                    for i, j, v in zip(row[bad], col[bad], value[bad], strict=True)
+                ]
+        weights = value.astype(np.float64)
+        spot_sums += np.bincount(row, weights, minlength=adata.n_obs)
+        gene_sums += np.bincount(col, weights, minlength=adata.n_vars)
+    for fault, culprits in faults.items():
+        if culprits:
+            raise ValueError(
+                f"{where} has {totals[fault]} observed entries that are {fault} ({'; '.join(culprits[:5])}). Pass "
+                "layer=..., the layer with the raw counts; hide entries without a measurement with observed_layer=..."
+            )
+    return spot_sums, gene_sums
+
+
+def _obsm_array(adata: AnnData, key: str, argument: str, what: str) -> NDArray:
+    if key not in adata.obsm:
+        raise KeyError(f"adata.obsm[{key!r}] ({what}) is missing (found: {sorted(adata.obsm)}); correct {argument}=...")
+    stored = adata.obsm[key]
+    if sparse.issparse(stored):
+        raise TypeError(f"adata.obsm[{key!r}] ({what}) is sparse; store it as a dense array with .toarray().")
+    array = np.asarray(stored)
+    if array.dtype.kind not in "buif":
+        raise TypeError(f"adata.obsm[{key!r}] ({what}) has dtype {array.dtype}; convert it to a numeric dtype.")
+    return array
+
+
+def _spots(adata: AnnData, mask: NDArray[np.bool_]) -> str:
+    names = adata.obs_names[mask]
+    return f"{len(names)} spot{'s' if len(names) > 1 else ''} ({listing(names)})"

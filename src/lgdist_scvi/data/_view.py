@@ -1,0 +1,307 @@
+"""What a model may see of an AnnData: observed counts, depth and neighbourhoods, with everything hidden removed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from lgdist_scvi._constants import REGISTRY_KEYS
+
+from ._entries import observed_entries, observed_matrix
+from ._fields import SpatialGraphField
+from ._neighbors import hop_weights, library_codes, neighbor_index
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from scvi.data import AnnDataManager
+
+HOPS = (1, 2, 4)
+"""Radii of the pooled neighbourhoods in hops: about 6, 18 and 60 spots on a hexagonal grid."""
+N_POOLS = len(HOPS) + 1
+"""Pooled expressions per spot: the whole section and one for each radius."""
+
+# Pseudo-counts that shrink a pooled share towards the next wider one: a section towards all, a radius towards the next.
+_SECTION_PSEUDO_COUNTS = 20.0
+_RADIUS_PSEUDO_COUNTS = 3.0
+_CACHE_BYTES = 1 << 29
+_BLOCK_BYTES = 1 << 26
+
+
+class Batch(NamedTuple):
+    """Tensors of a minibatch of `b` spots, `k` neighbours, `g` genes and `s` pooled neighbourhoods."""
+
+    counts: torch.Tensor
+    """Counts of the spots, ``(b, g)``, 0 where hidden."""
+    observed: torch.Tensor
+    """True where an entry may be seen, ``(b, g)``."""
+    depth: torch.Tensor
+    """Depth of the spots in counts, ``(b,)``."""
+    neighbor_counts: torch.Tensor
+    """Counts of the neighbours, ``(b, k, g)``, 0 where hidden."""
+    neighbor_observed: torch.Tensor
+    """True where an entry of a neighbour may be seen, ``(b, k, g)``; ``(b, k, 1)`` when nothing is hidden."""
+    neighbor_depth: torch.Tensor
+    """Depth of the neighbours in counts, ``(b, k)``."""
+    neighbor_mask: torch.Tensor
+    """True where a neighbour exists, ``(b, k)``."""
+    neighbor_distance: torch.Tensor
+    """Distance to the neighbours in units of the section's median distance, ``(b, k)``."""
+    pooled: torch.Tensor
+    """Log ratio of each pooled share to the next wider one, without the spot itself, ``(b, s, g)``."""
+    image: torch.Tensor
+    """Image embeddings, ``(b, e)``; e is 0 without images."""
+    completed: torch.Tensor
+    """Completed counts that teach a second round of diffusion, ``(b, g)``; ``(b, 0)`` in the first."""
+
+
+class SpotView:
+    """Counts and neighbourhoods of all spots, without the hidden entries.
+
+    Hidden counts are dropped here, before anything is computed from the counts, and nothing downstream holds the
+    AnnData: whatever is hidden from the view cannot reach a model.
+
+    Parameters
+    ----------
+    counts
+        Observed counts, shape ``(n_spots, n_genes)``; 0 where hidden.
+    hidden
+        True where an entry is hidden, same shape.
+    depth
+        Depth of every spot in counts, ``(n_spots,)``.
+    section
+        Number of the section (batch, else library) whose average profile a spot shares, ``(n_spots,)``.
+    connectivities, distances
+        Spatial graph, ``(n_spots, n_spots)``.
+    n_neighbors
+        Neighbours per spot.
+    image
+        Image embeddings, ``(n_spots, e)``.
+    share
+        Expected share of each gene in a spot's depth, ``(n_genes,)``; computed from this view if None.
+    """
+
+    def __init__(
+        self,
+        counts: sparse.csr_matrix,
+        hidden: sparse.csr_matrix,
+        depth: NDArray,
+        section: NDArray,
+        connectivities: sparse.csr_matrix,
+        distances: sparse.csr_matrix | None,
+        n_neighbors: int,
+        image: NDArray,
+        share: NDArray | None = None,
+    ) -> None:
+        self.counts, self.hidden = counts, hidden
+        self.depth = np.asarray(depth, dtype=np.float32)
+        self.section = section
+        self._graph = (connectivities, distances, n_neighbors)
+        self.neighbors, length, self.neighbor_mask = neighbor_index(connectivities, distances, n_neighbors)
+        typical = np.median(length[self.neighbor_mask]) if self.neighbor_mask.any() else 1.0
+        self.neighbor_distance = (length / max(float(typical), 1e-12)).astype(np.float32)
+        self.image = image
+        self.completed = np.zeros((self.n_spots, 0), dtype=np.float32)
+        self.share = self._share() if share is None else np.asarray(share, dtype=np.float64)
+        self._radii = hop_weights(connectivities, HOPS)
+        self._sections = sparse.csr_matrix(
+            (np.ones(self.n_spots, dtype=np.float32), (section, np.arange(self.n_spots)))
+        )
+        self._section_total = self._sections @ counts
+        self._section_depth = self._visible_depth(self._sections, np.arange(self._sections.shape[0]))
+        self._cache: NDArray | None = None
+        if self.n_spots * N_POOLS * self.n_genes * 4 <= _CACHE_BYTES:
+            step = max(1, _BLOCK_BYTES // (8 * self.n_genes))
+            blocks = [np.arange(i, min(i + step, self.n_spots)) for i in range(0, self.n_spots, step)]
+            self._cache = np.concatenate([self._pool(block) for block in blocks])
+
+    @classmethod
+    def from_manager(
+        cls, manager: AnnDataManager, *, zeros_missing: bool = False, share: NDArray | None = None
+    ) -> SpotView:
+        """Read the registered fields of an AnnData; counts of unobserved entries are never read.
+
+        Parameters
+        ----------
+        manager
+            Manager of the AnnData.
+        zeros_missing
+            Hide every zero, the published convention.
+        share
+            Expected share of each gene from the data a model was trained on, ``(n_genes,)``.
+        """
+        adata = manager.adata
+        # Straight from the AnnData, not through the registry: observed_layer may be sparse and counts of any dtype.
+        setup = manager.registry["setup_args"]
+        matrix = adata.X if setup["layer"] is None else adata.layers[setup["layer"]]
+        observed = observed_matrix(adata, setup["observed_layer"])
+        blocks = list(observed_entries(matrix, observed))
+        row, col, value = (np.concatenate([block[i] for block in blocks]) for i in range(3))
+        counts = sparse.csr_matrix((value.astype(np.float32), (row, col)), shape=adata.shape)
+        hidden = sparse.csr_matrix(adata.shape, dtype=bool)
+        if zeros_missing:
+            hidden = _complement(counts.astype(bool))
+        elif observed is not None:
+            hidden = _complement(observed)
+        section_key = setup["batch_key"] or setup["library_key"]
+        section = library_codes(adata.obs[section_key] if section_key else None, adata.n_obs)
+        if setup["size_factor_key"] is None:
+            depth = np.asarray(counts.sum(axis=1)).ravel()
+        else:
+            depth = adata.obs[setup["size_factor_key"]].to_numpy(dtype=np.float32)
+        state = manager.get_state_registry(REGISTRY_KEYS.GRAPH)
+        connectivities = sparse.csr_matrix(adata.obsp[state[SpatialGraphField.CONNECTIVITIES_KEY]])
+        distances = adata.obsp.get(state[SpatialGraphField.DISTANCES_KEY])
+        image = np.zeros((adata.n_obs, 0), dtype=np.float32)
+        if setup["image_key"] is not None:
+            image = np.asarray(adata.obsm[setup["image_key"]], dtype=np.float32)
+        return cls(
+            counts,
+            hidden,
+            _fill_depth(depth, section),
+            section,
+            connectivities,
+            distances,
+            state[SpatialGraphField.N_NEIGHBORS_KEY],
+            image,
+            share,
+        )
+
+    @property
+    def graph(self) -> sparse.csr_matrix:
+        """Spatial graph, ``(n_spots, n_spots)``."""
+        return self._graph[0]
+
+    @property
+    def n_spots(self) -> int:
+        """Number of spots."""
+        return self.counts.shape[0]
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes."""
+        return self.counts.shape[1]
+
+    def without(self, entries: sparse.csr_matrix) -> SpotView:
+        """Copy in which further entries are hidden.
+
+        The depth loses their counts and is scaled up by the share that their genes have on average, so that it stays
+        an estimate of the same quantity without knowing the hidden counts.
+
+        Parameters
+        ----------
+        entries
+            True where to hide, ``(n_spots, n_genes)``.
+        """
+        removed = self.counts.multiply(entries)
+        kept = (self.counts - removed).tocsr()
+        kept.eliminate_zeros()
+        hidden = (self.hidden + entries).astype(bool).tocsr()
+        # The share must not know the hidden counts either.
+        share = _shares(kept, hidden, self.depth - np.asarray(removed.sum(axis=1)).ravel())
+        lost = np.minimum(np.asarray((entries - self.hidden.multiply(entries)) @ share).ravel(), 0.99)
+        depth = (self.depth - np.asarray(removed.sum(axis=1)).ravel()) / (1 - lost)
+        return SpotView(kept, hidden, _fill_depth(depth, self.section), self.section, *self._graph, self.image)
+
+    def gather(self, rows: NDArray[np.int64] | list[int]) -> Batch:
+        """Collect the minibatch of the given spots.
+
+        Parameters
+        ----------
+        rows
+            Spots, ``(b,)``.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        b, k = len(rows), self.neighbors.shape[1]
+        # Centres and neighbours in one gather; a missing neighbour is the spot itself, masked below.
+        around = np.concatenate([rows[:, None], self.neighbors[rows]], axis=1)
+        counts = self.counts[around.ravel()].toarray().reshape(b, k + 1, self.n_genes)
+        mask = self.neighbor_mask[rows]
+        counts[:, 1:][~mask] = 0
+        if self.hidden.nnz:
+            observed = ~self.hidden[around.ravel()].toarray().reshape(b, k + 1, self.n_genes)
+            centre, near = observed[:, 0], observed[:, 1:]
+        else:
+            centre, near = np.ones((b, self.n_genes), dtype=bool), np.ones((b, k, 1), dtype=bool)
+        arrays = (
+            counts[:, 0],
+            centre,
+            self.depth[rows],
+            counts[:, 1:],
+            near,
+            self.depth[self.neighbors[rows]],
+            mask,
+            self.neighbor_distance[rows],
+            self._pool(rows) if self._cache is None else self._cache[rows],
+            self.image[rows],
+            self.completed[rows],
+        )
+        return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+
+    def _share(self) -> NDArray[np.float64]:
+        return _shares(self.counts, self.hidden, self.depth)
+
+    def _visible_depth(self, weights: sparse.csr_matrix, rows: NDArray) -> NDArray:
+        """Depth of the pooled spots, ``(b, 1)``, or per gene, ``(b, g)``, where entries of some are hidden."""
+        chosen = weights[rows]
+        total = np.asarray(chosen @ self.depth)[:, None]
+        if not self.hidden.nnz:
+            return total
+        lost = chosen @ self.hidden.multiply(self.depth[:, None]).tocsr()
+        return np.maximum(total - lost.toarray(), 0)
+
+    def _pool(self, rows: NDArray) -> NDArray[np.float32]:
+        own = self.counts[rows].toarray()
+        own_depth = self.depth[rows][:, None]
+        if self.hidden.nnz:
+            own_depth = own_depth * ~self.hidden[rows].toarray()
+        section = self.section[rows]
+        total = self._section_total[section].toarray() - own
+        depth = np.maximum(self._section_depth[section] - own_depth, 0)
+        wider = _shrink(total, depth, self.share[None], _SECTION_PSEUDO_COUNTS)
+        ratios = [np.log(wider / self.share)]
+        for weights in reversed(self._radii):
+            total = (weights[rows] @ self.counts).toarray()
+            share = _shrink(total, self._visible_depth(weights, rows), wider, _RADIUS_PSEUDO_COUNTS)
+            ratios.append(np.log(share / wider))
+            wider = share
+        return np.stack(ratios, axis=1).astype(np.float32)
+
+
+def _shrink(total: NDArray, depth: NDArray, prior: NDArray, strength: float) -> NDArray:
+    """Gamma-Poisson posterior mean of a share whose prior mean is worth `strength` counts."""
+    return prior * (total + strength) / (prior * depth + strength)
+
+
+def _shares(counts: sparse.csr_matrix, hidden: sparse.csr_matrix, depth: NDArray) -> NDArray[np.float64]:
+    """Share of each gene in the depth of the spots in which it is visible, ``(n_genes,)``, never 0."""
+    total = np.asarray(counts.sum(axis=0), dtype=np.float64).ravel()
+    seen = depth.sum(dtype=np.float64) - np.asarray(hidden.T @ depth.astype(np.float64)).ravel()
+    share = total / np.maximum(seen, 1.0)
+    floor = share[share > 0].min(initial=1.0) if (share > 0).any() else 1.0 / max(len(share), 1)
+    return np.where(total > 0, share, floor)
+
+
+def _fill_depth(depth: NDArray, section: NDArray) -> NDArray[np.float32]:
+    """Give spots without an observed count the median depth of their section."""
+    depth = np.array(depth, dtype=np.float32)
+    empty = depth <= 0
+    if empty.any() and not empty.all():
+        overall = np.median(depth[~empty])
+        for code in np.unique(section[empty]):
+            known = depth[(section == code) & ~empty]
+            depth[empty & (section == code)] = np.median(known) if len(known) else overall
+    return np.maximum(depth, 1e-6)
+
+
+def _complement(observed: NDArray | sparse.csr_matrix | sparse.csc_matrix) -> sparse.csr_matrix:
+    """Entries that are not observed, in blocks of rows."""
+    step = max(1, _BLOCK_BYTES // max(1, observed.shape[1]))
+    rows = observed.tocsr() if sparse.issparse(observed) else observed
+    blocks = []
+    for start in range(0, observed.shape[0], step):
+        block = rows[start : start + step]
+        blocks.append(sparse.csr_matrix(~(block.toarray() if sparse.issparse(block) else block)))
+    return sparse.vstack(blocks, format="csr")

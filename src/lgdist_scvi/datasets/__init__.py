@@ -1,0 +1,5 @@
+"""Example data."""
+
+from ._simulated import simulated_tissue
+
+__all__ = ["simulated_tissue"]

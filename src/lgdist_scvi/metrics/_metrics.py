@@ -1,0 +1,264 @@
+"""Scores of a completion against held-out truth."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.special import kl_div
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+_MIN_EXPECTED = 1e-12  # counts; a gene the baseline has never seen must not make the deviance infinite
+
+
+def masked_mse(prediction: ArrayLike, truth: ArrayLike, mask: ArrayLike) -> float:
+    """Mean squared error over the entries of a mask.
+
+    Parameters
+    ----------
+    prediction
+        Predicted values, usually spots x genes.
+    truth
+        True values of the same shape and unit.
+    mask
+        Boolean array of the same shape, True for the entries to score. Other entries may be NaN.
+
+    Returns
+    -------
+    float
+        The error, in the squared unit of ``truth``.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or the mask selects nothing.
+    """
+    return float(np.square(_masked_error(prediction, truth, mask)).mean())
+
+
+def masked_mae(prediction: ArrayLike, truth: ArrayLike, mask: ArrayLike) -> float:
+    """Mean absolute error over the entries of a mask.
+
+    Parameters
+    ----------
+    prediction
+        Predicted values, usually spots x genes.
+    truth
+        True values of the same shape and unit.
+    mask
+        Boolean array of the same shape, True for the entries to score. Other entries may be NaN.
+
+    Returns
+    -------
+    float
+        The error, in the unit of ``truth``.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or the mask selects nothing.
+    """
+    return float(np.abs(_masked_error(prediction, truth, mask)).mean())
+
+
+def gene_pearson(
+    prediction: ArrayLike, truth: ArrayLike, mask: ArrayLike | None = None, min_entries: int = 10
+) -> NDArray[np.float64]:
+    """Pearson correlation over spots, gene by gene.
+
+    Parameters
+    ----------
+    prediction
+        Predicted values, spots x genes.
+    truth
+        True values of the same shape.
+    mask
+        Boolean array of the same shape, True for the entries to score; all of them by default. Other entries may be
+        NaN.
+    min_entries
+        Genes with fewer entries get no correlation.
+
+    Returns
+    -------
+    numpy.ndarray
+        One value per gene. NaN where it is not defined: too few entries, or a constant truth. A constant prediction of
+        a truth that varies counts as 0: it explains nothing.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or are not those of a matrix.
+    """
+    predicted, true, chosen = _matching(prediction, truth, mask)
+    if predicted.ndim != 2:
+        raise ValueError(f"`prediction` must be spots x genes, got {predicted.ndim} dimension(s).")
+    n = chosen.sum(axis=0)
+    centred_prediction, flat_prediction = _centred(predicted, chosen, n, _precision(prediction))
+    centred_truth, flat_truth = _centred(true, chosen, n, _precision(truth))
+    norm = np.sqrt(np.square(centred_prediction).sum(axis=0) * np.square(centred_truth).sum(axis=0))
+    covariance = (centred_prediction * centred_truth).sum(axis=0)
+    correlation = np.divide(covariance, norm, out=np.full(n.shape, np.nan), where=norm > 0)
+    correlation[flat_prediction] = 0.0
+    correlation[flat_truth | (n < max(min_entries, 2))] = np.nan
+    return np.clip(correlation, -1.0, 1.0)
+
+
+def poisson_deviance(counts: ArrayLike, expected: ArrayLike) -> NDArray[np.float64]:
+    """Poisson deviance of every entry, ``2 (y log(y / mu) - y + mu)`` with ``0 log 0 = 0``.
+
+    Parameters
+    ----------
+    counts
+        Observed counts ``y``.
+    expected
+        Expected counts ``mu``; the shapes broadcast.
+
+    Returns
+    -------
+    numpy.ndarray
+        Values of at least 0; infinite where something was counted and nothing expected.
+
+    Raises
+    ------
+    ValueError
+        If a value is negative.
+    """
+    observed, mean = np.asarray(counts, dtype=np.float64), np.asarray(expected, dtype=np.float64)
+    for name, values in {"counts": observed, "expected": mean}.items():
+        if n_negative := int((values < 0).sum()):
+            raise ValueError(f"`{name}` holds {n_negative} negative value(s); the Poisson deviance needs counts.")
+    return 2 * kl_div(observed, mean)
+
+
+def deviance_explained(
+    counts: ArrayLike,
+    rate: ArrayLike,
+    depth: ArrayLike,
+    baseline_rate: ArrayLike,
+    mask: ArrayLike | None = None,
+    floor: float = 0.01,
+) -> float:
+    """Share of the Poisson deviance of the gene means that a prediction explains.
+
+    Parameters
+    ----------
+    counts
+        Held-out counts, spots x genes, zeros included.
+    rate
+        Predicted rates of the same shape: expected counts per unit of ``depth``.
+    depth
+        Depth of every spot in the held-out counts, of shape ``(spots,)``.
+    baseline_rate
+        Rate of every gene over all training spots, of shape ``(genes,)``.
+    mask
+        Boolean array of the shape of ``counts``, True for the entries to score; all of them by default. Other entries
+        may be NaN.
+    floor
+        Share of the baseline mixed into the rates, so that a predicted zero is not punished infinitely.
+
+    Returns
+    -------
+    float
+        1 for a perfect prediction, 0 for one no better than the gene means, negative for a worse one; NaN if the gene
+        means leave no deviance.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit, a value is negative, ``floor`` is not a share, or the mask selects nothing.
+    """
+    if not 0 <= floor <= 1:
+        raise ValueError(f"`floor` is a share between 0 and 1, got {floor}.")
+    predicted, observed, chosen = _matching(rate, counts, mask, names=("rate", "counts"))
+    depths, baseline = np.asarray(depth, dtype=np.float64), np.asarray(baseline_rate, dtype=np.float64)
+    if observed.ndim != 2 or depths.shape != observed.shape[:1] or baseline.shape != observed.shape[1:]:
+        raise ValueError(
+            f"`counts` of shape {observed.shape} need one `depth` per spot and one `baseline_rate` per gene, got "
+            f"shapes {depths.shape} and {baseline.shape}."
+        )
+    _require_any(chosen)
+    null = (depths[:, None] * baseline)[chosen]
+    expected = (1 - floor) * (depths[:, None] * predicted)[chosen] + floor * null
+    left = _total_deviance(observed[chosen], expected)
+    total = _total_deviance(observed[chosen], null)
+    return float(1 - left / total) if total > 0 else float("nan")
+
+
+def coverage(truth: ArrayLike, lower: ArrayLike, upper: ArrayLike, mask: ArrayLike | None = None) -> float:
+    """Share of true values inside their predicted intervals.
+
+    Parameters
+    ----------
+    truth
+        True values, usually spots x genes.
+    lower, upper
+        Ends of the intervals, included, of the same shape.
+    mask
+        Boolean array of the same shape, True for the entries to score; all of them by default.
+
+    Returns
+    -------
+    float
+        Share between 0 and 1, to be compared with the nominal one.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, an interval ends before it starts, or the mask selects nothing.
+    """
+    low, true, chosen = _matching(lower, truth, mask, names=("lower", "truth"))
+    high, _, _ = _matching(upper, truth, mask, names=("upper", "truth"))
+    _require_any(chosen)
+    if n_crossed := int((low > high)[chosen].sum()):
+        raise ValueError(f"`lower` exceeds `upper` in {n_crossed} entries; swap them or check the quantiles.")
+    return float(((true >= low) & (true <= high))[chosen].mean())
+
+
+def _matching(
+    prediction: ArrayLike, truth: ArrayLike, mask: ArrayLike | None, names: tuple[str, str] = ("prediction", "truth")
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Arrays of one shape: two of floats, and the mask (all True for None)."""
+    first, second = np.asarray(prediction, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+    chosen = np.ones(second.shape, dtype=bool) if mask is None else np.asarray(mask)
+    if chosen.dtype != np.bool_:
+        raise ValueError(f"`mask` must be boolean, got dtype {chosen.dtype}.")
+    for name, shape in ((names[0], first.shape), ("mask", chosen.shape)):
+        if shape != second.shape:
+            raise ValueError(f"`{name}` has shape {shape}, `{names[1]}` has {second.shape}; they must be the same.")
+    return first, second, chosen
+
+
+def _masked_error(prediction: ArrayLike, truth: ArrayLike, mask: ArrayLike) -> NDArray[np.float64]:
+    """Prediction minus truth of the chosen entries, flat."""
+    predicted, true, chosen = _matching(prediction, truth, mask)
+    _require_any(chosen)
+    return predicted[chosen] - true[chosen]
+
+
+def _require_any(mask: NDArray[np.bool_]) -> None:
+    """Refuse to average over nothing."""
+    if not mask.any():
+        raise ValueError("`mask` selects no entry; nothing can be scored.")
+
+
+def _total_deviance(counts: NDArray[np.float64], expected: NDArray[np.float64]) -> float:
+    """Sum of the deviances, finite also where something was counted and nothing expected."""
+    nothing = (counts > 0) & (expected >= 0) & (expected < _MIN_EXPECTED)
+    return float(poisson_deviance(counts, np.where(nothing, _MIN_EXPECTED, expected)).sum())
+
+
+def _precision(values: ArrayLike) -> float:
+    """Relative spacing of numbers of the dtype in which values arrived."""
+    dtype = np.asarray(values).dtype
+    return float(np.finfo(dtype if dtype.kind == "f" else np.float64).eps)
+
+
+def _centred(
+    values: NDArray[np.float64], mask: NDArray[np.bool_], n: NDArray[np.int_], precision: float
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Chosen values less their mean per column (0 elsewhere), and which columns are constant up to rounding."""
+    kept = np.where(mask, values, 0.0)
+    centred = np.where(mask, kept - kept.sum(axis=0) / np.maximum(n, 1), 0.0)
+    return centred, np.abs(centred).max(axis=0, initial=0.0) <= 8 * precision * np.abs(kept).max(axis=0, initial=0.0)

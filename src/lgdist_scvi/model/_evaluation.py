@@ -1,0 +1,124 @@
+"""Scores on entries that the model has not seen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from lgdist_scvi.data._holdout import holdout_entries
+from lgdist_scvi.data._neighbors import hop_weights
+from lgdist_scvi.metrics import deviance_explained, gene_pearson, masked_mse
+from lgdist_scvi.module._autoencoder import TARGET_SUM
+
+from ._completion import N_SAMPLES, N_STEPS
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from lgdist_scvi.data._view import SpotView
+
+NEIGHBOR_HOPS = 2
+
+
+class EvaluationMixin:
+    """Evaluation on held-out entries."""
+
+    seed_: int
+    held_out_: float
+
+    def evaluate_completion(
+        self,
+        adata: AnnData | None = None,
+        *,
+        fraction: float = 0.05,
+        n_samples: int = N_SAMPLES,
+        n_steps: int = N_STEPS,
+        seed: int = 0,
+        silent: bool = False,
+    ) -> pd.DataFrame:
+        """Hide entries, complete them, and score the result beside simple baselines.
+
+        Without `adata` the entries are those that training held out: the weights never saw them, they only chose
+        when to stop. For other sections entries are drawn here.
+
+        Parameters
+        ----------
+        adata
+            Sections that the model was not trained on; by default the model's own.
+        fraction
+            Share of the observed entries to hide in `adata`; without `adata` training has chosen it.
+        n_samples, n_steps, silent
+            As in :meth:`get_completed_expression`.
+        seed
+            Seed of the hidden entries of `adata` and of the sampling.
+
+        Returns
+        -------
+        Table with a row for the model ("lgdist"), the mean of each gene and the mean over spatial neighbours (two
+        hops), and the columns ``mse_detected`` (squared error of log1p counts per 10,000 at hidden detected entries),
+        ``pcc_gene`` (their Pearson correlation over spots, mean over genes), ``d2`` (share of the Poisson deviance of
+        the gene means explained at all hidden entries, zeros included) and ``n_entries``.
+
+        Raises
+        ------
+        ValueError
+            If nothing was held out.
+        """
+        own = adata is None or adata is self.adata
+        _, truth = self._trained_view(adata, diffusion=n_samples > 0)
+        hidden = holdout_entries(truth.hidden, self.held_out_ if own else fraction, self.seed_ if own else seed)
+        if not hidden.nnz:
+            raise ValueError("No entry is held out: train with validation_size > 0, or pass fraction > 0 with adata.")
+        view = truth.without(hidden)
+        view.share = truth.share
+        rows = np.flatnonzero(np.diff(hidden.indptr))
+        options = {"n_samples": n_samples, "n_steps": n_steps, "seed": seed, "silent": silent}
+        predictions = {
+            "lgdist": (
+                self._complete(view, rows, scale="rate", **options),
+                self._complete(view, rows, read_out="detected", **options),
+            ),
+            "gene mean": _gene_means(view, rows),
+            "spatial neighbours": _neighbor_means(view, rows),
+        }
+        counts, mask = truth.counts[rows].toarray(), hidden[rows].toarray()
+        depth = view.depth[rows]
+        value = np.log1p(counts / depth[:, None] * TARGET_SUM)
+        detected = mask & (counts > 0)
+        scores = {
+            name: {
+                "mse_detected": masked_mse(log_value, value, detected),
+                "pcc_gene": float(np.nanmean(gene_pearson(log_value, value, detected))),
+                "d2": deviance_explained(counts, rate, depth, predictions["gene mean"][0][0], mask),
+                "n_entries": int(mask.sum()),
+            }
+            for name, (rate, log_value) in predictions.items()
+        }
+        return pd.DataFrame.from_dict(scores, orient="index")
+
+
+def _log_values(view: SpotView) -> NDArray[np.float32]:
+    return np.log1p(view.counts.multiply(TARGET_SUM / view.depth[:, None]).toarray())
+
+
+def _gene_means(view: SpotView, rows: NDArray[np.int64]) -> tuple[NDArray, NDArray]:
+    """Mean share of each gene, and mean log value where detected."""
+    values, shape = _log_values(view), (len(rows), view.n_genes)
+    seen = np.asarray((view.depth @ ~view.hidden.toarray()), dtype=np.float64)
+    share = np.asarray(view.counts.sum(axis=0)).ravel() / np.maximum(seen, 1)
+    mean = values.sum(axis=0) / np.maximum((values > 0).sum(axis=0), 1)
+    return np.broadcast_to(share, shape), np.broadcast_to(mean, shape)
+
+
+def _neighbor_means(view: SpotView, rows: NDArray[np.int64]) -> tuple[NDArray, NDArray]:
+    """The same over the spots within two hops, and over all spots where those have none."""
+    near = hop_weights(view.graph, (NEIGHBOR_HOPS,))[0][rows]
+    share, mean = _gene_means(view, rows)
+    values = _log_values(view)
+    seen = near @ (view.depth[:, None] * ~view.hidden.toarray())
+    n_detected = near @ (values > 0).astype(np.float32)
+    rate = np.where(seen > 0, (near @ view.counts).toarray() / np.maximum(seen, 1e-9), share)
+    return rate, np.where(n_detected > 0, (near @ values) / np.maximum(n_detected, 1), mean)

@@ -1,0 +1,221 @@
+"""LGDiST as a scvi-tools model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from scvi.data import AnnDataManager
+from scvi.data.fields import LayerField, NumericalObsField, ObsmField
+from scvi.model.base import BaseModelClass
+
+from lgdist_scvi._constants import REGISTRY_KEYS
+from lgdist_scvi.data._fields import GroupField, SpatialGraphField
+from lgdist_scvi.data._validation import validate_setup
+from lgdist_scvi.data._view import SpotView
+from lgdist_scvi.module._lgdist import LGDiSTModule
+
+from ._completion import CompletionMixin
+from ._evaluation import EvaluationMixin
+from ._training import TrainingMixin, seeded
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+
+class LGDiST(TrainingMixin, CompletionMixin, EvaluationMixin, BaseModelClass):
+    """Latent gene diffusion for spatial transcriptomics completion (LGDiST, arXiv 2509.01864).
+
+    A neighbourhood transformer encodes a spot, with part of its entries hidden, and its neighbours; a diffusion model
+    draws the code the spot would have if everything were visible; a decoder turns codes into rates of all genes.
+
+    Parameters
+    ----------
+    adata
+        Annotated spots, registered with :meth:`setup_anndata`.
+    n_latent
+        Size of a spot's code.
+    n_hidden, n_layers, n_heads
+        Width, layers and attention heads of the autoencoder.
+    dropout, input_dropout
+        Share of hidden units, and of input values, dropped in training.
+    n_denoiser_hidden, n_denoiser_layers
+        Width and layers of the denoiser.
+    n_diffusion_steps
+        Noise levels of the diffusion in training.
+    zeros_missing
+        Take every zero for an unobserved entry. By default an observed zero is evidence of a low rate.
+    loss
+        "counts": negative-binomial likelihood, plus the squared error of detected log values for the read-out given
+        detection. "log": the latter alone.
+    condition
+        "neighborhood": complete a spot from what is visible of it and from its neighbours. "neighbors": from its
+        neighbours alone.
+    n_rounds
+        Times the diffusion is trained; from the second on with the completed spots as teachers.
+    seed
+        Seed of the weights, of the held-out entries and of the training.
+
+    Examples
+    --------
+    >>> import lgdist_scvi
+    >>> adata = lgdist_scvi.datasets.simulated_tissue()
+    >>> lgdist_scvi.LGDiST.setup_anndata(adata, layer="counts", library_key="library_id")
+    >>> model = lgdist_scvi.LGDiST(adata)
+    >>> model.train()
+    >>> adata.layers["lgdist"] = model.get_completed_expression()
+    >>> adata.obsm["X_lgdist"] = model.get_latent_representation()
+
+    Notes
+    -----
+    :data:`lgdist_scvi.PUBLISHED` holds the options of the published convention.
+    """
+
+    _module_cls = LGDiSTModule
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        n_latent: int = 64,
+        n_hidden: int = 192,
+        n_layers: int = 2,
+        n_heads: int = 4,
+        dropout: float = 0.1,
+        input_dropout: float = 0.3,
+        n_denoiser_hidden: int = 256,
+        n_denoiser_layers: int = 3,
+        n_diffusion_steps: int = 1000,
+        zeros_missing: bool = False,
+        loss: Literal["counts", "log"] = "counts",
+        condition: Literal["neighborhood", "neighbors"] = "neighborhood",
+        n_rounds: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(adata)
+        if loss not in ("counts", "log"):
+            raise ValueError(f"loss={loss!r} is unknown; choose 'counts' or 'log'.")
+        if condition not in ("neighborhood", "neighbors"):
+            raise ValueError(f"condition={condition!r} is unknown; choose 'neighborhood' or 'neighbors'.")
+        if zeros_missing and loss == "counts":
+            raise ValueError("zeros_missing=True leaves no zeros for a likelihood of counts: use it with loss='log'.")
+        if n_rounds < 1:
+            raise ValueError(f"n_rounds={n_rounds} must be at least 1.")
+        with seeded(seed):
+            self.module = LGDiSTModule(
+                n_genes=self.summary_stats.n_vars,
+                n_image=self.summary_stats.get(f"n_{REGISTRY_KEYS.IMAGE}", 0),
+                target_genes=self._target_genes(),
+                n_latent=n_latent,
+                n_hidden=n_hidden,
+                n_layers=n_layers,
+                n_heads=n_heads,
+                dropout=dropout,
+                input_dropout=input_dropout,
+                n_denoiser_hidden=n_denoiser_hidden,
+                n_denoiser_layers=n_denoiser_layers,
+                n_diffusion_steps=n_diffusion_steps,
+                loss=loss,
+                condition=condition,
+            )
+        self.zeros_missing_, self.n_rounds_, self.seed_ = zeros_missing, n_rounds, seed
+        self.held_out_ = 0.0
+        self.history_ = {}
+        self._model_summary_string = (
+            f"LGDiST with {self.summary_stats.n_vars} genes, n_latent: {n_latent}, n_hidden: {n_hidden}, "
+            f"n_layers: {n_layers}, loss: {loss}, condition: {condition}"
+        )
+        self.init_params_ = self._get_init_params(locals())
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        layer: str | None = None,
+        *,
+        spatial_key: str = "spatial",
+        library_key: str | None = None,
+        batch_key: str | None = None,
+        image_key: str | None = None,
+        observed_layer: str | None = None,
+        size_factor_key: str | None = None,
+        target_genes_key: str | None = None,
+        neighbors_key: str | None = None,
+        n_neighbors: int = 6,
+        **kwargs: Any,
+    ) -> None:
+        """Register raw counts, positions and what else there is.
+
+        Everything is checked here, before any training. Writes the spatial graph to ``adata.obsp``.
+
+        Parameters
+        ----------
+        adata
+            Annotated spots.
+        layer
+            Layer with raw counts, whole numbers; ``X`` by default.
+        spatial_key
+            Key of the positions in ``obsm``, in any unit.
+        library_key
+            Column of ``obs`` with the section of every spot. Neighbourhoods never cross sections.
+        batch_key
+            Column of ``obs`` with groups of spots that share an average profile; by default each library.
+        image_key
+            Key of image embeddings in ``obsm``.
+        observed_layer
+            Boolean layer, True where the entry was observed. Where it is False the count is never read. By default
+            every entry is an observation, zeros included.
+        size_factor_key
+            Column of ``obs`` with the depth (counts over the whole transcriptome) of the spots; by default the sum of
+            the observed entries.
+        target_genes_key
+            Boolean column of ``var``, True for the genes that matter most.
+        neighbors_key
+            Prefix of your own graph in ``obsp``, as ``squidpy`` writes it; by default one is built.
+        n_neighbors
+            Neighbours per spot.
+        **kwargs
+            For scvi-tools, when a saved model is loaded.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            If something is missing or unusable; the message names the culprit and the remedy.
+        """
+        arguments = {name: value for name, value in locals().items() if name not in ("cls", "kwargs")}
+        setup_method_args = cls._get_setup_method_args(**locals())
+        checked = {name: value for name, value in arguments.items() if name not in ("adata", "neighbors_key")}
+        validate_setup(adata, **checked, query="source_registry" in kwargs)
+        fields = [
+            LayerField(REGISTRY_KEYS.X, layer, is_count_data=False),
+            ObsmField(REGISTRY_KEYS.SPATIAL, spatial_key, is_count_data=False),
+            SpatialGraphField(spatial_key, library_key, neighbors_key, n_neighbors),
+        ]
+        for key, column in {REGISTRY_KEYS.LIBRARY: library_key, REGISTRY_KEYS.BATCH: batch_key}.items():
+            if column is not None:
+                fields.append(GroupField(key, column))
+        if observed_layer is not None:
+            fields.append(LayerField(REGISTRY_KEYS.OBSERVED, observed_layer, is_count_data=False))
+        if size_factor_key is not None:
+            fields.append(NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR, size_factor_key))
+        if image_key is not None:
+            fields.append(ObsmField(REGISTRY_KEYS.IMAGE, image_key))
+        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+
+    @property
+    def get_normalized_function_name(self) -> str:
+        """Name of the method that scvi-tools takes for normalised expression."""
+        return "get_completed_expression"
+
+    def _target_genes(self) -> NDArray[np.bool_] | None:
+        key = self.adata_manager.registry["setup_args"]["target_genes_key"]
+        return None if key is None else self.adata.var[key].to_numpy(dtype=bool)
+
+    def _view(self, adata: AnnData | None = None, share: NDArray | None = None) -> SpotView:
+        manager = self.adata_manager if adata is None else self.get_anndata_manager(adata, required=True)
+        return SpotView.from_manager(manager, zeros_missing=self.zeros_missing_, share=share)
+
+    def _gene_names(self) -> NDArray:
+        return np.asarray(self.get_var_names())

@@ -1,0 +1,254 @@
+"""Training of both phases."""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scvi.train import TrainRunner
+
+from lgdist_scvi._compat import PhaseProgressBar
+from lgdist_scvi.data._holdout import holdout_entries
+from lgdist_scvi.data._view import SpotView
+from lgdist_scvi.dataloaders._neighborhood import NeighborhoodDataModule
+from lgdist_scvi.train import AutoencoderPlan, DiffusionPlan
+from lgdist_scvi.train._plans import PhasePlan
+
+from ._readout import fit_calibration
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lgdist_scvi.module._lgdist import LGDiSTModule
+
+STEPS = 600
+"""Training steps of a phase by default; data of which that is less than `MIN_EPOCHS` passes get more."""
+MIN_EPOCHS = 10
+VALIDATIONS = 25
+"""Validations over a phase."""
+PATIENCE = 6
+"""Validations without improvement after which a phase stops."""
+STATISTICS_SPOTS = 4096
+"""Spots from which the statistics of the input are computed."""
+
+
+class TrainingMixin:
+    """Training of the autoencoder and of the diffusion."""
+
+    module: LGDiSTModule
+    seed_: int
+    n_rounds_: int
+    held_out_: float
+    history_: dict[str, dict[str, dict[str, list[float]]]]
+
+    @property
+    def history(self) -> dict[str, dict[str, pd.DataFrame]]:
+        """Losses of each phase: ``history[phase][metric]`` is a table of one column, indexed by epoch."""
+        return {
+            phase: {
+                name: pd.DataFrame({name: values["value"]}, index=pd.Index(values["epoch"], name="epoch"))
+                for name, values in metrics.items()
+            }
+            for phase, metrics in self.history_.items()
+        }
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        autoencoder_max_epochs: int | None = None,
+        diffusion_max_epochs: int | None = None,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        batch_size: int = 128,
+        validation_size: float = 0.05,
+        early_stopping: bool = True,
+        autoencoder_plan_kwargs: dict[str, Any] | None = None,
+        diffusion_plan_kwargs: dict[str, Any] | None = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train the autoencoder, then the diffusion in its latent space.
+
+        A second call goes on from the weights of the first.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes through the spots in each phase; by default as many as make 600 steps, at least 10.
+        autoencoder_max_epochs, diffusion_max_epochs
+            The same for one phase.
+        accelerator, devices
+            Where to train, as in :class:`lightning.pytorch.Trainer`.
+        batch_size
+            Spots per step.
+        validation_size
+            Share of the observed entries (zeros included, in up to 2,000 spots) that are held out: training never
+            sees them, and the weights kept are those that predict them best. The same entries in both phases.
+        early_stopping
+            Stop a phase when the held-out entries are no longer predicted better.
+        autoencoder_plan_kwargs, diffusion_plan_kwargs
+            Options of the training plans: ``lr``, ``weight_decay``, ``ema_decay``.
+        **trainer_kwargs
+            Further arguments of :class:`scvi.train.Trainer`.
+        """
+        shared: dict[str, Any] = {
+            "accelerator": accelerator,
+            "devices": devices,
+            "batch_size": batch_size,
+            "validation_size": validation_size,
+            "early_stopping": early_stopping,
+            **trainer_kwargs,
+        }
+        self.train_autoencoder(autoencoder_max_epochs or max_epochs, plan_kwargs=autoencoder_plan_kwargs, **shared)
+        self.train_diffusion(diffusion_max_epochs or max_epochs, plan_kwargs=diffusion_plan_kwargs, **shared)
+
+    def train_autoencoder(
+        self,
+        max_epochs: int | None = None,
+        *,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        batch_size: int = 128,
+        validation_size: float = 0.05,
+        early_stopping: bool = True,
+        plan_kwargs: dict[str, Any] | None = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train the first phase; parameters as in :meth:`train`."""
+        data = self._training_data(validation_size, batch_size)
+        if "autoencoder" not in self.history_:
+            spots = np.random.default_rng(self.seed_).permutation(data.view.n_spots)[:STATISTICS_SPOTS]
+            self.module.fit_statistics(data.view, np.sort(spots))
+        trainer_kwargs |= {"accelerator": accelerator, "devices": devices, "early_stopping": early_stopping}
+        self._run_phase(AutoencoderPlan, "autoencoder", data, max_epochs, plan_kwargs or {}, trainer_kwargs)
+        fit_calibration(self.module, data, self.seed_)
+
+    def train_diffusion(
+        self,
+        max_epochs: int | None = None,
+        *,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        batch_size: int = 128,
+        validation_size: float | None = None,
+        early_stopping: bool = True,
+        plan_kwargs: dict[str, Any] | None = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train the second phase; parameters as in :meth:`train`.
+
+        Parameters
+        ----------
+        validation_size
+            Must be that of the first phase, which is the default: the held-out entries are the same.
+
+        Raises
+        ------
+        RuntimeError
+            If the autoencoder has not been trained.
+        ValueError
+            If `validation_size` differs from that of the first phase.
+        """
+        if "autoencoder" not in self.history_:
+            raise RuntimeError("The diffusion works in the latent space of the autoencoder: call train_autoencoder().")
+        if validation_size not in (None, self.held_out_):
+            raise ValueError(
+                f"The autoencoder was trained with validation_size={self.held_out_}; the diffusion must hold out the "
+                "same entries. Leave validation_size out."
+            )
+        trainer_kwargs |= {"accelerator": accelerator, "devices": devices, "early_stopping": early_stopping}
+        data = self._training_data(self.held_out_, batch_size)
+        for number in range(1, self.n_rounds_ + 1):
+            if number > 1:
+                # The completed spots teach the next round what a clean code is; the condition stays what was measured.
+                data.view.completed = self._complete(data.view, np.arange(data.view.n_spots), scale="counts")
+            first = data.view.gather(data.train_idx[:STATISTICS_SPOTS])
+            with seeded(self.seed_ + number), torch.no_grad():
+                self.module.fit_code_statistics(type(first)(*(tensor.to(self.module.device) for tensor in first)))
+            name = "diffusion" if number == 1 else f"diffusion_round_{number}"
+            self._run_phase(DiffusionPlan, name, data, max_epochs, plan_kwargs or {}, dict(trainer_kwargs))
+
+    def _training_data(self, validation_size: float, batch_size: int) -> NeighborhoodDataModule:
+        """View without the held-out entries, which depend only on the model's seed and `validation_size`."""
+        truth = self._view()
+        held_out = holdout_entries(truth.hidden, validation_size, self.seed_)
+        self.held_out_ = validation_size
+        return NeighborhoodDataModule(truth.without(held_out), truth, held_out, batch_size)
+
+    def _run_phase(
+        self,
+        plan_cls: type[PhasePlan],
+        name: str,
+        data: NeighborhoodDataModule,
+        max_epochs: int | None,
+        plan_kwargs: dict[str, Any],
+        trainer_kwargs: dict[str, Any],
+    ) -> None:
+        steps = max(1, data.n_train // data.batch_size)
+        epochs = max_epochs or max(MIN_EPOCHS, math.ceil(STEPS / steps))
+        self.module.phase = plan_cls.phase
+        # The runner leaves the module in evaluation mode, in which the next phase would train.
+        self.module.train()
+        plan = plan_cls(self.module, n_steps=epochs * steps, **plan_kwargs)
+        early_stopping = bool(trainer_kwargs.pop("early_stopping")) and data.n_val > 0
+        if trainer_kwargs.get("enable_progress_bar", True):
+            bar = PhaseProgressBar(name.replace("_", " ").capitalize())
+            trainer_kwargs["callbacks"] = [*trainer_kwargs.get("callbacks", []), bar]
+        defaults = {
+            "check_val_every_n_epoch": max(1, round(epochs / VALIDATIONS)),
+            "early_stopping_monitor": "validation_loss",
+            "early_stopping_patience": PATIENCE,
+            "benchmark": False,
+            "gradient_clip_val": 1.0,
+            "simple_progress_bar": False,
+        }
+        runner = TrainRunner(
+            self,
+            training_plan=plan,
+            data_splitter=data,
+            max_epochs=epochs,
+            early_stopping=early_stopping,
+            **(defaults | trainer_kwargs),
+        )
+        history = self.history_
+        try:
+            # Another seed for each call, the same for the same sequence of calls.
+            with seeded(self.seed_ + 1000 * (1 + sum(len(m.get("train_loss", {}).get("epoch", [])) for m in history.values()))):
+                runner()
+        finally:
+            # Also after an interruption: what was learnt is kept.
+            plan.keep_best()
+            self.module.phase = "autoencoder"
+            self.module.eval()
+            self.history_ = {**history, name: _extended(history.get(name, {}), runner.trainer.logger.history)}
+
+    def _view(self) -> SpotView:
+        raise NotImplementedError
+
+    def _complete(self, view: SpotView, rows: np.ndarray, **options: Any) -> np.ndarray:
+        raise NotImplementedError
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed PyTorch inside the block only."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def _extended(
+    old: dict[str, dict[str, list[float]]], new: dict[str, pd.DataFrame]
+) -> dict[str, dict[str, list[float]]]:
+    """History with the epochs of a further call appended."""
+    merged = dict(old)
+    for name, table in new.items():
+        epochs, values = [int(epoch) for epoch in table.index], [float(value) for value in table.iloc[:, 0]]
+        before = old.get(name, {"epoch": [], "value": []})
+        start = before["epoch"][-1] + 1 if before["epoch"] else 0
+        merged[name] = {"epoch": before["epoch"] + [start + e for e in epochs], "value": before["value"] + values}
+    return merged

@@ -1,0 +1,201 @@
+"""Autoencoder: a transformer over a spot's neighbourhood to a code per token, and from the spot's code to rates."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lgdist_scvi.data._view import N_POOLS
+
+from ._blocks import Attention, feed_forward
+
+if TYPE_CHECKING:
+    from lgdist_scvi.data._view import Batch
+
+TARGET_SUM = 1e4
+"""Counts per spot after normalisation: expression is log1p(counts / depth * TARGET_SUM)."""
+
+
+def log_normalise(counts: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
+    """``log1p(counts / depth * TARGET_SUM)`` of counts ``(..., g)`` and depths ``(...)``."""
+    return torch.log1p(counts * (TARGET_SUM / depth.clamp_min(1.0))[..., None])
+
+
+class Codes(NamedTuple):
+    """Encoded neighbourhoods."""
+
+    tokens: torch.Tensor
+    """Code of every token, ``(b, t, d)``; the first is the spot's own."""
+    mask: torch.Tensor
+    """True where a token exists, ``(b, t)``."""
+
+    @property
+    def centre(self) -> torch.Tensor:
+        """Code of the spots themselves, ``(b, d)``."""
+        return self.tokens[:, 0]
+
+
+class Rates(NamedTuple):
+    """Decoded expression of `b` spots and `g` genes."""
+
+    log_rate: torch.Tensor
+    """Log of the expected share of the gene in the spot's depth, ``(b, g)``."""
+    detected: torch.Tensor
+    """Expected log1p of the normalised count, given that it is not zero, ``(b, g)``."""
+
+
+class EncoderLayer(nn.Module):
+    """Pre-norm transformer layer."""
+
+    def __init__(self, n_hidden: int, n_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(n_hidden)
+        self.attention = Attention(n_hidden, n_heads)
+        self.forward_norm = nn.LayerNorm(n_hidden)
+        self.forward_ = feed_forward(n_hidden, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Update tokens ``(b, t, h)``; tokens that `mask` marks False are not attended to."""
+        normed = self.attention_norm(tokens)
+        tokens = tokens + self.dropout(self.attention(normed, self.attention.keys_values(normed), mask))
+        return tokens + self.dropout(self.forward_(self.forward_norm(tokens)))
+
+
+class NeighborhoodEncoder(nn.Module):
+    """Encodes a spot, its neighbours, pooled wider neighbourhoods and its image into a code per token.
+
+    Tokens of the same kind are told apart by content and distance only, never by their order.
+
+    Parameters
+    ----------
+    n_genes, n_image
+        Genes and image features per spot.
+    n_latent, n_hidden, n_layers, n_heads, dropout
+        Size of the network.
+    input_dropout
+        Share of the input entries that are dropped in training, beyond the masks.
+    """
+
+    def __init__(
+        self,
+        n_genes: int,
+        n_image: int,
+        n_latent: int,
+        n_hidden: int,
+        n_layers: int,
+        n_heads: int,
+        dropout: float,
+        input_dropout: float,
+    ) -> None:
+        super().__init__()
+        self.expression = nn.Linear(n_genes, n_hidden)
+        self.pooled = nn.ModuleList(nn.Linear(n_genes, n_hidden) for _ in range(N_POOLS))
+        self.depth = nn.Linear(2, n_hidden)
+        self.distance = nn.Linear(1, n_hidden)
+        self.image = nn.Linear(n_image, n_hidden) if n_image else None
+        self.kinds = nn.Parameter(0.02 * torch.randn(3 + N_POOLS, n_hidden))
+        self.layers = nn.ModuleList(EncoderLayer(n_hidden, n_heads, dropout) for _ in range(n_layers))
+        self.norm = nn.LayerNorm(n_hidden)
+        self.code = nn.Linear(n_hidden, n_latent)
+        self.input_dropout = nn.Dropout(input_dropout)
+        for name, size in {
+            "mean": (n_genes,),
+            "std": (n_genes,),
+            "pooled_std": (N_POOLS, n_genes),
+            "log_depth": (2,),
+            "image_mean": (n_image,),
+            "image_std": (n_image,),
+        }.items():
+            self.register_buffer(name, torch.ones(size))
+
+    def forward(
+        self, batch: Batch, visible: torch.Tensor, share: torch.Tensor, use_image: torch.Tensor | None = None
+    ) -> Codes:
+        """Encode with only the `visible` entries of the spots themselves.
+
+        Parameters
+        ----------
+        batch
+            Minibatch of `b` spots.
+        visible
+            True where an entry of the spot may be used, ``(b, g)``; nothing is read where it is False.
+        share
+            Expected share of each gene in the depth, ``(g,)``.
+        use_image
+            True where the spot's image may be used, ``(b,)``; None uses all.
+        """
+        counts = batch.counts * visible
+        # Without the masked counts and scaled up by their expected share, the depth does not know them either.
+        masked = batch.observed & ~visible
+        lost = (batch.counts * masked).sum(dim=1)
+        depth = (batch.depth - lost).clamp_min(0) / (1 - masked.float() @ share).clamp_min(1e-2)
+        fraction = visible.float().mean(dim=1)
+        centre = self._expression(counts, visible, depth)
+        centre = centre / fraction.clamp_min(0.05).sqrt()[:, None]
+        log_depth = (depth.clamp_min(1).log() - self.log_depth[0]) / self.log_depth[1]
+        # With nothing visible the depth is unknown.
+        log_depth = torch.where(depth > 1, log_depth, 0)
+        centre = centre + self.depth(torch.stack([log_depth, fraction], dim=1)) + self.kinds[0]
+
+        neighbors = self._expression(batch.neighbor_counts, batch.neighbor_observed, batch.neighbor_depth)
+        neighbors = neighbors + self.distance(batch.neighbor_distance[..., None]) + self.kinds[1]
+        tokens = [centre[:, None], neighbors]
+        pooled = self.input_dropout(batch.pooled / self.pooled_std)
+        for i, embed in enumerate(self.pooled):
+            tokens.append((embed(pooled[:, i]) + self.kinds[3 + i])[:, None])
+        n_spots = len(counts)
+        present = torch.ones((n_spots, 1), dtype=torch.bool, device=counts.device)
+        masks = [present, batch.neighbor_mask, present.expand(-1, N_POOLS)]
+        if self.image is not None:
+            image = self.image((batch.image - self.image_mean) / self.image_std) + self.kinds[2]
+            tokens.append(image[:, None])
+            masks.append(present if use_image is None else use_image[:, None])
+        hidden, mask = torch.cat(tokens, dim=1), torch.cat(masks, dim=1)
+        for layer in self.layers:
+            hidden = layer(hidden, mask)
+        return Codes(self.code(self.norm(hidden)), mask)
+
+    def _expression(self, counts: torch.Tensor, observed: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
+        standardised = (log_normalise(counts, depth) - self.mean) / self.std * observed
+        return self.expression(self.input_dropout(standardised))
+
+
+class RateDecoder(nn.Module):
+    """Decodes a spot's code, with the pooled neighbourhood as a starting point, to rates of all genes.
+
+    Parameters
+    ----------
+    n_genes
+        Genes per spot.
+    n_latent, n_hidden, dropout
+        Size of the network.
+    """
+
+    def __init__(self, n_genes: int, n_latent: int, n_hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.network = nn.Sequential(nn.Linear(n_latent, 2 * n_hidden), nn.GELU(), nn.Dropout(dropout))
+        self.out = nn.Linear(2 * n_hidden, 2 * n_genes)
+        self.linear = nn.Linear(n_latent, 2 * n_genes, bias=False)
+        for layer in (self.out, self.linear):
+            nn.init.normal_(layer.weight, std=0.01)
+        nn.init.zeros_(self.out.bias)
+        # A weight of 1 on every ratio would follow the nearest neighbours, 0 the average of all spots.
+        self.pooled_weight = nn.Parameter(torch.full((N_POOLS, n_genes), 0.5))
+        self.detected_shift = nn.Parameter(torch.zeros(n_genes))
+        self.detected_slope = nn.Parameter(torch.ones(n_genes))
+        self.log_size = nn.Parameter(torch.ones(n_genes))
+
+    def forward(self, code: torch.Tensor, batch: Batch, share: torch.Tensor) -> Rates:
+        """Decode codes ``(b, d)`` of the spots of `batch`."""
+        rate_shift, detected_shift = (self.out(self.network(code)) + self.linear(code)).float().chunk(2, dim=-1)
+        pooled = (batch.pooled * self.pooled_weight).sum(dim=1)
+        log_rate = (share.log() + pooled + rate_shift).clamp(-25, 2)
+        # A detected entry is at least one count; above that its log grows like a softplus of the log expected count.
+        one_count = torch.log1p(TARGET_SUM / batch.depth.clamp_min(1.0))[:, None]
+        log_expected = log_rate + batch.depth.clamp_min(1e-6).log()[:, None]
+        above = F.softplus(self.detected_shift + self.detected_slope * log_expected + detected_shift)
+        return Rates(log_rate, one_count + above)

@@ -1,0 +1,52 @@
+"""Transformer parts shared by the autoencoder and the denoiser."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Attention(nn.Module):
+    """Multi-head attention of queries over a set of tokens.
+
+    Parameters
+    ----------
+    n_hidden
+        Width of the tokens.
+    n_heads
+        Number of heads; must divide `n_hidden`.
+    """
+
+    def __init__(self, n_hidden: int, n_heads: int) -> None:
+        super().__init__()
+        if n_hidden % n_heads:
+            raise ValueError(f"n_hidden={n_hidden} must be a multiple of n_heads={n_heads}.")
+        self.n_heads = n_heads
+        self.query = nn.Linear(n_hidden, n_hidden)
+        self.key_value = nn.Linear(n_hidden, 2 * n_hidden)
+        self.out = nn.Linear(n_hidden, n_hidden)
+
+    def keys_values(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of tokens ``(b, t, h)``, each ``(b, heads, t, h / heads)``; reusable across queries."""
+        keys, values = self.key_value(tokens).chunk(2, dim=-1)
+        return self._split(keys), self._split(values)
+
+    def forward(
+        self, queries: torch.Tensor, keys_values: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Attend from ``(b, q, h)`` to the tokens that `mask`, ``(b, t)``, marks True."""
+        attended = F.scaled_dot_product_attention(
+            self._split(self.query(queries)), *keys_values, attn_mask=mask[:, None, None, :]
+        )
+        return self.out(attended.transpose(1, 2).flatten(2))
+
+    def _split(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+
+
+def feed_forward(n_hidden: int, dropout: float) -> nn.Sequential:
+    """Two-layer perceptron applied to each token."""
+    return nn.Sequential(
+        nn.Linear(n_hidden, 4 * n_hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * n_hidden, n_hidden)
+    )

@@ -1,0 +1,112 @@
+"""Denoiser: a diffusion transformer for the code of a spot, conditioned on its masked neighbourhood."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from ._blocks import Attention, feed_forward
+
+if TYPE_CHECKING:
+    from ._autoencoder import Codes
+    from ._schedule import NoiseSchedule
+
+Context = list[tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values of the condition for every layer, computed once for all noise levels and samples."""
+
+
+class DenoiserLayer(nn.Module):
+    """Transformer layer whose normalisation is modulated by noise level and condition, the identity at first.
+
+    Peebles & Xie, *Scalable Diffusion Models with Transformers*, 2023 (adaLN-zero). Only the spot's own token is
+    denoised, so it attends to the tokens of the condition.
+    """
+
+    def __init__(self, n_hidden: int, n_heads: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(n_hidden, elementwise_affine=False)
+        self.attention = Attention(n_hidden, n_heads)
+        self.forward_norm = nn.LayerNorm(n_hidden, elementwise_affine=False)
+        self.forward_ = feed_forward(n_hidden, dropout=0.0)
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(n_hidden, 6 * n_hidden))
+        nn.init.zeros_(self.modulation[1].weight)
+        nn.init.zeros_(self.modulation[1].bias)
+
+    def forward(
+        self,
+        token: torch.Tensor,
+        signal: torch.Tensor,
+        keys_values: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """Update tokens ``(b, 1, h)`` given signals ``(b, h)`` of noise level and condition."""
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = self.modulation(signal)[:, None].chunk(6, dim=-1)
+        normed = self.attention_norm(token) * (1 + scale_a) + shift_a
+        token = token + gate_a * self.attention(normed, keys_values, mask)
+        return token + gate_f * self.forward_(self.forward_norm(token) * (1 + scale_f) + shift_f)
+
+
+class Denoiser(nn.Module):
+    """Estimates the clean code of a spot from a noisy one and from the codes of its masked neighbourhood.
+
+    The estimate starts from what would be exact if clean codes were normally distributed around the code of the masked
+    spot, and the network learns the rest: an untrained denoiser already samples around the autoencoder's prediction.
+
+    Parameters
+    ----------
+    n_latent, n_hidden, n_layers, n_heads
+        Size of the network.
+    schedule
+        Noise schedule.
+    """
+
+    def __init__(self, n_latent: int, n_hidden: int, n_layers: int, n_heads: int, schedule: NoiseSchedule) -> None:
+        super().__init__()
+        self.schedule = schedule
+        self.noisy = nn.Linear(n_latent, n_hidden)
+        self.condition = nn.Linear(n_latent, n_hidden)
+        self.time = nn.Sequential(nn.Linear(n_hidden, n_hidden), nn.SiLU(), nn.Linear(n_hidden, n_hidden))
+        self.layers = nn.ModuleList(DenoiserLayer(n_hidden, n_heads) for _ in range(n_layers))
+        self.norm = nn.LayerNorm(n_hidden)
+        self.out = nn.Linear(n_hidden, n_latent)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+        self.register_buffer("code_std", torch.ones(n_latent))
+        self.register_buffer("residual_std", torch.ones(n_latent))
+        frequencies = torch.exp(-math.log(10_000) * torch.arange(n_hidden // 2) / (n_hidden // 2))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def context(self, codes: Codes) -> Context:
+        """Keys and values of the condition in every layer."""
+        tokens = self.condition(codes.tokens / self.code_std)
+        return [layer.attention.keys_values(tokens) for layer in self.layers]
+
+    def forward(self, noisy: torch.Tensor, t: torch.Tensor, codes: Codes, context: Context) -> torch.Tensor:
+        """Estimate clean residuals.
+
+        Parameters
+        ----------
+        noisy
+            Noisy residuals, ``(b, d)``: differences of clean codes to the codes of the masked spots, in units of
+            `residual_std`, after :meth:`NoiseSchedule.add_noise`.
+        t
+            Noise levels, ``(b,)``.
+        codes, context
+            Codes of the masked neighbourhoods and :meth:`context` of them.
+        """
+        alpha, sigma = self.schedule.alpha(t, 2), self.schedule.sigma(t, 2)
+        centre = self.condition(codes.centre / self.code_std)
+        signal = self.time(self._time_features(t)) + centre
+        token = (self.noisy(noisy) + centre)[:, None]
+        for layer, keys_values in zip(self.layers, context, strict=True):
+            token = layer(token, signal, keys_values, codes.mask)
+        # Residuals have unit variance, so alpha * noisy is their mean given `noisy` if they are normal, and sigma the
+        # standard deviation that is left for the network to explain.
+        return alpha * noisy + sigma * self.out(self.norm(token[:, 0]))
+
+    def _time_features(self, t: torch.Tensor) -> torch.Tensor:
+        angles = t.float()[:, None] * self.frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -1,0 +1,278 @@
+"""The scvi-tools module: autoencoder, denoiser, their losses and read-outs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from scvi.module.base import BaseModuleClass, LossOutput
+from torch import nn
+
+from lgdist_scvi.data._view import Batch, SpotView
+
+from ._autoencoder import Codes, NeighborhoodEncoder, RateDecoder, Rates, log_normalise
+from ._denoiser import Denoiser
+from ._schedule import NoiseSchedule, ddim
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+TARGET_WEIGHT = 0.9
+"""Share of the target genes in the loss, as published; context genes have the rest."""
+CODE_NOISE = 0.1
+"""Standard deviation of the noise added to half of the codes in training, as published."""
+MASK_POWER = 2.0
+"""Masked shares of a spot are drawn as a uniform number to this power: mostly small, up to all."""
+
+Phase = Literal["autoencoder", "diffusion"]
+
+
+class LGDiSTModule(BaseModuleClass):
+    """Neighbourhood autoencoder and latent diffusion of LGDiST (arXiv 2509.01864).
+
+    Parameters
+    ----------
+    n_genes, n_image
+        Genes and image features per spot.
+    target_genes
+        True for the genes that weigh more in the loss, ``(n_genes,)``; None weighs all alike.
+    n_latent
+        Size of a code.
+    n_hidden, n_layers, n_heads, dropout, input_dropout
+        Size and regularisation of the autoencoder.
+    n_denoiser_hidden, n_denoiser_layers
+        Size of the denoiser.
+    n_diffusion_steps
+        Noise levels in training.
+    loss
+        "counts": negative-binomial likelihood of counts plus squared error of detected log values. "log": squared
+        error of detected log values only, as published.
+    condition
+        "neighborhood": a spot's own visible entries and its neighbours. "neighbors": neighbours only, as published.
+    """
+
+    def __init__(
+        self,
+        n_genes: int,
+        n_image: int = 0,
+        target_genes: NDArray[np.bool_] | None = None,
+        n_latent: int = 64,
+        n_hidden: int = 192,
+        n_layers: int = 2,
+        n_heads: int = 4,
+        dropout: float = 0.1,
+        input_dropout: float = 0.3,
+        n_denoiser_hidden: int = 256,
+        n_denoiser_layers: int = 3,
+        n_diffusion_steps: int = 1000,
+        loss: Literal["counts", "log"] = "counts",
+        condition: Literal["neighborhood", "neighbors"] = "neighborhood",
+    ) -> None:
+        super().__init__()
+        self.loss_kind, self.condition = loss, condition
+        self.encoder = NeighborhoodEncoder(
+            n_genes, n_image, n_latent, n_hidden, n_layers, n_heads, dropout, input_dropout
+        )
+        self.decoder = RateDecoder(n_genes, n_latent, n_hidden, dropout)
+        self.denoiser = Denoiser(
+            n_latent, n_denoiser_hidden, n_denoiser_layers, n_heads, NoiseSchedule(n_diffusion_steps)
+        )
+        weight = torch.ones(n_genes)
+        if target_genes is not None:
+            targets = torch.from_numpy(np.asarray(target_genes, dtype=bool))
+            weight = torch.where(targets, TARGET_WEIGHT, 1 - TARGET_WEIGHT)
+        self.register_buffer("gene_weight", weight / weight.mean())
+        self.register_buffer("share", torch.full((n_genes,), 1.0 / n_genes))
+        self.register_buffer("dispersion", torch.ones(n_genes))
+        self.register_buffer("detected_calibration", torch.tensor([0.0, 1.0]))
+        self.phase: Phase = "autoencoder"
+
+    @torch.no_grad()
+    def fit_statistics(self, view: SpotView, spots: NDArray[np.int64]) -> None:
+        """Set the statistics that standardise the input, from what may be seen.
+
+        Parameters
+        ----------
+        view
+            Visible counts.
+        spots
+            Spots to measure on.
+        """
+        encoder = self.encoder
+        self.share.copy_(torch.from_numpy(view.share))
+        batch = Batch(*(tensor.to(self.device) for tensor in view.gather(spots)))
+        seen = batch.observed.float()
+        n_seen = seen.sum(0).clamp_min(1)
+        values = log_normalise(batch.counts, batch.depth) * seen
+        encoder.mean.copy_(values.sum(0) / n_seen)
+        encoder.std.copy_((((values - encoder.mean) ** 2 * seen).sum(0) / n_seen).sqrt().clamp_min(0.05))
+        encoder.pooled_std.copy_(batch.pooled.std(0, unbiased=False).clamp_min(1e-3))
+        log_depth = batch.depth.clamp_min(1).log()
+        encoder.log_depth.copy_(torch.stack([log_depth.mean(), log_depth.std(unbiased=False).clamp_min(0.05)]))
+        encoder.image_mean.copy_(batch.image.mean(0))
+        encoder.image_std.copy_(batch.image.std(0, unbiased=False).clamp_min(1e-6))
+
+    def draw_visible(self, batch: Batch) -> torch.Tensor:
+        """Hide a random part of each spot's observed entries, up to all of them; True where visible, ``(b, g)``."""
+        if self.condition == "neighbors":
+            return torch.zeros_like(batch.observed)
+        hidden = torch.rand(len(batch.counts), 1, device=self.device) ** MASK_POWER
+        return batch.observed & (torch.rand(batch.counts.shape, device=self.device) >= hidden)
+
+    def visible(self, batch: Batch) -> torch.Tensor:
+        """Entries of the spots that the model may use, ``(b, g)``: the observed, or none when neighbours are all."""
+        return batch.observed if self.condition == "neighborhood" else torch.zeros_like(batch.observed)
+
+    def encode(self, batch: Batch, visible: torch.Tensor, use_image: torch.Tensor | None = None) -> Codes:
+        """Encode the spots of a minibatch from their `visible` entries, ``(b, g)``, and their neighbourhood."""
+        return self.encoder(batch, visible, self.share, use_image)
+
+    def decode(self, code: torch.Tensor, batch: Batch) -> Rates:
+        """Decode codes, ``(b, d)``, of the spots of a minibatch."""
+        rates = self.decoder(code, batch, self.share)
+        shift, slope = self.detected_calibration
+        return rates._replace(detected=(shift + slope * rates.detected).clamp_min(0))
+
+    def forward(self, tensors: Batch) -> tuple[dict, dict, LossOutput]:
+        """Encode, decode and score a minibatch; scvi-tools' own forward expects a dictionary."""
+        encoded = self.inference(**self._get_inference_input(tensors))
+        decoded = self.generative(**self._get_generative_input(tensors, encoded))
+        return encoded, decoded, self.loss(tensors, encoded, decoded)
+
+    def _get_inference_input(self, tensors: Batch) -> dict:
+        return {"batch": tensors, "visible": self.draw_visible(tensors)}
+
+    def inference(self, batch: Batch, visible: torch.Tensor) -> dict:
+        """Encode with `visible` entries; images are dropped for a tenth of the spots."""
+        use_image = torch.rand(len(visible), device=visible.device) >= 0.1 if self.training else None
+        code = self.encode(batch, visible, use_image).centre
+        if self.training:
+            noisy = torch.rand(len(code), 1, device=code.device) < 0.5
+            code = code + CODE_NOISE * noisy * torch.randn_like(code)
+        return {"code": code, "masked": batch.observed & ~visible}
+
+    def _get_generative_input(self, tensors: Batch, inference_outputs: dict) -> dict:
+        return {"batch": tensors, "code": inference_outputs["code"]}
+
+    def generative(self, batch: Batch, code: torch.Tensor) -> dict:
+        """Decode rates."""
+        return {"rates": self.decoder(code, batch, self.share)}
+
+    def loss(self, tensors: Batch, inference_outputs: dict, generative_outputs: dict) -> LossOutput:
+        """Loss of the autoencoder, on the masked entries."""
+        return self.expression_loss(tensors, generative_outputs["rates"], inference_outputs["masked"])
+
+    def expression_loss(self, batch: Batch, rates: Rates, entries: torch.Tensor) -> LossOutput:
+        """Loss of rates on the given entries.
+
+        Parameters
+        ----------
+        batch
+            Minibatch whose counts are the truth.
+        rates
+            Prediction.
+        entries
+            True where an entry counts, ``(b, g)``.
+        """
+        weight = self.gene_weight * entries
+        detected = weight * (batch.counts > 0)
+        error = (rates.detected - log_normalise(batch.counts, batch.depth)) ** 2
+        squared = (error * detected).sum() / detected.sum().clamp_min(1e-6)
+        terms = {"squared_error": squared.detach()}
+        total = squared
+        if self.loss_kind == "counts":
+            log_expected = rates.log_rate + batch.depth.clamp_min(1e-6).log()[:, None]
+            nll = negative_binomial_loss(batch.counts, log_expected, self.decoder.log_size)
+            likelihood = (nll * weight).sum() / weight.sum().clamp_min(1e-6)
+            terms["negative_log_likelihood"] = likelihood.detach()
+            total = total + likelihood
+        return LossOutput(
+            loss=total, n_obs_minibatch=len(batch.counts), extra_metrics=terms
+        )
+
+    @torch.no_grad()
+    def code_pairs(self, batch: Batch, visible: torch.Tensor) -> tuple[Codes, torch.Tensor]:
+        """Codes of masked neighbourhoods, and of the same spots with everything visible, ``(b, d)``."""
+        codes = self.encode(batch, visible)
+        if batch.completed.shape[1]:
+            batch = batch._replace(counts=batch.completed, observed=torch.ones_like(batch.observed))
+        return codes, self.encode(batch, batch.observed).centre
+
+    @torch.no_grad()
+    def fit_code_statistics(self, batch: Batch) -> None:
+        """Set the scales of codes and residuals that the denoiser works in."""
+        codes, clean = self.code_pairs(batch, self.draw_visible(batch))
+        self.denoiser.code_std.copy_(codes.tokens.flatten(0, 1).std(0).clamp_min(1e-3))
+        self.denoiser.residual_std.copy_((clean - codes.centre).square().mean(0).sqrt().clamp_min(1e-3))
+
+    def diffusion_loss(self, batch: Batch, visible: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> LossOutput:
+        """Squared error of the denoised residuals, in units of what a normal distribution leaves unexplained."""
+        codes, clean_code = self.code_pairs(batch, visible)
+        denoiser = self.denoiser
+        clean = (clean_code - codes.centre) / denoiser.residual_std
+        noisy = denoiser.schedule.add_noise(clean, noise, t)
+        estimate = denoiser(noisy, t, codes, denoiser.context(codes))
+        # Divided by sigma^2 every noise level is worth about 1; near the clean end that would count rounding.
+        error = (estimate - clean) / denoiser.schedule.sigma(t, 2).clamp_min(0.05)
+        return LossOutput(loss=error.square().mean(), n_obs_minibatch=len(clean))
+
+    @torch.no_grad()
+    def sample_codes(self, codes: Codes, noise: torch.Tensor, n_steps: int) -> torch.Tensor:
+        """Draw clean codes given masked neighbourhoods.
+
+        Parameters
+        ----------
+        codes
+            Codes of the masked neighbourhoods of `b` spots.
+        noise
+            Standard normal numbers, ``(n_samples, b, d)``.
+        n_steps
+            Steps of the sampler.
+
+        Returns
+        -------
+        Codes, ``(n_samples, b, d)``.
+        """
+        n_samples = len(noise)
+        denoiser = self.denoiser
+        context = [
+            (keys.repeat(n_samples, 1, 1, 1), values.repeat(n_samples, 1, 1, 1))
+            for keys, values in denoiser.context(codes)
+        ]
+        repeated = Codes(codes.tokens.repeat(n_samples, 1, 1), codes.mask.repeat(n_samples, 1))
+
+        def denoise(noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return denoiser(noisy, t, repeated, context)
+
+        residual = ddim(denoise, noise.flatten(0, 1), denoiser.schedule, n_steps)
+        return (repeated.centre + residual * denoiser.residual_std).unflatten(0, (n_samples, -1))
+
+    def train(self, mode: bool = True) -> LGDiSTModule:
+        """Set training mode; in the diffusion phase the frozen autoencoder stays in evaluation mode."""
+        super().train(mode)
+        if self.phase == "diffusion":
+            for part in (self.encoder, self.decoder):
+                nn.Module.train(part, False)
+        return self
+
+
+def negative_binomial_loss(counts: torch.Tensor, log_mean: torch.Tensor, log_size: torch.Tensor) -> torch.Tensor:
+    """Negative log likelihood of counts, without the term that depends on the counts alone.
+
+    Parameters
+    ----------
+    counts, log_mean
+        Counts and log of their mean, ``(b, g)``.
+    log_size
+        Log of the inverse overdispersion ``r`` of each gene, ``(g,)``: the variance is ``mean + mean**2 / r``.
+    """
+    log_size = log_size.clamp(-4, 8)
+    size = log_size.exp()
+    log_total = torch.logaddexp(log_mean, log_size)
+    return (
+        torch.lgamma(size)
+        - torch.lgamma(counts + size)
+        + size * (log_total - log_size)
+        + counts * (log_total - log_mean)
+    )

@@ -1,0 +1,66 @@
+"""Curves of the training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lgdist_scvi.pl._axes import axes_grid
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+# Blue and vermilion of the palette of Okabe & Ito, told apart with every kind of colour vision.
+_CURVES = {
+    "train_loss_epoch": {"label": "training", "color": "#0072B2", "linestyle": "-"},
+    "validation_loss": {"label": "validation", "color": "#D55E00", "linestyle": "--"},
+}
+
+
+def history(
+    model_or_history: Any | Mapping[str, Mapping[str, pd.DataFrame]], *, axes: Any = None
+) -> NDArray[np.object_]:
+    """Draw the training and the validation loss of every training phase.
+
+    Parameters
+    ----------
+    model_or_history
+        A trained model, or its ``history``: for every phase the curves by name, each a data frame with one row per
+        epoch and one column.
+    axes
+        Matplotlib axes, one per phase; None makes a new figure.
+
+    Returns
+    -------
+    numpy.ndarray
+        The axes, one per phase.
+
+    Raises
+    ------
+    ValueError
+        If nothing was trained yet, or the number of axes is not the number of phases.
+    """
+    phases = getattr(model_or_history, "history", model_or_history)
+    curves = {phase: _losses(logged or {}) for phase, logged in (phases or {}).items()}
+    curves = {phase: losses for phase, losses in curves.items() if losses}
+    if not curves:
+        raise ValueError("The history holds no loss; call model.train() first.")
+    panels = axes_grid(axes, 1, len(curves), (4.2, 3.0)).ravel()
+    for ax, (phase, losses) in zip(panels, curves.items(), strict=True):
+        for name, values in losses.items():
+            # A single epoch has no line to draw.
+            ax.plot(values.index, values, marker="o" if len(values) == 1 else None, **_CURVES[name])
+        ax.set(title=phase, xlabel="epoch", ylabel="loss")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.legend(frameon=False)
+    return panels
+
+
+def _losses(logged: Mapping[str, pd.DataFrame]) -> dict[str, pd.Series]:
+    """Take the curves to draw, without the epochs at which they were not computed."""
+    found = {name: logged[name].iloc[:, 0].astype(float).dropna() for name in _CURVES if name in logged}
+    return {name: values for name, values in found.items() if len(values)}

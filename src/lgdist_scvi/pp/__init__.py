@@ -1,0 +1,5 @@
+"""Preprocessing: choice of genes."""
+
+from ._genes import select_genes
+
+__all__ = ["select_genes"]

@@ -1,0 +1,232 @@
+"""Choice of target and context genes by spatial autocorrelation."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import sparse
+
+from lgdist_scvi._constants import Keys
+from lgdist_scvi.data._entries import count_matrix, count_observed, listing, observed_entries, observed_matrix
+from lgdist_scvi.data._neighbors import library_codes, spatial_graph
+from lgdist_scvi.data._validation import check_count_values
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from lgdist_scvi.data._entries import Matrix
+
+# Dense values of one chunk of genes: 64 MB in float64.
+CHUNK_ENTRIES = 1 << 23
+
+
+def select_genes(
+    adata: AnnData,
+    *,
+    layer: str | None = None,
+    n_target: int = 128,
+    n_context: int = 896,
+    spatial_key: str = "spatial",
+    library_key: str | None = None,
+    observed_layer: str | None = None,
+    n_neighbors: int = 6,
+    min_fraction: float = 0.05,
+    target_sum: float = 1e4,
+) -> AnnData:
+    """Choose the genes with the highest Moran's I.
+
+    Moran's I of ``log1p(counts / depth * target_sum)`` is computed within each library and averaged over libraries,
+    each weighing the same. The highest ranked `n_target` genes are the targets, the next `n_context` give context.
+    Only observed entries are read. A hidden entry contributes nothing, as if it had the mean of the gene's observed
+    entries in its library, and Moran's I is normalised by the observed entries and pairs, so that hiding does not
+    lower a rank.
+
+    Parameters
+    ----------
+    adata
+        Annotated spots with raw counts of all genes; not changed.
+    layer
+        Layer with the counts; None takes ``X``.
+    n_target
+        Number of target genes.
+    n_context
+        Number of context genes.
+    spatial_key
+        Key of the positions in ``obsm``.
+    library_key
+        Column of ``obs`` with the libraries; None for one library.
+    observed_layer
+        Boolean layer, True where the entry was observed; None when all were.
+    n_neighbors
+        Neighbours per spot, weighing the same.
+    min_fraction
+        Least share of a gene's observed entries that must be above zero, over all libraries.
+    target_sum
+        Depth to which spots are scaled.
+
+    Returns
+    -------
+    A copy of `adata` with the chosen genes in their original order, ``var["moran_i"]``, ``var["target_gene"]`` and
+    ``obs["total_counts"]``, the observed counts of a spot over all genes of `adata`, to be registered as
+    ``size_factor_key``. A spot without any observed entry gets the median of its library.
+
+    Raises
+    ------
+    KeyError
+        If a named key is missing.
+    ValueError
+        If counts or positions cannot be used, or no gene is detected in `min_fraction` of the spots.
+
+    Notes
+    -----
+    Moran's I [1]_ with row-standardised weights, as in :func:`squidpy.gr.spatial_autocorr`. A gene that does not vary
+    within a library counts as 0 there.
+
+    References
+    ----------
+    .. [1] Moran, P. A. P. (1950). Notes on continuous stochastic phenomena. Biometrika 37, 17-23.
+    """
+    if n_target < 1 or n_context < 0:
+        raise ValueError(f"n_target={n_target} must be at least 1 and n_context={n_context} at least 0.")
+    if spatial_key not in adata.obsm:
+        raise KeyError(f"adata.obsm[{spatial_key!r}] is missing (found: {sorted(adata.obsm)}); correct spatial_key=...")
+    if library_key is not None and library_key not in adata.obs:
+        raise KeyError(f"adata.obs[{library_key!r}] is missing (found: {list(adata.obs)}); correct library_key=...")
+    positions = np.asarray(adata.obsm[spatial_key], dtype=np.float64)
+    lost = ~np.isfinite(positions).all(axis=1)
+    if lost.any():
+        raise ValueError(
+            f"adata.obsm[{spatial_key!r}] has NaN or infinite positions for {int(lost.sum())} spots "
+            f"({listing(adata.obs_names[lost])}); correct them or drop the spots."
+        )
+    codes = library_codes(None if library_key is None else adata.obs[library_key], adata.n_obs)
+    counts, where = count_matrix(adata, layer)
+    observed = observed_matrix(adata, observed_layer)
+    depth, _ = check_count_values(adata, counts, observed, where)
+    depth = _fill_depth(adata, depth, count_observed(observed, adata.shape)[0], codes, where)
+
+    values, mask = _expression(counts, observed, depth, target_sum)
+    _, seen = count_observed(observed, adata.shape)
+    candidates = np.flatnonzero(np.diff(values.indptr) >= np.maximum(min_fraction * seen, 1))
+    if len(candidates) == 0:
+        raise ValueError(
+            f"{where} has no gene detected in at least {min_fraction:.0%} of the spots; lower min_fraction or check "
+            "that it holds raw counts."
+        )
+    graph, _ = spatial_graph(positions, codes, n_neighbors)
+    score = np.full(adata.n_vars, np.nan)
+    score[candidates] = _moran(values[:, candidates], None if mask is None else mask[:, candidates], graph, codes)
+
+    ranked = candidates[np.argsort(-score[candidates], kind="stable")]
+    if len(ranked) < n_target + n_context:
+        warnings.warn(
+            f"Only {len(ranked)} of {adata.n_vars} genes are detected in at least {min_fraction:.0%} of the spots, "
+            f"fewer than n_target + n_context = {n_target + n_context}; all of them are kept.",
+            UserWarning,
+            stacklevel=2,
+        )
+    chosen = np.sort(ranked[: n_target + n_context])
+    target = np.zeros(adata.n_vars, dtype=bool)
+    target[ranked[:n_target]] = True
+    result = adata[:, chosen].copy()
+    result.var[Keys.MORAN] = score[chosen]
+    result.var[Keys.TARGET_GENES] = target[chosen]
+    result.obs[Keys.DEPTH] = depth
+    return result
+
+
+def _fill_depth(adata: AnnData, depth: NDArray, seen: NDArray, codes: NDArray, where: str) -> NDArray[np.float64]:
+    """Give spots without any observed entry the median depth of their library; refuse spots without a count."""
+    empty = (depth == 0) & (seen > 0)
+    if empty.any():
+        raise ValueError(
+            f"{where} has no count for {int(empty.sum())} spots ({listing(adata.obs_names[empty])}); drop empty spots "
+            "with scanpy.pp.filter_cells(adata, min_counts=1)."
+        )
+    hidden = seen == 0
+    if hidden.all():
+        raise ValueError(
+            f"{where} has no observed entry; check that observed_layer is True where entries were observed."
+        )
+    filled = depth.copy()
+    for code in np.unique(codes[hidden]):
+        peers = (codes == code) & ~hidden
+        filled[hidden & (codes == code)] = np.median(depth[peers] if peers.any() else depth[~hidden])
+    return filled
+
+
+def _expression(
+    counts: Matrix, observed: Matrix | None, depth: NDArray, target_sum: float
+) -> tuple[sparse.csc_matrix, Matrix | None]:
+    """Log-normalised observed entries by gene, and the mask in a form that is quickly sliced by gene."""
+    rows, cols, values = [], [], []
+    for row, col, value in observed_entries(counts, observed):
+        rows.append(row.astype(np.int32))
+        cols.append(col.astype(np.int32))
+        values.append(np.log1p(value / depth[row] * target_sum).astype(np.float32))
+    entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(cols)))
+    mask = observed if observed is None or not sparse.issparse(observed) else observed.tocsc()
+    return sparse.csc_matrix(entries, shape=counts.shape), mask
+
+
+def _moran(
+    values: sparse.csc_matrix, mask: Matrix | None, graph: sparse.csr_matrix, codes: NDArray
+) -> NDArray[np.float64]:
+    """Moran's I of every gene, averaged over the libraries in which it was observed.
+
+    Parameters
+    ----------
+    values
+        Observed expression, shape ``(n_obs, n_vars)``.
+    mask
+        Observed entries of the same shape; None when all were.
+    graph
+        Spatial graph with ones, shape ``(n_obs, n_obs)``.
+    codes
+        Library of every spot, shape ``(n_obs,)``.
+
+    Returns
+    -------
+    Array of shape ``(n_vars,)``.
+    """
+    total, libraries = np.zeros(values.shape[1]), np.zeros(values.shape[1])
+    for code in np.unique(codes):
+        spots = np.flatnonzero(codes == code)
+        weights = graph[spots][:, spots].astype(np.float64)
+        degree = np.asarray(weights.sum(axis=1)).ravel()
+        weights = (sparse.diags(1 / np.maximum(degree, 1)) @ weights).tocsr()
+        x = values[spots] if len(np.unique(codes)) > 1 else values
+        step = max(1, CHUNK_ENTRIES // len(spots))
+        for start in range(0, values.shape[1], step):
+            genes = slice(start, start + step)
+            dense = x[:, genes].toarray().astype(np.float64)
+            seen = None
+            if mask is not None:
+                block = mask[:, genes]
+                seen = (block.toarray() if sparse.issparse(block) else block)[spots].astype(np.float64)
+            score = _moran_dense(dense, seen, weights)
+            defined = ~np.isnan(score)
+            total[genes] += np.where(defined, score, 0)
+            libraries[genes] += defined
+    return total / np.maximum(libraries, 1)
+
+
+def _moran_dense(x: NDArray, seen: NDArray | None, weights: sparse.csr_matrix) -> NDArray[np.float64]:
+    """Moran's I of the columns of one library; 0 where constant, NaN where nothing was observed."""
+    if seen is None:
+        n_seen, pairs = float(len(x)), float(weights.sum())
+        z = x - x.mean(axis=0)
+    else:
+        n_seen = seen.sum(axis=0)
+        pairs = (seen * (weights @ seen)).sum(axis=0)
+        z = (x - x.sum(axis=0) / np.maximum(n_seen, 1)) * seen
+    covariance = (z * (weights @ z)).sum(axis=0)
+    variance = (z**2).sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        score = (covariance / pairs) / (variance / n_seen)
+    # Rounding leaves a little variance in a constant gene.
+    constant = (variance <= 1e-12 * np.maximum((x**2).sum(axis=0), 1)) | (pairs == 0)
+    return np.where(n_seen == 0, np.nan, np.where(constant, 0.0, score))

@@ -1,0 +1,5 @@
+"""Training plans of the two phases."""
+
+from ._plans import AutoencoderPlan, DiffusionPlan
+
+__all__ = ["AutoencoderPlan", "DiffusionPlan"]

@@ -1,0 +1,170 @@
+"""Training plans of the two phases: losses, optimiser, averaged weights and the best of them."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import TYPE_CHECKING
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+if TYPE_CHECKING:
+    from scvi.module.base import LossOutput
+
+    from lgdist_scvi.data._view import Batch
+    from lgdist_scvi.module._lgdist import LGDiSTModule, Phase
+
+    ValidationBatch = tuple[Batch, torch.Tensor, torch.Tensor]
+
+WARMUP_STEPS = 50
+
+
+class PhasePlan(pl.LightningModule):
+    """What both phases share.
+
+    The weights used for validation and kept in the end are an exponential moving average over steps, from the epoch
+    with the lowest validation loss.
+
+    Parameters
+    ----------
+    module
+        Module to train.
+    n_steps
+        Expected number of steps; the learning rate falls to zero over them.
+    lr, weight_decay
+        Peak learning rate, and decay of the weights that multiply features.
+    ema_decay
+        Decay per step of the averaged weights.
+    """
+
+    phase: Phase
+    trained: tuple[str, ...]
+
+    def __init__(
+        self, module: LGDiSTModule, n_steps: int, lr: float = 1e-3, weight_decay: float = 0.05, ema_decay: float = 0.99
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.n_steps, self.lr, self.weight_decay = max(n_steps, 1), lr, weight_decay
+        self._average = AveragedModel(self._parts(), multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
+        self._best: dict | None = None
+        self._best_loss = math.inf
+
+    def _parts(self) -> nn.ModuleDict:
+        return nn.ModuleDict({name: getattr(self.module, name) for name in self.trained})
+
+    def loss(self, batch: Batch) -> LossOutput:
+        """Training loss of a minibatch."""
+        raise NotImplementedError
+
+    def validation_loss(self, batch: ValidationBatch) -> LossOutput:
+        """Validation loss of a minibatch, without random numbers that differ between epochs."""
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> dict:
+        """AdamW with warm-up and a cosine to zero."""
+        parameters = [p for p in self._parts().parameters() if p.requires_grad]
+        matrices = [p for p in parameters if p.ndim > 1]
+        others = [p for p in parameters if p.ndim <= 1]
+        optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=self.lr,
+            betas=(0.9, 0.98),
+        )
+
+        def factor(step: int) -> float:
+            return min(1.0, (step + 1) / WARMUP_STEPS) * max(0.01, _cosine(step / self.n_steps))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """One step."""
+        output = self.loss(batch)
+        self._log(output, "train", "train_loss")
+        return output.loss
+
+    def on_train_batch_end(self, *args: object) -> None:
+        """Update the averaged weights."""
+        self._average.update_parameters(self._parts())
+
+    def on_validation_epoch_start(self) -> None:
+        """Validate with the averaged weights."""
+        self._current = copy.deepcopy(self._parts().state_dict())
+        self._parts().load_state_dict(self._average.module.state_dict())
+
+    def validation_step(self, batch: ValidationBatch, batch_idx: int) -> None:
+        """Log the loss on held-out entries."""
+        self._log(self.validation_loss(batch), "validation", "validation_loss")
+
+    def on_validation_epoch_end(self) -> None:
+        """Remember the averaged weights if they are the best, and go on from the current ones."""
+        loss = float(self.trainer.callback_metrics.get("validation_loss", math.nan))
+        if loss < self._best_loss:
+            self._best_loss, self._best = loss, copy.deepcopy(self._parts().state_dict())
+        self._parts().load_state_dict(self._current)
+
+    def keep_best(self) -> None:
+        """Put the best averaged weights into the module; the last ones where nothing was validated."""
+        if self._average.n_averaged > 0:
+            self._parts().load_state_dict(self._best or self._average.module.state_dict())
+
+    def _log(self, output: LossOutput, split: str, name: str) -> None:
+        n_spots = output.n_obs_minibatch
+        self.log(name, output.loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=n_spots)
+        for key, value in (output.extra_metrics or {}).items():
+            self.log(f"{key}_{split}", value, on_step=False, on_epoch=True, batch_size=n_spots)
+
+
+class AutoencoderPlan(PhasePlan):
+    """First phase: entries hidden at random are predicted from what is left; arguments of :class:`PhasePlan`."""
+
+    phase = "autoencoder"
+    trained = ("encoder", "decoder")
+
+    def loss(self, batch: Batch) -> LossOutput:
+        """Loss on randomly masked entries."""
+        return self.module(batch)[2]
+
+    def validation_loss(self, batch: ValidationBatch) -> LossOutput:
+        """Loss on the held-out entries, which the minibatch does not show."""
+        seen, counts, held_out = batch
+        code = self.module.encode(seen, self.module.visible(seen)).centre
+        rates = self.module.decoder(code, seen, self.module.share)
+        return self.module.expression_loss(seen._replace(counts=counts), rates, held_out)
+
+
+class DiffusionPlan(PhasePlan):
+    """Second phase: the denoiser learns the distribution of clean codes; arguments of :class:`PhasePlan`."""
+
+    phase = "diffusion"
+    trained = ("denoiser",)
+
+    def loss(self, batch: Batch) -> LossOutput:
+        """Denoising loss at random noise levels and masks."""
+        n_steps = self.module.denoiser.schedule.n_steps
+        t = torch.randint(n_steps, (len(batch.counts),), device=self.device)
+        return self.module.diffusion_loss(batch, self.module.draw_visible(batch), t, self._noise(batch, None))
+
+    def validation_loss(self, batch: ValidationBatch) -> LossOutput:
+        """Denoising loss with fixed noise levels, masks and noise."""
+        seen = batch[0]
+        generator = torch.Generator().manual_seed(0)
+        n_steps = self.module.denoiser.schedule.n_steps
+        t = torch.randint(n_steps, (len(seen.counts),), generator=generator).to(self.device)
+        shown = torch.rand(seen.counts.shape, generator=generator).to(self.device) >= 0.25
+        visible = self.module.visible(seen) & shown
+        return self.module.diffusion_loss(seen, visible, t, self._noise(seen, generator))
+
+    def _noise(self, batch: Batch, generator: torch.Generator | None) -> torch.Tensor:
+        shape = (len(batch.counts), len(self.module.denoiser.code_std))
+        if generator is None:
+            return torch.randn(shape, device=self.device)
+        return torch.randn(shape, generator=generator).to(self.device)
+
+
+def _cosine(progress: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

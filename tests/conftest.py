@@ -1,0 +1,68 @@
+"""What every test shares: seeds, the number of threads, and the folder of real sections."""
+
+import os
+import random
+from pathlib import Path
+
+# Before anything imports matplotlib: the tests draw without a screen.
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+# A small machine gains nothing from more threads, and a shared one loses.
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+# The time of one example says little where the first one compiles or loads something. On a continuous-integration
+# machine the examples are the same each time, so that a failure there can be repeated.
+hypothesis.settings.register_profile("lgdist", deadline=None, derandomize="CI" in os.environ, print_blob=True)
+hypothesis.settings.load_profile("lgdist")
+
+_DATA = "LGDIST_TEST_DATA"
+_REQUIRE_DATA = "LGDIST_REQUIRE_DATA"
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Start each test from the same random state, whichever tests ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def real_data(pytestconfig: pytest.Config) -> Path:
+    """Folder of real sections as ``.h5ad`` files; a test that uses it is skipped where the folder is absent.
+
+    The folder is ``LGDIST_TEST_DATA``, relative to the root of the repository, by default ``../shared/data``.
+    """
+    folder = pytestconfig.rootpath / (os.environ.get(_DATA) or "../shared/data")
+    if not folder.is_dir():
+        pytest.skip(f"no real sections at {folder.resolve()}; name their folder in the environment variable {_DATA}")
+    return folder.resolve()
+
+
+def _lacks_gpu(item: pytest.Item) -> bool:
+    return item.get_closest_marker("gpu") is not None and not torch.cuda.is_available()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need real sections or a GPU, so that ``-m`` can choose among them."""
+    for item in items:
+        if "real_data" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.real_data)
+        if _lacks_gpu(item):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+    """Count a skip as a failure where the real sections are required (``LGDIST_REQUIRE_DATA=1``)."""
+    report = yield
+    required = os.environ.get(_REQUIRE_DATA) == "1" and item.get_closest_marker("real_data") and not _lacks_gpu(item)
+    if required and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped although {_REQUIRE_DATA}=1 says that the real sections are here: {report.longrepr}"
+    return report

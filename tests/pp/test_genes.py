@@ -1,0 +1,174 @@
+"""Moran's I against squidpy, and the choice of genes."""
+
+import warnings
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from lgdist_scvi.data._neighbors import spatial_graph
+from lgdist_scvi.datasets import simulated_tissue
+from lgdist_scvi.pp import _genes, select_genes
+
+
+@pytest.fixture(scope="module")
+def tissue():
+    return simulated_tissue(300, 80, seed=3)
+
+
+def squidpy_moran(adata, target_sum=1e4):
+    sq = pytest.importorskip("squidpy")
+    counts = adata.X.toarray().astype(np.float64)
+    copy = ad.AnnData(np.log1p(counts / counts.sum(axis=1, keepdims=True) * target_sum), var=adata.var[[]])
+    copy.obsp["spatial_connectivities"], _ = spatial_graph(adata.obsm["spatial"], None, 6)
+    return sq.gr.spatial_autocorr(copy, mode="moran", copy=True)["I"].reindex(adata.var_names)
+
+
+def all_genes(adata, **kwargs):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Only .* genes are detected")
+        return select_genes(adata, n_target=adata.n_vars, n_context=0, min_fraction=0, **kwargs)
+
+
+@pytest.mark.parametrize("chunk", [1, 1000, 1 << 23])
+def test_moran_is_squidpys(tissue, chunk, monkeypatch):
+    monkeypatch.setattr(_genes, "CHUNK_ENTRIES", chunk)
+    result = all_genes(tissue)
+    np.testing.assert_allclose(result.var["moran_i"], squidpy_moran(tissue), rtol=1e-4, atol=1e-6)
+    assert result.var["moran_i"].max() > 0.5
+
+
+def test_moran_with_isolated_spots_is_squidpys(tissue):
+    adata = tissue.copy()
+    adata.obsm["spatial"] = adata.obsm["spatial"].copy()
+    adata.obsm["spatial"][:3] += [[1e6, 0], [2e6, 0], [3e6, 0]]
+    np.testing.assert_allclose(all_genes(adata).var["moran_i"], squidpy_moran(adata), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*variables were constant:UserWarning")
+def test_libraries_weigh_the_same():
+    adata = simulated_tissue(301, 60, n_libraries=2, seed=1)
+    adata = adata[np.random.default_rng(0).permutation(301)[:260]].copy()
+    top = squidpy_moran(adata[adata.obs["library_id"] == "section_2"]).idxmax()
+    absent = adata.X.tolil()
+    absent[np.flatnonzero(adata.obs["library_id"] == "section_1"), adata.var_names.get_loc(top)] = 0
+    adata.X = absent.tocsr()
+    # A gene that is absent from a library shows no structure there.
+    parts = [squidpy_moran(adata[adata.obs["library_id"] == f"section_{i}"]).fillna(0) for i in (1, 2)]
+    assert parts[0][top] == 0 < parts[1][top]
+    result = all_genes(adata, library_key="library_id")
+    expected = (parts[0] + parts[1])[result.var_names] / 2
+    assert top in expected.index
+    np.testing.assert_allclose(result.var["moran_i"], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_ranking_and_columns(tissue):
+    before = tissue.copy()
+    result = select_genes(tissue, layer="counts", n_target=10, n_context=20, min_fraction=0.1)
+    assert result.shape == (300, 30)
+    assert not result.is_view
+    assert list(result.var_names) == [name for name in tissue.var_names if name in set(result.var_names)]
+    assert result.var["target_gene"].dtype == bool
+    assert result.var["target_gene"].sum() == 10
+    score, target = result.var["moran_i"], result.var["target_gene"]
+    assert score[target].min() >= score[~target].max()
+    detected = np.asarray((tissue.X > 0).mean(axis=0)).ravel() >= 0.1
+    rest = squidpy_moran(tissue)[detected].drop(result.var_names)
+    assert rest.max() <= score.min() + 1e-6
+    np.testing.assert_allclose(result.obs["total_counts"], np.asarray(tissue.X.sum(axis=1)).ravel())
+    assert (tissue.X != before.X).nnz == 0
+    assert tissue.var.equals(before.var)
+    assert tissue.obs.equals(before.obs)
+
+
+@pytest.mark.parametrize("to_format", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
+@pytest.mark.parametrize("mask_format", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
+def test_hidden_entries_have_no_influence(tissue, to_format, mask_format):
+    rng = np.random.default_rng(0)
+    adata = ad.AnnData(tissue.X.toarray(), obs=tissue.obs, var=tissue.var, obsm={"spatial": tissue.obsm["spatial"]})
+    observed = rng.random(adata.shape) < 0.7
+    observed[11], observed[:, 4] = False, False
+    results = []
+    for value in (None, 0, 77, -5.5, np.nan):
+        one = adata.copy()
+        if value is not None:
+            one.X[~observed] = value
+        one.X = to_format(one.X)
+        one.layers["observed"] = mask_format(observed)
+        results.append(select_genes(one, n_target=8, n_context=16, observed_layer="observed"))
+    for other in results[1:]:
+        pd.testing.assert_frame_equal(results[0].var, other.var)
+        pd.testing.assert_frame_equal(results[0].obs, other.obs)
+    assert tissue.var_names[4] not in results[0].var_names
+    depth = np.where(observed, tissue.X.toarray(), 0).sum(axis=1)
+    depth[11] = np.median(np.delete(depth, 11))
+    np.testing.assert_allclose(results[0].obs["total_counts"], depth)
+
+
+def test_hiding_at_random_does_not_lower_the_score(tissue):
+    # Moran's I over the observed pairs estimates the same quantity; a hidden entry counted as the mean would halve it.
+    adata = tissue.copy()
+    full = all_genes(adata).var["moran_i"]
+    share = np.asarray(adata.X.sum(axis=0)).ravel() / adata.X.sum()
+    top = full[share < 0.02].nlargest(8).index  # rare enough to leave the depth as it is
+    hidden = np.random.default_rng(1).random(adata.shape) < 0.5
+    adata.layers["observed"] = ~(hidden & adata.var_names.isin(top))
+    partly = all_genes(adata, observed_layer="observed").var["moran_i"]
+    assert partly[top].mean() == pytest.approx(full[top].mean(), rel=0.2)
+
+
+def test_all_observed_is_the_same_as_no_mask(tissue):
+    adata = tissue.copy()
+    adata.layers["observed"] = np.ones(adata.shape, dtype=bool)
+    pd.testing.assert_frame_equal(all_genes(adata).var, all_genes(adata, observed_layer="observed").var)
+
+
+def test_gene_that_does_not_vary_counts_as_zero():
+    rng = np.random.default_rng(0)
+    counts = np.concatenate([np.full((50, 1), 3.0), rng.poisson(2, (50, 4))], axis=1)
+    counts[:, 4] = 20 - counts[:, :4].sum(axis=1)  # equal depths: the first gene is constant after scaling
+    adata = ad.AnnData(counts, obsm={"spatial": rng.uniform(0, 1, (50, 2))})
+    assert all_genes(adata).var["moran_i"].iloc[0] == 0
+
+
+def test_fewer_genes_than_wanted_warn(tissue):
+    with pytest.warns(UserWarning, match="fewer than n_target"):
+        result = select_genes(tissue, n_target=5, n_context=1000)
+    assert result.var["target_gene"].sum() == 5
+
+
+def change(adata, **kwargs):
+    for key, value in kwargs.items():
+        if key == "X":
+            adata.X = value(adata.X.toarray())
+        else:
+            adata.obsm[key] = value(adata.obsm[key].copy())
+    return adata
+
+
+def put(place, value):
+    def assign(array):
+        array[place] = value
+        return array
+
+    return assign
+
+
+@pytest.mark.parametrize(
+    ("changes", "kwargs", "error", "match"),
+    [
+        ({}, {"layer": "raw"}, KeyError, r"layers\['raw'\]"),
+        ({}, {"spatial_key": "xy"}, KeyError, r"obsm\['xy'\]"),
+        ({}, {"library_key": "slide"}, KeyError, r"obs\['slide'\]"),
+        ({}, {"n_target": 0}, ValueError, "n_target=0"),
+        ({}, {"min_fraction": 1.1}, ValueError, "lower min_fraction"),
+        ({"X": put((2, 3), np.nan)}, {}, ValueError, "section_1_spot_3.*gene_4"),
+        ({"X": put(2, 0)}, {}, ValueError, "section_1_spot_3.*filter_cells"),
+        ({"spatial": put((2, 1), np.nan)}, {}, ValueError, "section_1_spot_3.*correct them"),
+    ],
+)
+def test_bad_input(tissue, changes, kwargs, error, match):
+    with pytest.raises(error, match=match):
+        select_genes(change(tissue.copy(), **changes), **kwargs)
