@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from scvi.train._progress import ProgressBar
 from scvi.utils import track
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
 
 __all__ = ["PhaseProgressBar", "track"]
 
@@ -21,7 +26,7 @@ class PhaseProgressBar(ProgressBar):
         super().__init__()
         self.label = label
 
-    def on_train_epoch_start(self, trainer, pl_module) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the label in front of the epoch."""
         super().on_train_epoch_start(trainer, pl_module)
         if self.is_enabled:

@@ -39,6 +39,24 @@ def listing(names: Sequence[Any], limit: int = 5) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
+def spot_listing(adata: AnnData, mask: NDArray[np.bool_]) -> str:
+    """Count the spots in a mask and name the first.
+
+    Parameters
+    ----------
+    adata
+        Annotated spots.
+    mask
+        Boolean array of shape ``(n_obs,)``.
+
+    Returns
+    -------
+    For example ``"2 spots ('a', 'b')"``.
+    """
+    names = adata.obs_names[mask]
+    return f"{len(names)} spot{'s' if len(names) > 1 else ''} ({listing(names)})"
+
+
 def require_supported(matrix: Any, where: str) -> None:
     """Raise unless a matrix is held in memory in a format the package reads.
 

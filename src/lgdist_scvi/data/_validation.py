@@ -10,7 +10,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from ._entries import count_matrix, count_observed, listing, observed_entries, observed_matrix
+from ._counts import check_counts
+from ._entries import listing, spot_listing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,7 +91,7 @@ def validate_setup(
         _check_target_genes(adata, target_genes_key)
     if not query:
         _check_library_sizes(adata, library_key, n_neighbors)
-    _check_counts(adata, layer, observed_layer, has_depth=size_factor_key is not None, need_genes=not query)
+    check_counts(adata, layer, observed_layer, has_depth=size_factor_key is not None, need_genes=not query)
     if adata.n_obs < FEW_SPOTS and not query:
         warnings.warn(
             f"adata has only {adata.n_obs} spots; with fewer than {FEW_SPOTS} a model can hardly be trained.",
@@ -99,7 +100,7 @@ def validate_setup(
         )
 
 
-def validate_genes(var_names_expected: Sequence[str], adata: AnnData) -> None:
+def validate_genes(var_names_expected: Sequence[str] | NDArray, adata: AnnData) -> None:
     """Check that new data has the genes of the model, in its order.
 
     Parameters
@@ -162,8 +163,8 @@ def _check_obs_column(adata: AnnData, key: str | None, argument: str) -> None:
     absent = adata.obs[key].isna().to_numpy()
     if absent.any():
         raise ValueError(
-            f"adata.obs[{key!r}] ({argument}) is NaN for {_spots(adata, absent)}; fill it in or drop the spots with "
-            f"adata = adata[adata.obs[{key!r}].notna()].copy()."
+            f"adata.obs[{key!r}] ({argument}) is NaN for {spot_listing(adata, absent)}; fill it in or drop the spots "
+            f"with adata = adata[adata.obs[{key!r}].notna()].copy()."
         )
 
 
@@ -177,8 +178,8 @@ def _check_positions(adata: AnnData, spatial_key: str) -> NDArray[np.float64]:
     bad = ~np.isfinite(positions).all(axis=1)
     if bad.any():
         raise ValueError(
-            f"adata.obsm[{spatial_key!r}] has NaN or infinite positions for {_spots(adata, bad)}; correct them or drop "
-            f"the spots with adata = adata[np.isfinite(adata.obsm[{spatial_key!r}]).all(axis=1)].copy()."
+            f"adata.obsm[{spatial_key!r}] has NaN or infinite positions for {spot_listing(adata, bad)}; correct them "
+            f"or drop the spots with adata = adata[np.isfinite(adata.obsm[{spatial_key!r}]).all(axis=1)].copy()."
         )
     return positions
 
@@ -190,7 +191,7 @@ def _check_shared_positions(adata: AnnData, positions: NDArray, library_key: str
     shared = frame.duplicated(keep=False).to_numpy()
     if not shared.any():
         return
-    what = f"{_spots(adata, shared)} share their position with another"
+    what = f"{spot_listing(adata, shared)} share their position with another"
     if library_key is None:
         where = frame[shared].groupby(list(frame.columns), sort=False).ngroup().to_numpy()
         for column in adata.obs.columns:
@@ -218,8 +219,8 @@ def _check_size_factor(adata: AnnData, key: str) -> None:
     bad = ~(np.isfinite(depth) & (depth > 0))
     if bad.any():
         raise ValueError(
-            f"adata.obs[{key!r}] (size_factor_key) is not positive and finite for {_spots(adata, bad)}; give their "
-            "depth over the whole transcriptome or drop them."
+            f"adata.obs[{key!r}] (size_factor_key) is not positive and finite for {spot_listing(adata, bad)}; give "
+            "their depth over the whole transcriptome or drop them."
         )
 
 
@@ -235,8 +236,8 @@ def _check_image(adata: AnnData, key: str) -> None:
     bad = ~np.concatenate(finite)
     if bad.any():
         raise ValueError(
-            f"adata.obsm[{key!r}] has NaN or infinite image embeddings for {_spots(adata, bad)}; compute them anew or "
-            f"drop the spots with adata = adata[np.isfinite(adata.obsm[{key!r}]).all(axis=1)].copy()."
+            f"adata.obsm[{key!r}] has NaN or infinite image embeddings for {spot_listing(adata, bad)}; compute them "
+            f"anew or drop the spots with adata = adata[np.isfinite(adata.obsm[{key!r}]).all(axis=1)].copy()."
         )
 
 
@@ -272,83 +273,6 @@ def _check_library_sizes(adata: AnnData, library_key: str | None, n_neighbors: i
         )
 
 
-def _check_counts(
-    adata: AnnData, layer: str | None, observed_layer: str | None, *, has_depth: bool, need_genes: bool
-) -> None:
-    counts, where = count_matrix(adata, layer)
-    observed = observed_matrix(adata, observed_layer)
-    spot_sums, gene_sums = check_count_values(adata, counts, observed, where)
-    spots_seen, genes_seen = count_observed(observed, adata.shape)
-    empty = (spot_sums == 0) & (spots_seen > 0)
-    if empty.any() and not has_depth:
-        raise ValueError(
-            f"{where} has no count for {_spots(adata, empty)}; drop empty spots with "
-            "scanpy.pp.filter_cells(adata, min_counts=1), or pass size_factor_key=..., their depth over the whole "
-            "transcriptome, if adata holds a gene panel."
-        )
-    silent = (gene_sums == 0) & (genes_seen > 0)
-    if silent.any() and need_genes:
-        raise ValueError(
-            f"{where} has no count for {int(silent.sum())} genes: {listing(adata.var_names[silent])}; drop them with "
-            "scanpy.pp.filter_genes(adata, min_counts=1)"
-            + (" or hide them in all spots of the observed layer." if observed_layer is not None else ".")
-        )
-
-
-def check_count_values(
-    adata: AnnData, counts: NDArray | sparse.spmatrix, observed: NDArray | sparse.spmatrix | None, where: str
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Check that observed entries are counts, and sum them.
-
-    Parameters
-    ----------
-    adata
-        Annotated spots, for the names.
-    counts
-        Matrix of shape ``(n_obs, n_vars)``.
-    observed
-        Mask of the same shape; None when every entry was observed.
-    where
-        How the user addresses the matrix.
-
-    Returns
-    -------
-    Sums of the observed counts of every spot, shape ``(n_obs,)``, and of every gene, shape ``(n_vars,)``.
-
-    Raises
-    ------
-    ValueError
-        If observed entries are NaN, infinite, negative or not whole numbers.
-    """
-    spot_sums, gene_sums = np.zeros(adata.n_obs), np.zeros(adata.n_vars)
-    faults: dict[str, list] = {"NaN or infinite": [], "negative": [], "not whole numbers": []}
-    totals = dict.fromkeys(faults, 0)
-    for row, col, value in observed_entries(counts, observed):
-        if value.dtype.kind == "f":
-            finite = np.isfinite(value)
-            masks: tuple[NDArray | None, ...] = (~finite, value < 0, finite & (value != np.floor(value)))
-        else:
-            masks = (None, value < 0 if value.dtype.kind == "i" else None, None)
-        for fault, mask in zip(faults, masks, strict=True):
-            if mask is not None and mask.any():
-                totals[fault] += int(mask.sum())
-                bad = np.flatnonzero(mask)[:5]
-                faults[fault] += [
-                    f"spot {adata.obs_names[i]!r}, gene {adata.var_names[j]!r}: {v}"
-                    for i, j, v in zip(row[bad], col[bad], value[bad], strict=True)
-                ]
-        weights = value.astype(np.float64)
-        spot_sums += np.bincount(row, weights, minlength=adata.n_obs)
-        gene_sums += np.bincount(col, weights, minlength=adata.n_vars)
-    for fault, culprits in faults.items():
-        if culprits:
-            raise ValueError(
-                f"{where} has {totals[fault]} observed entries that are {fault} ({'; '.join(culprits[:5])}). Pass "
-                "layer=..., the layer with the raw counts; hide entries without a measurement with observed_layer=..."
-            )
-    return spot_sums, gene_sums
-
-
 def _obsm_array(adata: AnnData, key: str, argument: str, what: str) -> NDArray:
     if key not in adata.obsm:
         raise KeyError(f"adata.obsm[{key!r}] ({what}) is missing (found: {sorted(adata.obsm)}); correct {argument}=...")
@@ -359,8 +283,3 @@ def _obsm_array(adata: AnnData, key: str, argument: str, what: str) -> NDArray:
     if array.dtype.kind not in "buif":
         raise TypeError(f"adata.obsm[{key!r}] ({what}) has dtype {array.dtype}; convert it to a numeric dtype.")
     return array
-
-
-def _spots(adata: AnnData, mask: NDArray[np.bool_]) -> str:
-    names = adata.obs_names[mask]
-    return f"{len(names)} spot{'s' if len(names) > 1 else ''} ({listing(names)})"

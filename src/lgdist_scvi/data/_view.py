@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from scvi.data import AnnDataManager
 
+    from ._entries import Matrix
+
 HOPS = (1, 2, 4)
 """Radii of the pooled neighbourhoods in hops: about 6, 18 and 60 spots on a hexagonal grid."""
 N_POOLS = len(HOPS) + 1
@@ -70,7 +72,7 @@ class SpotView:
     hidden
         True where an entry is hidden, same shape.
     depth
-        Depth of every spot in counts, ``(n_spots,)``.
+        Depth of every spot in counts, ``(n_spots,)``; where it is 0 the section's median takes its place.
     section
         Number of the section (batch, else library) whose average profile a spot shares, ``(n_spots,)``.
     connectivities, distances
@@ -96,7 +98,8 @@ class SpotView:
         share: NDArray | None = None,
     ) -> None:
         self.counts, self.hidden = counts, hidden
-        self.depth = np.asarray(depth, dtype=np.float32)
+        self._counted = np.asarray(depth, dtype=np.float32)
+        self.depth = _fill_depth(self._counted, section)
         self.section = section
         self._graph = (connectivities, distances, n_neighbors)
         self.neighbors, length, self.neighbor_mask = neighbor_index(connectivities, distances, n_neighbors)
@@ -160,7 +163,7 @@ class SpotView:
         return cls(
             counts,
             hidden,
-            _fill_depth(depth, section),
+            depth,
             section,
             connectivities,
             distances,
@@ -184,7 +187,7 @@ class SpotView:
         """Number of genes."""
         return self.counts.shape[1]
 
-    def without(self, entries: sparse.csr_matrix) -> SpotView:
+    def without(self, entries: sparse.csr_matrix, share: NDArray | None = None) -> SpotView:
         """Copy in which further entries are hidden.
 
         The depth loses their counts and is scaled up by the share that their genes have on average, so that it stays
@@ -194,16 +197,18 @@ class SpotView:
         ----------
         entries
             True where to hide, ``(n_spots, n_genes)``.
+        share
+            Expected share of each gene from the data a model was trained on; computed from what is left if None.
         """
         removed = self.counts.multiply(entries)
         kept = (self.counts - removed).tocsr()
         kept.eliminate_zeros()
         hidden = (self.hidden + entries).astype(bool).tocsr()
         # The share must not know the hidden counts either.
-        share = _shares(kept, hidden, self.depth - np.asarray(removed.sum(axis=1)).ravel())
-        lost = np.minimum(np.asarray((entries - self.hidden.multiply(entries)) @ share).ravel(), 0.99)
-        depth = (self.depth - np.asarray(removed.sum(axis=1)).ravel()) / (1 - lost)
-        return SpotView(kept, hidden, _fill_depth(depth, self.section), self.section, *self._graph, self.image)
+        depth = self._counted - np.asarray(removed.sum(axis=1)).ravel()
+        expected = _shares(kept, hidden, depth) if share is None else share
+        lost = np.minimum(np.asarray((entries - self.hidden.multiply(entries)) @ expected).ravel(), 0.99)
+        return SpotView(kept, hidden, depth / (1 - lost), self.section, *self._graph, self.image, share)
 
     def gather(self, rows: NDArray[np.int64] | list[int]) -> Batch:
         """Collect the minibatch of the given spots.
@@ -296,7 +301,7 @@ def _fill_depth(depth: NDArray, section: NDArray) -> NDArray[np.float32]:
     return np.maximum(depth, 1e-6)
 
 
-def _complement(observed: NDArray | sparse.csr_matrix | sparse.csc_matrix) -> sparse.csr_matrix:
+def _complement(observed: Matrix) -> sparse.csr_matrix:
     """Entries that are not observed, in blocks of rows."""
     step = max(1, _BLOCK_BYTES // max(1, observed.shape[1]))
     rows = observed.tocsr() if sparse.issparse(observed) else observed

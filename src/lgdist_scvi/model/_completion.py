@@ -18,10 +18,11 @@ from lgdist_scvi.module._autoencoder import TARGET_SUM
 from ._readout import draw_noise, posterior, predict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from anndata import AnnData
     from numpy.typing import NDArray
+    from scvi.data import AnnDataManager
 
     from lgdist_scvi.module._lgdist import LGDiSTModule
 
@@ -29,7 +30,7 @@ Scale = Literal["log1p", "rate", "counts"]
 ReadOut = Literal["expected", "detected"]
 
 N_SAMPLES = 8
-N_STEPS = 5
+N_STEPS = 8
 BATCH_SIZE = 256
 
 
@@ -37,6 +38,11 @@ class CompletionMixin:
     """Completed expression and latent representation."""
 
     module: LGDiSTModule
+    adata: AnnData
+    adata_manager: AnnDataManager
+    _gene_names: Callable[[], NDArray]
+    _validate_anndata: Callable[..., AnnData]
+    _view: Callable[..., SpotView]
     zeros_missing_: bool
     history_: dict
     init_params_: dict
@@ -261,7 +267,7 @@ class CompletionMixin:
                 raise RuntimeError(f"The {phase} has not been trained: call model.{method}() first{hint}.")
         if adata is not None and adata is not self.adata:
             validate_genes(self._gene_names(), adata)
-            validate_setup(adata, **_validated(self.adata_manager.registry["setup_args"]))
+            validate_setup(adata, **_validated(self.adata_manager.registry["setup_args"]), query=True)
         adata = self._validate_anndata(adata, copy_if_view=False)
         return adata, self._view(adata, self.module.share.cpu().numpy())
 

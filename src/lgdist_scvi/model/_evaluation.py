@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,8 @@ from lgdist_scvi.module._autoencoder import TARGET_SUM
 from ._completion import N_SAMPLES, N_STEPS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from anndata import AnnData
     from numpy.typing import NDArray
 
@@ -26,6 +28,9 @@ NEIGHBOR_HOPS = 2
 class EvaluationMixin:
     """Evaluation on held-out entries."""
 
+    adata: AnnData
+    _complete: Callable[..., Any]
+    _trained_view: Callable[..., tuple[AnnData, SpotView]]
     seed_: int
     held_out_: float
 
@@ -72,8 +77,7 @@ class EvaluationMixin:
         hidden = holdout_entries(truth.hidden, self.held_out_ if own else fraction, self.seed_ if own else seed)
         if not hidden.nnz:
             raise ValueError("No entry is held out: train with validation_size > 0, or pass fraction > 0 with adata.")
-        view = truth.without(hidden)
-        view.share = truth.share
+        view = truth.without(hidden, truth.share)
         rows = np.flatnonzero(np.diff(hidden.indptr))
         options = {"n_samples": n_samples, "n_steps": n_steps, "seed": seed, "silent": silent}
         predictions = {

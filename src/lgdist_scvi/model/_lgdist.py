@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scvi.data import AnnDataManager
@@ -11,7 +11,7 @@ from scvi.model.base import BaseModelClass
 
 from lgdist_scvi._constants import REGISTRY_KEYS
 from lgdist_scvi.data._fields import GroupField, SpatialGraphField
-from lgdist_scvi.data._validation import validate_setup
+from lgdist_scvi.data._validation import validate_genes, validate_setup
 from lgdist_scvi.data._view import SpotView
 from lgdist_scvi.module._lgdist import LGDiSTModule
 
@@ -34,28 +34,14 @@ class LGDiST(TrainingMixin, CompletionMixin, EvaluationMixin, BaseModelClass):
     ----------
     adata
         Annotated spots, registered with :meth:`setup_anndata`.
-    n_latent
-        Size of a spot's code.
-    n_hidden, n_layers, n_heads
-        Width, layers and attention heads of the autoencoder.
-    dropout, input_dropout
-        Share of hidden units, and of input values, dropped in training.
-    n_denoiser_hidden, n_denoiser_layers
-        Width and layers of the denoiser.
-    n_diffusion_steps
-        Noise levels of the diffusion in training.
     zeros_missing
         Take every zero for an unobserved entry. By default an observed zero is evidence of a low rate.
-    loss
-        "counts": negative-binomial likelihood, plus the squared error of detected log values for the read-out given
-        detection. "log": the latter alone.
-    condition
-        "neighborhood": complete a spot from what is visible of it and from its neighbours. "neighbors": from its
-        neighbours alone.
     n_rounds
         Times the diffusion is trained; from the second on with the completed spots as teachers.
     seed
         Seed of the weights, of the held-out entries and of the training.
+    **module_kwargs
+        Sizes and options of :class:`~lgdist_scvi.LGDiSTModule`: ``n_latent``, ``n_hidden``, ``loss``, ``condition``, ...
 
     Examples
     --------
@@ -77,27 +63,14 @@ class LGDiST(TrainingMixin, CompletionMixin, EvaluationMixin, BaseModelClass):
     def __init__(
         self,
         adata: AnnData | None = None,
-        n_latent: int = 64,
-        n_hidden: int = 192,
-        n_layers: int = 2,
-        n_heads: int = 4,
-        dropout: float = 0.1,
-        input_dropout: float = 0.3,
-        n_denoiser_hidden: int = 256,
-        n_denoiser_layers: int = 3,
-        n_diffusion_steps: int = 1000,
+        *,
         zeros_missing: bool = False,
-        loss: Literal["counts", "log"] = "counts",
-        condition: Literal["neighborhood", "neighbors"] = "neighborhood",
         n_rounds: int = 1,
         seed: int = 0,
+        **module_kwargs: Any,
     ) -> None:
         super().__init__(adata)
-        if loss not in ("counts", "log"):
-            raise ValueError(f"loss={loss!r} is unknown; choose 'counts' or 'log'.")
-        if condition not in ("neighborhood", "neighbors"):
-            raise ValueError(f"condition={condition!r} is unknown; choose 'neighborhood' or 'neighbors'.")
-        if zeros_missing and loss == "counts":
+        if zeros_missing and module_kwargs.get("loss") != "log":
             raise ValueError("zeros_missing=True leaves no zeros for a likelihood of counts: use it with loss='log'.")
         if n_rounds < 1:
             raise ValueError(f"n_rounds={n_rounds} must be at least 1.")
@@ -106,25 +79,13 @@ class LGDiST(TrainingMixin, CompletionMixin, EvaluationMixin, BaseModelClass):
                 n_genes=self.summary_stats.n_vars,
                 n_image=self.summary_stats.get(f"n_{REGISTRY_KEYS.IMAGE}", 0),
                 target_genes=self._target_genes(),
-                n_latent=n_latent,
-                n_hidden=n_hidden,
-                n_layers=n_layers,
-                n_heads=n_heads,
-                dropout=dropout,
-                input_dropout=input_dropout,
-                n_denoiser_hidden=n_denoiser_hidden,
-                n_denoiser_layers=n_denoiser_layers,
-                n_diffusion_steps=n_diffusion_steps,
-                loss=loss,
-                condition=condition,
+                **module_kwargs,
             )
         self.zeros_missing_, self.n_rounds_, self.seed_ = zeros_missing, n_rounds, seed
         self.held_out_ = 0.0
         self.history_ = {}
-        self._model_summary_string = (
-            f"LGDiST with {self.summary_stats.n_vars} genes, n_latent: {n_latent}, n_hidden: {n_hidden}, "
-            f"n_layers: {n_layers}, loss: {loss}, condition: {condition}"
-        )
+        options = ", ".join(f"{name}: {value}" for name, value in module_kwargs.items()) or "default options"
+        self._model_summary_string = f"LGDiST with {self.summary_stats.n_vars} genes, {options}"
         self.init_params_ = self._get_init_params(locals())
 
     @classmethod
@@ -182,10 +143,13 @@ class LGDiST(TrainingMixin, CompletionMixin, EvaluationMixin, BaseModelClass):
         KeyError, TypeError, ValueError
             If something is missing or unusable; the message names the culprit and the remedy.
         """
-        arguments = {name: value for name, value in locals().items() if name not in ("cls", "kwargs")}
+        # First of all: it takes every local variable for an argument, to be saved with the model.
         setup_method_args = cls._get_setup_method_args(**locals())
-        checked = {name: value for name, value in arguments.items() if name not in ("adata", "neighbors_key")}
-        validate_setup(adata, **checked, query="source_registry" in kwargs)
+        source = kwargs.get("source_registry")
+        if source is not None:
+            validate_genes(source["field_registries"][REGISTRY_KEYS.X]["state_registry"]["column_names"], adata)
+        checked = {name: value for name, value in setup_method_args["setup_args"].items() if name != "neighbors_key"}
+        validate_setup(adata, **checked, query=source is not None)
         fields = [
             LayerField(REGISTRY_KEYS.X, layer, is_count_data=False),
             ObsmField(REGISTRY_KEYS.SPATIAL, spatial_key, is_count_data=False),

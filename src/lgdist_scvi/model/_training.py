@@ -21,7 +21,7 @@ from lgdist_scvi.train._plans import PhasePlan
 from ._readout import fit_calibration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from lgdist_scvi.module._lgdist import LGDiSTModule
 
@@ -40,6 +40,8 @@ class TrainingMixin:
     """Training of the autoencoder and of the diffusion."""
 
     module: LGDiSTModule
+    _view: Callable[..., SpotView]
+    _complete: Callable[..., Any]
     seed_: int
     n_rounds_: int
     held_out_: float
@@ -224,13 +226,9 @@ class TrainingMixin:
             plan.keep_best()
             self.module.phase = "autoencoder"
             self.module.eval()
-            self.history_ = {**history, name: _extended(history.get(name, {}), runner.trainer.logger.history)}
-
-    def _view(self) -> SpotView:
-        raise NotImplementedError
-
-    def _complete(self, view: SpotView, rows: np.ndarray, **options: Any) -> np.ndarray:
-        raise NotImplementedError
+            # Without a step nothing was trained: the phase failed to start.
+            if plan.n_averaged:
+                self.history_ = {**history, name: _extended(history.get(name, {}), runner.trainer.logger.history)}
 
 
 @contextmanager

@@ -58,10 +58,14 @@ class EncoderLayer(nn.Module):
         self.forward_ = feed_forward(n_hidden, dropout)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Update tokens ``(b, t, h)``; tokens that `mask` marks False are not attended to."""
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor, n_updated: int | None = None) -> torch.Tensor:
+        """Update the first `n_updated` of the tokens ``(b, t, h)``, by default all, and return those.
+
+        Tokens that `mask` marks False are not attended to.
+        """
         normed = self.attention_norm(tokens)
-        tokens = tokens + self.dropout(self.attention(normed, self.attention.keys_values(normed), mask))
+        keys_values = self.attention.keys_values(normed)
+        tokens = tokens[:, :n_updated] + self.dropout(self.attention(normed[:, :n_updated], keys_values, mask))
         return tokens + self.dropout(self.forward_(self.forward_norm(tokens)))
 
 
@@ -79,6 +83,13 @@ class NeighborhoodEncoder(nn.Module):
     input_dropout
         Share of the input entries that are dropped in training, beyond the masks.
     """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    pooled_std: torch.Tensor
+    log_depth: torch.Tensor
+    image_mean: torch.Tensor
+    image_std: torch.Tensor
 
     def __init__(
         self,
@@ -155,8 +166,11 @@ class NeighborhoodEncoder(nn.Module):
             tokens.append(image[:, None])
             masks.append(present if use_image is None else use_image[:, None])
         hidden, mask = torch.cat(tokens, dim=1), torch.cat(masks, dim=1)
-        for layer in self.layers:
+        *earlier, last = self.layers
+        for layer in earlier:
             hidden = layer(hidden, mask)
+        # The decoder reads the spot's own token only, so the last layer updates no other.
+        hidden = torch.cat([last(hidden, mask, n_updated=1), hidden[:, 1:]], dim=1)
         return Codes(self.code(self.norm(hidden)), mask)
 
     def _expression(self, counts: torch.Tensor, observed: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:

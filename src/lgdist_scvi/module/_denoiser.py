@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -11,6 +11,8 @@ from torch import nn
 from ._blocks import Attention, feed_forward
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ._autoencoder import Codes
     from ._schedule import NoiseSchedule
 
@@ -31,9 +33,10 @@ class DenoiserLayer(nn.Module):
         self.attention = Attention(n_hidden, n_heads)
         self.forward_norm = nn.LayerNorm(n_hidden, elementwise_affine=False)
         self.forward_ = feed_forward(n_hidden, dropout=0.0)
-        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(n_hidden, 6 * n_hidden))
-        nn.init.zeros_(self.modulation[1].weight)
-        nn.init.zeros_(self.modulation[1].bias)
+        modulation = nn.Linear(n_hidden, 6 * n_hidden)
+        nn.init.zeros_(modulation.weight)
+        nn.init.zeros_(modulation.bias)
+        self.modulation = nn.Sequential(nn.SiLU(), modulation)
 
     def forward(
         self,
@@ -63,6 +66,10 @@ class Denoiser(nn.Module):
         Noise schedule.
     """
 
+    code_std: torch.Tensor
+    residual_std: torch.Tensor
+    frequencies: torch.Tensor
+
     def __init__(self, n_latent: int, n_hidden: int, n_layers: int, n_heads: int, schedule: NoiseSchedule) -> None:
         super().__init__()
         self.schedule = schedule
@@ -82,7 +89,8 @@ class Denoiser(nn.Module):
     def context(self, codes: Codes) -> Context:
         """Keys and values of the condition in every layer."""
         tokens = self.condition(codes.tokens / self.code_std)
-        return [layer.attention.keys_values(tokens) for layer in self.layers]
+        layers = cast("Iterable[DenoiserLayer]", self.layers)
+        return [layer.attention.keys_values(tokens) for layer in layers]
 
     def forward(self, noisy: torch.Tensor, t: torch.Tensor, codes: Codes, context: Context) -> torch.Tensor:
         """Estimate clean residuals.

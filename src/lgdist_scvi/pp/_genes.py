@@ -9,9 +9,9 @@ import numpy as np
 from scipy import sparse
 
 from lgdist_scvi._constants import Keys
-from lgdist_scvi.data._entries import count_matrix, count_observed, listing, observed_entries, observed_matrix
+from lgdist_scvi.data._counts import check_count_values
+from lgdist_scvi.data._entries import count_matrix, count_observed, observed_entries, observed_matrix, spot_listing
 from lgdist_scvi.data._neighbors import library_codes, spatial_graph
-from lgdist_scvi.data._validation import check_count_values
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -96,11 +96,11 @@ def select_genes(
     if library_key is not None and library_key not in adata.obs:
         raise KeyError(f"adata.obs[{library_key!r}] is missing (found: {list(adata.obs)}); correct library_key=...")
     positions = np.asarray(adata.obsm[spatial_key], dtype=np.float64)
-    lost = ~np.isfinite(positions).all(axis=1)
+    lost = np.logical_not(np.isfinite(positions).all(axis=1))
     if lost.any():
         raise ValueError(
-            f"adata.obsm[{spatial_key!r}] has NaN or infinite positions for {int(lost.sum())} spots "
-            f"({listing(adata.obs_names[lost])}); correct them or drop the spots."
+            f"adata.obsm[{spatial_key!r}] has NaN or infinite positions for {spot_listing(adata, lost)}; "
+            "correct them or drop the spots."
         )
     codes = library_codes(None if library_key is None else adata.obs[library_key], adata.n_obs)
     counts, where = count_matrix(adata, layer)
@@ -143,7 +143,7 @@ def _fill_depth(adata: AnnData, depth: NDArray, seen: NDArray, codes: NDArray, w
     empty = (depth == 0) & (seen > 0)
     if empty.any():
         raise ValueError(
-            f"{where} has no count for {int(empty.sum())} spots ({listing(adata.obs_names[empty])}); drop empty spots "
+            f"{where} has no count for {spot_listing(adata, empty)}; drop empty spots "
             "with scanpy.pp.filter_cells(adata, min_counts=1)."
         )
     hidden = seen == 0

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 if TYPE_CHECKING:
+    from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
     from scvi.module.base import LossOutput
 
     from lgdist_scvi.data._view import Batch
@@ -53,6 +54,11 @@ class PhasePlan(pl.LightningModule):
         self._best: dict | None = None
         self._best_loss = math.inf
 
+    @property
+    def n_averaged(self) -> int:
+        """Number of steps taken."""
+        return int(self._average.n_averaged)
+
     def _parts(self) -> nn.ModuleDict:
         return nn.ModuleDict({name: getattr(self.module, name) for name in self.trained})
 
@@ -64,7 +70,7 @@ class PhasePlan(pl.LightningModule):
         """Validation loss of a minibatch, without random numbers that differ between epochs."""
         raise NotImplementedError
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with warm-up and a cosine to zero."""
         parameters = [p for p in self._parts().parameters() if p.requires_grad]
         matrices = [p for p in parameters if p.ndim > 1]
@@ -109,7 +115,7 @@ class PhasePlan(pl.LightningModule):
 
     def keep_best(self) -> None:
         """Put the best averaged weights into the module; the last ones where nothing was validated."""
-        if self._average.n_averaged > 0:
+        if self.n_averaged:
             self._parts().load_state_dict(self._best or self._average.module.state_dict())
 
     def _log(self, output: LossOutput, split: str, name: str) -> None:

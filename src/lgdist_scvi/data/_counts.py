@@ -1,0 +1,112 @@
+"""Checks of the counts, entry by entry."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ._entries import count_matrix, count_observed, listing, observed_entries, observed_matrix, spot_listing
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from ._entries import Matrix
+
+
+def check_counts(
+    adata: AnnData, layer: str | None, observed_layer: str | None, *, has_depth: bool, need_genes: bool
+) -> None:
+    """Check that there are counts for every spot and every gene, where they were observed.
+
+    Parameters
+    ----------
+    adata
+        Annotated spots.
+    layer
+        Layer with the counts; None takes ``X``.
+    observed_layer
+        Boolean layer, True where the entry was observed; None when every entry was.
+    has_depth
+        Whether the depth is known from elsewhere, so that spots may be empty.
+    need_genes
+        Whether every gene that was observed needs a count.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        If the matrices are missing or unreadable, hold other values, or a spot or gene is empty.
+    """
+    counts, where = count_matrix(adata, layer)
+    observed = observed_matrix(adata, observed_layer)
+    spot_sums, gene_sums = check_count_values(adata, counts, observed, where)
+    spots_seen, genes_seen = count_observed(observed, adata.shape)
+    empty = (spot_sums == 0) & (spots_seen > 0)
+    if empty.any() and not has_depth:
+        raise ValueError(
+            f"{where} has no count for {spot_listing(adata, empty)}; drop empty spots with "
+            "scanpy.pp.filter_cells(adata, min_counts=1), or pass size_factor_key=..., their depth over the whole "
+            "transcriptome, if adata holds a gene panel."
+        )
+    silent = (gene_sums == 0) & (genes_seen > 0)
+    if silent.any() and need_genes:
+        raise ValueError(
+            f"{where} has no count for {int(silent.sum())} genes: {listing(adata.var_names[silent])}; drop them with "
+            "scanpy.pp.filter_genes(adata, min_counts=1)"
+            + (" or hide them in all spots of the observed layer." if observed_layer is not None else ".")
+        )
+
+
+def check_count_values(
+    adata: AnnData, counts: Matrix, observed: Matrix | None, where: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Check that observed entries are counts, and sum them.
+
+    Parameters
+    ----------
+    adata
+        Annotated spots, for the names.
+    counts
+        Matrix of shape ``(n_obs, n_vars)``.
+    observed
+        Mask of the same shape; None when every entry was observed.
+    where
+        How the user addresses the matrix.
+
+    Returns
+    -------
+    Sums of the observed counts of every spot, shape ``(n_obs,)``, and of every gene, shape ``(n_vars,)``.
+
+    Raises
+    ------
+    ValueError
+        If observed entries are NaN, infinite, negative or not whole numbers.
+    """
+    spot_sums, gene_sums = np.zeros(adata.n_obs), np.zeros(adata.n_vars)
+    faults: dict[str, list] = {"NaN or infinite": [], "negative": [], "not whole numbers": []}
+    totals = dict.fromkeys(faults, 0)
+    for row, col, value in observed_entries(counts, observed):
+        if value.dtype.kind == "f":
+            finite = np.isfinite(value)
+            masks: tuple[NDArray | None, ...] = (~finite, value < 0, finite & (value != np.floor(value)))
+        else:
+            masks = (None, value < 0, None)
+        for fault, mask in zip(faults, masks, strict=True):
+            if mask is not None and mask.any():
+                totals[fault] += int(mask.sum())
+                bad = np.flatnonzero(mask)[:5]
+                faults[fault] += [
+                    f"spot {adata.obs_names[i]!r}, gene {adata.var_names[j]!r}: {v}"
+                    for i, j, v in zip(row[bad], col[bad], value[bad], strict=True)
+                ]
+        weights = value.astype(np.float64)
+        spot_sums += np.bincount(row, weights, minlength=adata.n_obs)
+        gene_sums += np.bincount(col, weights, minlength=adata.n_vars)
+    for fault, culprits in faults.items():
+        if culprits:
+            raise ValueError(
+                f"{where} has {totals[fault]} observed entries that are {fault} ({'; '.join(culprits[:5])}). Pass "
+                "layer=..., the layer with the raw counts; hide entries without a measurement with observed_layer=..."
+            )
+    return spot_sums, gene_sums

@@ -1,0 +1,226 @@
+"""What is hidden reaches no output bit; what training holds out reaches no weight; an entry does not predict itself."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+
+from lgdist_scvi.data import _view
+from lgdist_scvi.model._readout import draw_noise, predict
+from lgdist_scvi.module._lgdist import LGDiSTModule
+from lgdist_scvi.train._plans import PhasePlan
+
+SETUP = {"library_key": "library_id", "image_key": "X_image", "observed_layer": "observed"}
+FORMATS = {"dense": np.asarray, "csr": sparse.csr_matrix, "csc": sparse.csc_matrix}
+VALUES = {"large": 5000, "zero": 0, "NaN": np.nan}
+
+
+def hidden_entries(kind, shape):
+    rng = np.random.default_rng(3)
+    hidden = np.zeros(shape, dtype=bool)
+    if kind == "entries":
+        hidden |= rng.random(shape) < 0.2
+    elif kind == "genes":
+        hidden[:, [0, 7, 23]] = True
+    elif kind == "spots":
+        hidden[rng.choice(shape[0], 8, replace=False)] = True
+        hidden |= rng.random(shape) < 0.05
+    return hidden
+
+
+def hidden_tissue(small, kind):
+    adata = small.tissue(n_spots=120, n_libraries=2)
+    hidden = hidden_entries(kind, adata.shape)
+    adata.layers["observed"] = ~hidden
+    adata.obs["total"] = np.asarray(adata.layers["counts"].sum(axis=1)).ravel() + 500
+    return adata, hidden
+
+
+def with_values(adata, hidden, value, to_format):
+    changed = adata.copy()
+    counts = adata.layers["counts"].toarray()
+    counts[hidden] = value
+    changed.layers["counts"] = to_format(counts)
+    changed.X = changed.layers["counts"].copy()
+    return changed
+
+
+def all_outputs(small, adata, **setup):
+    """Everything that a user can read from a model trained on `adata`, and its weights."""
+    model = small.fit(small.build(adata, **(SETUP | setup)))
+    outputs = {}
+    for keep in (True, False):
+        both = model.get_completed_expression(keep_observed=keep, return_std=True, return_numpy=True, **small.READ)
+        outputs[f"completed, keep={keep}"], outputs[f"std, keep={keep}"] = both
+        outputs[f"detected, keep={keep}"] = model.get_completed_expression(
+            keep_observed=keep, read_out="detected", return_numpy=True, **small.READ
+        )
+    outputs["counts"] = model.get_completed_expression(scale="counts", return_numpy=True, **small.READ)
+    outputs["latent"] = model.get_latent_representation()
+    outputs["scores"] = model.evaluate_completion(**small.READ).to_numpy(dtype=np.float64)
+    for phase, metrics in model.history.items():
+        outputs |= {f"{phase} {name}": table.to_numpy() for name, table in metrics.items()}
+    outputs |= {name: tensor.numpy() for name, tensor in model.module.state_dict().items()}
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def original(small):
+    """Outputs before the hidden counts are replaced, computed once for each kind of hidden entries."""
+    known = {}
+
+    def get(kind, **setup):
+        key = (kind, *setup)
+        if key not in known:
+            known[key] = all_outputs(small, hidden_tissue(small, kind)[0], **setup)
+        return known[key]
+
+    return get
+
+
+def differing(first, second):
+    assert first.keys() == second.keys()
+    return [name for name in first if first[name].tobytes() != second[name].tobytes()]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "to_format", "setup"),
+    [
+        ("entries", "large", "dense", {}),
+        ("entries", "NaN", "csr", {}),
+        ("entries", "large", "csr", {"size_factor_key": "total", "batch_key": "domain"}),
+        ("genes", "zero", "csr", {}),
+        ("genes", "large", "csc", {}),
+        ("spots", "NaN", "dense", {}),
+        ("spots", "large", "csr", {}),
+    ],
+)
+def test_hidden_counts_change_no_output_bit(small, original, kind, value, to_format, setup):
+    adata, hidden = hidden_tissue(small, kind)
+    changed = with_values(adata, hidden, VALUES[value], FORMATS[to_format])
+    outputs = all_outputs(small, changed, **setup)
+    assert differing(original(kind, **setup), outputs) == []
+    assert all(np.isfinite(outputs[name]).all() for name in ("completed, keep=True", "std, keep=False", "latent"))
+    # Hidden entries of spots that are neighbours of others are among them.
+    neighbors = changed.obsp["lgdist_connectivities"].sum(axis=0)
+    assert (np.asarray(neighbors).ravel()[hidden.any(axis=1)] > 0).all()
+
+
+def ignore_mask_of_counts(monkeypatch):
+    read = _view.observed_entries
+    monkeypatch.setattr(_view, "observed_entries", lambda counts, observed: read(counts, None))
+
+
+def ignore_mask_in_encoder(monkeypatch):
+    ignore_mask_of_counts(monkeypatch)
+    monkeypatch.setattr(LGDiSTModule, "visible", lambda self, batch: torch.ones_like(batch.observed))
+
+
+def ignore_mask_altogether(monkeypatch):
+    monkeypatch.setattr(_view, "observed_matrix", lambda adata, layer: None)
+
+
+@pytest.mark.parametrize("break_it", [ignore_mask_of_counts, ignore_mask_in_encoder, ignore_mask_altogether])
+def test_the_test_sees_a_dropped_mask(small, monkeypatch, break_it):
+    adata, hidden = hidden_tissue(small, "entries")
+    break_it(monkeypatch)
+    before = all_outputs(small, adata)
+    after = all_outputs(small, with_values(adata, hidden, VALUES["large"], FORMATS["csr"]))
+    changed = differing(before, after)
+    assert {"completed, keep=False", "latent"} <= set(changed)
+    assert (before["completed, keep=False"] != after["completed, keep=False"])[hidden].mean() > 0.9
+
+
+def held_out_changed(small, *, setup=None):
+    """A tissue, the same with other counts at the entries that training holds out, and those entries."""
+    adata, hidden = hidden_tissue(small, "spots")
+    setup = {"observed_layer": "observed", **(setup or {})}
+    held_out = small.build(adata.copy(), **setup)._training_data(0.1, 64).held_out.toarray()
+    assert held_out.any() and not (held_out & hidden).any()
+    changed = adata.copy()
+    counts = adata.layers["counts"].toarray()
+    # A size factor counts what it measures: it changes with the counts.
+    new = np.where(held_out, counts + np.random.default_rng(5).integers(1, 60, counts.shape), counts)
+    changed.obs["total"] += (new - counts).sum(axis=1)
+    changed.layers["counts"] = sparse.csr_matrix(new)
+    return adata, changed, setup
+
+
+@pytest.mark.parametrize("setup", [{}, {"size_factor_key": "total", "library_key": "library_id"}])
+def test_held_out_counts_do_not_reach_the_view(small, setup):
+    adata, changed, setup = held_out_changed(small, setup=setup)
+    first, second = (small.build(a, **setup)._training_data(0.1, 64) for a in (adata, changed))
+    assert (first.held_out != second.held_out).nnz == 0
+    assert (first.truth.counts != second.truth.counts).nnz > 0
+    assert (first.view.counts != second.view.counts).nnz == 0
+    np.testing.assert_array_equal(first.view.share, second.view.share)
+    everything = np.arange(adata.n_obs)
+    for name, one, other in zip(
+        _view.Batch._fields, first.view.gather(everything), second.view.gather(everything), strict=True
+    ):
+        assert torch.equal(one, other), name
+    rows = np.flatnonzero(np.diff(first.held_out.indptr))
+    assert not first.view.gather(rows).observed[torch.from_numpy(first.held_out[rows].toarray())].any()
+
+
+def test_held_out_counts_change_no_weight(small, monkeypatch):
+    # Which step's weights are kept is chosen on the held-out entries, so keep the last.
+    monkeypatch.setattr(
+        PhasePlan, "keep_best", lambda self: self._parts().load_state_dict(self._average.module.state_dict())
+    )
+    adata, changed, setup = held_out_changed(small)
+    first, second = (
+        small.fit(small.build(a, **setup), validation_size=0.1, early_stopping=False) for a in (adata, changed)
+    )
+    weights = second.module.state_dict()
+    differ = {name for name, value in first.module.state_dict().items() if not torch.equal(value, weights[name])}
+    # The read-out given detection is calibrated on held-out entries, by two numbers.
+    assert differ <= {"detected_calibration"}
+    for phase in ("autoencoder", "diffusion"):
+        one, other = first.history[phase], second.history[phase]
+        for name in (name for name in one if "train" in name):
+            assert one[name].equals(other[name]), name
+    assert not first.history["autoencoder"]["validation_loss"].equals(
+        second.history["autoencoder"]["validation_loss"]
+    )
+
+
+@pytest.mark.parametrize("setup", [{}, {"size_factor_key": "total"}])
+def test_a_count_does_not_predict_itself(small, setup):
+    adata, hidden = hidden_tissue(small, "entries")
+    setup = {"observed_layer": "observed", "library_key": "library_id", **setup}
+    model = small.fit(small.build(adata, **setup), max_epochs=5)
+    noise = draw_noise(2, small.OPTIONS["n_latent"], 0)
+    share = model.module.share.numpy()
+    before = predict(model.module, model._view(share=share).gather(np.arange(adata.n_obs)), noise, 2).rate.numpy()
+    rng = np.random.default_rng(0)
+    counts = adata.layers["counts"].toarray()
+    influence = []
+    for spot in rng.choice(adata.n_obs, 6, replace=False):
+        gene = rng.choice(np.flatnonzero(~hidden[spot]))
+        changed = adata.copy()
+        more = counts.copy()
+        more[spot, gene] += 40
+        changed.layers["counts"] = sparse.csr_matrix(more)
+        changed.obs.loc[changed.obs_names[spot], "total"] += 40
+        _, view = model._trained_view(changed, diffusion=True)
+        after = predict(model.module, view.gather([spot]), noise, 2).rate.numpy()[0]
+        np.testing.assert_allclose(after[gene], before[spot, gene], rtol=2e-5)
+        influence.append(np.abs(after / before[spot] - 1).max())
+    # The count matters to the other genes of the spot, so the model was not blind to it.
+    assert min(influence) > 1e-3
+
+
+def test_fold_that_does_not_leave_out_is_seen(small, monkeypatch):
+    """The check above would fail if a fold kept its own genes visible."""
+    adata, hidden = hidden_tissue(small, "entries")
+    model = small.fit(small.build(adata, observed_layer="observed"), max_epochs=5)
+    batch = model._view(share=model.module.share.numpy()).gather([4])
+    gene = int(np.flatnonzero(~hidden[4])[0])
+    more = batch._replace(counts=batch.counts.clone(), depth=batch.depth + 40)
+    more.counts[0, gene] += 40
+    honest = [predict(model.module, b, None, 1).rate[0, gene] for b in (batch, more)]
+    torch.testing.assert_close(*honest, rtol=2e-5, atol=0)
+    monkeypatch.setattr("lgdist_scvi.model._readout.gene_folds", lambda n: torch.full((n,), -1))
+    leaking = [predict(model.module, b, None, 1).rate[0, gene] for b in (batch, more)]
+    assert abs(leaking[1] / leaking[0] - 1) > 1e-3
