@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import rich.pretty  # noqa: F401  scvi-tools shows its registry with it and does not import it
 from scvi.train._progress import ProgressBar
 from scvi.utils import track
 

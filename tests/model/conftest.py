@@ -17,12 +17,18 @@ OPTIONS = {
     "n_denoiser_layers": 1,
     "n_diffusion_steps": 100,
 }
-TRAIN = {"max_epochs": 2, "batch_size": 64, "accelerator": "cpu", "enable_progress_bar": False}
+TRAIN = {
+    "max_epochs": 2,
+    "batch_size": 64,
+    "validation_size": 0.1,
+    "accelerator": "cpu",
+    "enable_progress_bar": False,
+}
 READ = {"n_samples": 2, "n_steps": 2, "silent": True}
 
 
 def tissue(**options):
-    return simulated_tissue(**({"n_spots": 150, "n_genes": 40, "depth": 300} | options))
+    return simulated_tissue(**({"n_spots": 150, "n_genes": 40, "depth": 1500} | options))
 
 
 def hide(adata, seed=0, share=0.15):

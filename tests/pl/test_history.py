@@ -26,10 +26,10 @@ def logged():
     return {
         "autoencoder": {
             "train_loss_step": curve("train_loss_step", [9.0, 8.0]),
-            "train_loss_epoch": curve("train_loss_epoch", [3.0, 2.0, 1.5]),
+            "train_loss": curve("train_loss", [3.0, 2.0, 1.5]),
             "validation_loss": curve("validation_loss", [3.5, np.nan, 2.0]),
         },
-        "diffusion": {"train_loss_epoch": curve("train_loss_epoch", [1.0])},
+        "diffusion": {"train_loss": curve("train_loss", [1.0])},
     }
 
 

@@ -30,7 +30,7 @@ Scale = Literal["log1p", "rate", "counts"]
 ReadOut = Literal["expected", "detected"]
 
 N_SAMPLES = 8
-N_STEPS = 8
+N_STEPS = 6
 BATCH_SIZE = 256
 
 
@@ -117,6 +117,13 @@ class CompletionMixin:
         """
         _check_choice("scale", scale, ("log1p", "rate", "counts"))
         _check_choice("read_out", read_out, ("expected", "detected"))
+        for name, number, least in (
+            ("n_samples", n_samples, 0),
+            ("n_steps", n_steps, 1),
+            ("batch_size", batch_size, 1),
+        ):
+            if number < least:
+                raise ValueError(f"{name}={number} must be at least {least}.")
         if read_out == "detected" and return_std:
             raise ValueError("return_std goes with read_out='expected'.")
         adata, view = self._trained_view(adata, diffusion=n_samples > 0)
@@ -261,7 +268,10 @@ class CompletionMixin:
 
     def _trained_view(self, adata: AnnData | None, *, diffusion: bool) -> tuple[AnnData, SpotView]:
         """Check model and data, and read what may be seen of the data."""
-        for phase, method in {"autoencoder": "train", **({"diffusion": "train_diffusion"} if diffusion else {})}.items():
+        for phase, method in {
+            "autoencoder": "train",
+            **({"diffusion": "train_diffusion"} if diffusion else {}),
+        }.items():
             if phase not in self.history_:
                 hint = " (or pass n_samples=0 for the autoencoder's own prediction)" if phase == "diffusion" else ""
                 raise RuntimeError(f"The {phase} has not been trained: call model.{method}() first{hint}.")

@@ -95,7 +95,7 @@ class EvaluationMixin:
         scores = {
             name: {
                 "mse_detected": masked_mse(log_value, value, detected),
-                "pcc_gene": float(np.nanmean(gene_pearson(log_value, value, detected))),
+                "pcc_gene": float(pd.Series(gene_pearson(log_value, value, detected)).mean()),
                 "d2": deviance_explained(counts, rate, depth, predictions["gene mean"][0][0], mask),
                 "n_entries": int(mask.sum()),
             }

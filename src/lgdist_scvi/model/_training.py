@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from lgdist_scvi.module._lgdist import LGDiSTModule
 
-STEPS = 600
-"""Training steps of a phase by default; data of which that is less than `MIN_EPOCHS` passes get more."""
 MIN_EPOCHS = 10
 VALIDATIONS = 25
 """Validations over a phase."""
@@ -75,12 +73,13 @@ class TrainingMixin:
     ) -> None:
         """Train the autoencoder, then the diffusion in its latent space.
 
-        A second call goes on from the weights of the first.
+        A second call goes on from the weights of the first, with the same held-out entries.
 
         Parameters
         ----------
         max_epochs
-            Passes through the spots in each phase; by default as many as make 600 steps, at least 10.
+            Passes through the spots in each phase; by default as many as make 600 steps (autoencoder) or 400 (diffusion), at
+            least 10.
         autoencoder_max_epochs, diffusion_max_epochs
             The same for one phase.
         accelerator, devices
@@ -120,14 +119,26 @@ class TrainingMixin:
         plan_kwargs: dict[str, Any] | None = None,
         **trainer_kwargs: Any,
     ) -> None:
-        """Train the first phase; parameters as in :meth:`train`."""
+        """Train the first phase; parameters as in :meth:`train`.
+
+        Raises
+        ------
+        ValueError
+            If an earlier call held out another share: what it has trained on cannot be held out any more.
+        """
+        if "autoencoder" in self.history_ and validation_size != self.held_out_:
+            raise ValueError(
+                f"The autoencoder was trained with validation_size={self.held_out_}, and what it has seen cannot be held "
+                f"out any more. Pass the same, or train a new model with validation_size={validation_size}."
+            )
         data = self._training_data(validation_size, batch_size)
         if "autoencoder" not in self.history_:
             spots = np.random.default_rng(self.seed_).permutation(data.view.n_spots)[:STATISTICS_SPOTS]
             self.module.fit_statistics(data.view, np.sort(spots))
         trainer_kwargs |= {"accelerator": accelerator, "devices": devices, "early_stopping": early_stopping}
         self._run_phase(AutoencoderPlan, "autoencoder", data, max_epochs, plan_kwargs or {}, trainer_kwargs)
-        fit_calibration(self.module, data, self.seed_)
+        with seeded(self.seed_):
+            fit_calibration(self.module, data, self.seed_)
 
     def train_diffusion(
         self,
@@ -191,15 +202,16 @@ class TrainingMixin:
         trainer_kwargs: dict[str, Any],
     ) -> None:
         steps = max(1, data.n_train // data.batch_size)
-        epochs = max_epochs or max(MIN_EPOCHS, math.ceil(STEPS / steps))
+        epochs = max_epochs or max(MIN_EPOCHS, math.ceil(plan_cls.default_steps / steps))
         self.module.phase = plan_cls.phase
         # The runner leaves the module in evaluation mode, in which the next phase would train.
         self.module.train()
         plan = plan_cls(self.module, n_steps=epochs * steps, **plan_kwargs)
         early_stopping = bool(trainer_kwargs.pop("early_stopping")) and data.n_val > 0
+        # A list of its own: the trainer adds to it, and the user's serves both phases.
+        callbacks = list(trainer_kwargs.pop("callbacks", None) or [])
         if trainer_kwargs.get("enable_progress_bar", True):
-            bar = PhaseProgressBar(name.replace("_", " ").capitalize())
-            trainer_kwargs["callbacks"] = [*trainer_kwargs.get("callbacks", []), bar]
+            callbacks.append(PhaseProgressBar(name.replace("_", " ").capitalize()))
         defaults = {
             "check_val_every_n_epoch": max(1, round(epochs / VALIDATIONS)),
             "early_stopping_monitor": "validation_loss",
@@ -214,12 +226,15 @@ class TrainingMixin:
             data_splitter=data,
             max_epochs=epochs,
             early_stopping=early_stopping,
+            callbacks=callbacks,
             **(defaults | trainer_kwargs),
         )
         history = self.history_
         try:
             # Another seed for each call, the same for the same sequence of calls.
-            with seeded(self.seed_ + 1000 * (1 + sum(len(m.get("train_loss", {}).get("epoch", [])) for m in history.values()))):
+            with seeded(
+                self.seed_ + 1000 * (1 + sum(len(m.get("train_loss", {}).get("epoch", [])) for m in history.values()))
+            ):
                 runner()
         finally:
             # Also after an interruption: what was learnt is kept.

@@ -76,8 +76,8 @@ class LGDiSTModule(BaseModuleClass):
         n_heads: int = 4,
         dropout: float = 0.1,
         input_dropout: float = 0.3,
-        n_denoiser_hidden: int = 256,
-        n_denoiser_layers: int = 3,
+        n_denoiser_hidden: int = 192,
+        n_denoiser_layers: int = 2,
         n_diffusion_steps: int = 1000,
         loss: Literal["counts", "log"] = "counts",
         condition: Literal["neighborhood", "neighbors"] = "neighborhood",
@@ -128,7 +128,8 @@ class LGDiSTModule(BaseModuleClass):
         values = log_normalise(batch.counts, batch.depth) * seen
         encoder.mean.copy_(values.sum(0) / n_seen)
         encoder.std.copy_((((values - encoder.mean) ** 2 * seen).sum(0) / n_seen).sqrt().clamp_min(0.05))
-        encoder.pooled_std.copy_(batch.pooled.std(0, unbiased=False).clamp_min(1e-3))
+        # Within one section its average is the average of all: the floor keeps rounding from passing for signal.
+        encoder.pooled_std.copy_(batch.pooled.std(0, unbiased=False).clamp_min(0.1))
         log_depth = batch.depth.clamp_min(1).log()
         encoder.log_depth.copy_(torch.stack([log_depth.mean(), log_depth.std(unbiased=False).clamp_min(0.05)]))
         if encoder.image is not None:
@@ -154,7 +155,8 @@ class LGDiSTModule(BaseModuleClass):
         """Decode codes, ``(b, d)``, of the spots of a minibatch."""
         rates = self.decoder(code, batch, self.share)
         shift, slope = self.detected_calibration
-        return rates._replace(detected=(shift + slope * rates.detected).clamp_min(0))
+        one_count = log_normalise(torch.ones_like(batch.depth)[:, None], batch.depth)
+        return rates._replace(detected=torch.maximum(shift + slope * rates.detected, one_count))
 
     def forward(self, tensors: Batch) -> tuple[dict, dict, LossOutput]:
         """Encode, decode and score a minibatch; scvi-tools' own forward expects a dictionary."""
@@ -209,9 +211,7 @@ class LGDiSTModule(BaseModuleClass):
             likelihood = (nll * weight).sum() / weight.sum().clamp_min(1e-6)
             terms["negative_log_likelihood"] = likelihood.detach()
             total = total + likelihood
-        return LossOutput(
-            loss=total, n_obs_minibatch=len(batch.counts), extra_metrics=terms
-        )
+        return LossOutput(loss=total, n_obs_minibatch=len(batch.counts), extra_metrics=terms)
 
     @torch.no_grad()
     def code_pairs(self, batch: Batch, visible: torch.Tensor) -> tuple[Codes, torch.Tensor]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # Blue and vermilion of the palette of Okabe & Ito, told apart with every kind of colour vision.
 _CURVES = {
-    "train_loss_epoch": {"label": "training", "color": "#0072B2", "linestyle": "-"},
+    "train_loss": {"label": "training", "color": "#0072B2", "linestyle": "-"},
     "validation_loss": {"label": "validation", "color": "#D55E00", "linestyle": "--"},
 }
 

@@ -43,6 +43,7 @@ class PhasePlan(pl.LightningModule):
 
     phase: Phase
     trained: tuple[str, ...]
+    default_steps: int
 
     def __init__(
         self, module: LGDiSTModule, n_steps: int, lr: float = 1e-3, weight_decay: float = 0.05, ema_decay: float = 0.99
@@ -130,6 +131,7 @@ class AutoencoderPlan(PhasePlan):
 
     phase = "autoencoder"
     trained = ("encoder", "decoder")
+    default_steps = 600
 
     def loss(self, batch: Batch) -> LossOutput:
         """Loss on randomly masked entries."""
@@ -148,6 +150,7 @@ class DiffusionPlan(PhasePlan):
 
     phase = "diffusion"
     trained = ("denoiser",)
+    default_steps = 400
 
     def loss(self, batch: Batch) -> LossOutput:
         """Denoising loss at random noise levels and masks."""

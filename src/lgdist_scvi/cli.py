@@ -1,0 +1,279 @@
+"""The command line: ``lgdist-scvi complete`` and ``lgdist-scvi demo``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import sys
+import warnings
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ._constants import Keys
+from ._output import UserError, check_target, write_aside
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from anndata import AnnData
+
+SETUP_OPTIONS = {
+    "layer": "layer with the raw counts (default: X)",
+    "spatial_key": "obsm key of the coordinates (default: spatial)",
+    "library_key": "obs column that names the section of a spot; needed for several sections",
+    "batch_key": "obs column with groups of spots that share an average profile (default: the sections)",
+    "image_key": "obsm key of image embeddings",
+    "observed_layer": "boolean layer, True where an entry was observed (default: everywhere)",
+    "size_factor_key": "obs column with the depth of the spots over the whole transcriptome (default: the sum of counts)",
+}
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv
+        Arguments; by default those of the process.
+
+    Returns
+    -------
+    Exit status: 0, 2 after a mistake of the user, 130 after an interruption.
+    """
+    options = _parser().parse_args(argv)
+    with _few_messages():
+        try:
+            options.run(options)
+        except UserError as error:
+            print(f"lgdist-scvi: error: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
+        except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
+            print("lgdist-scvi: interrupted, no output was written", file=sys.stderr)
+            return INTERRUPTED
+    return 0
+
+
+def complete(options: argparse.Namespace) -> None:
+    """Complete the expression in one h5ad file and write it to another.
+
+    Parameters
+    ----------
+    options
+        As parsed.
+
+    Raises
+    ------
+    UserError
+        If the options or the data cannot be used; before anything is trained.
+    """
+    from .model import LGDiST
+
+    if options.output.exists() and options.input.exists() and options.output.samefile(options.input):
+        raise UserError(f"{options.output} is the input, which is never changed; name another output.")
+    check_target(options.output, overwrite=options.overwrite)
+    if options.save_model is not None:
+        _check_model_folder(options.save_model, options.overwrite)
+    if options.std and options.read_out == "detected":
+        raise UserError("--std goes with --read-out expected.")
+    _use_hardware(options)
+
+    adata = _read(options.input)
+    setup = {name: value for name in SETUP_OPTIONS if (value := getattr(options, name)) is not None}
+    setup["target_genes_key"] = options.target_genes_key
+    with _user_errors():
+        if options.n_genes is not None:
+            adata = _select_genes(adata, options.n_genes, setup)
+        LGDiST.setup_anndata(adata, **setup)
+    model = LGDiST(adata, seed=options.seed)
+    say = (lambda *_: None) if options.quiet else print
+    # A log file gains nothing from a bar.
+    silent = options.quiet or not sys.stderr.isatty()
+    say(f"{options.input}: {adata.n_obs} spots, {adata.n_vars} genes. Training.")
+    with redirect_stdout(sys.stderr):
+        model.train(options.max_epochs, accelerator=options.accelerator, devices=1, enable_progress_bar=not silent)
+    if options.save_model is not None:
+        model.save(options.save_model, overwrite=options.overwrite)
+
+    scores = model.evaluate_completion(n_samples=options.n_samples, silent=silent)
+    model.add_completed_layer(
+        n_samples=options.n_samples,
+        keep_observed=not options.denoise,
+        return_std=options.std,
+        scale=options.scale,
+        read_out=options.read_out,
+        seed=options.seed,
+        silent=silent,
+    )
+    adata.obsm[Keys.LATENT] = model.get_latent_representation()
+    training = {"seed": options.seed} | ({} if options.max_epochs is None else {"max_epochs": options.max_epochs})
+    adata.uns[Keys.UNS] |= {
+        "setup": {name: value for name, value in setup.items() if value is not None},
+        "training": training,
+        "scores": scores,
+    }
+    write_aside(adata, options.output, overwrite=options.overwrite)
+    say(f"\nScores on held-out entries:\n{scores.round(4).to_string()}\n\nWritten: {options.output}")
+
+
+def demo(options: argparse.Namespace) -> None:
+    """Complete a simulated tissue.
+
+    Parameters
+    ----------
+    options
+        As parsed.
+    """
+    from ._demo import run_demo
+
+    _use_hardware(options)
+    run_demo(options.out, seed=options.seed, accelerator=options.accelerator)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lgdist-scvi", description="Complete spatial transcriptomics counts by latent gene diffusion (LGDiST)."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser(
+        "complete", allow_abbrev=False, help="complete an h5ad file", description=complete.__doc__.splitlines()[0]
+    )
+    command.set_defaults(run=complete)
+    command.add_argument("input", type=Path, metavar="IN.h5ad", help="file with raw counts and coordinates")
+    command.add_argument("output", type=Path, metavar="OUT.h5ad", help="file to write")
+    data = command.add_argument_group("data")
+    for name, text in SETUP_OPTIONS.items():
+        data.add_argument(f"--{name.replace('_', '-')}", metavar="KEY", help=text)
+    genes = data.add_mutually_exclusive_group()
+    genes.add_argument(
+        "--target-genes-key", metavar="KEY", help="boolean var column, True for the genes that matter most"
+    )
+    genes.add_argument(
+        "--n-genes",
+        type=_positive,
+        metavar="N",
+        help="keep only the N genes that vary most in space, an eighth of them as target genes (default: all genes)",
+    )
+    training = command.add_argument_group("training")
+    training.add_argument("--max-epochs", type=_positive, metavar="N", help="passes through the spots, in each phase")
+    values = command.add_argument_group("completed values")
+    values.add_argument("--scale", choices=["log1p", "rate", "counts"], default="log1p", help="(default: %(default)s)")
+    values.add_argument(
+        "--read-out", choices=["expected", "detected"], default="expected", help="(default: %(default)s)"
+    )
+    values.add_argument("--denoise", action="store_true", help="denoise detected entries, too, instead of keeping them")
+    values.add_argument("--std", action="store_true", help="also write the standard deviation")
+    values.add_argument(
+        "--n-samples", type=_whole, default=8, metavar="N", help="samples to average (default: %(default)s)"
+    )
+    files = command.add_argument_group("files and messages")
+    files.add_argument("--save-model", type=Path, metavar="DIR", help="also save the trained model")
+    files.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    files.add_argument("--quiet", action="store_true", help="print errors and warnings only")
+
+    command = commands.add_parser(
+        "demo", allow_abbrev=False, help="complete a simulated tissue", description=demo.__doc__.splitlines()[0]
+    )
+    command.set_defaults(run=demo)
+    command.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder (default: %(default)s)")
+
+    for command in commands.choices.values():
+        command.add_argument("--seed", type=_whole, default=0, metavar="N", help="(default: %(default)s)")
+        command.add_argument(
+            "--accelerator", choices=["auto", "cpu", "gpu"], default="auto", help="(default: %(default)s)"
+        )
+        command.add_argument(
+            "--threads", type=_positive, metavar="N", help="threads on the CPU (default: as PyTorch chooses)"
+        )
+    return parser
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if _whole(text) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return int(text)
+
+
+def _read(path: Path) -> AnnData:
+    import anndata
+
+    if not path.is_file():
+        raise UserError(f"{path} does not exist." if not path.exists() else f"{path} is not a file.")
+    try:
+        return anndata.read_h5ad(path)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as h5ad: {error}") from error
+
+
+def _select_genes(adata: AnnData, n_genes: int, setup: dict[str, Any]) -> AnnData:
+    """Keep the genes that vary most in space, and register them as `pp.select_genes` marks them."""
+    from .pp import select_genes
+
+    known = {name: setup[name] for name in ("layer", "spatial_key", "library_key", "observed_layer") if name in setup}
+    n_target = max(1, n_genes // 8)
+    adata = select_genes(adata, n_target=n_target, n_context=n_genes - n_target, **known)
+    setup["target_genes_key"] = Keys.TARGET_GENES
+    setup.setdefault("size_factor_key", Keys.DEPTH)
+    return adata
+
+
+def _check_model_folder(folder: Path, overwrite: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; name another one for --save-model.")
+    if folder.exists() and not overwrite:
+        raise UserError(f"{folder} exists already; name another one for --save-model or add --overwrite.")
+    check_target(folder / "model.pt" if folder.exists() else folder, overwrite=overwrite)
+
+
+def _use_hardware(options: argparse.Namespace) -> None:
+    import torch
+
+    if options.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("PyTorch finds no GPU; use --accelerator cpu.")
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+
+
+@contextmanager
+def _user_errors() -> Iterator[None]:
+    """Take what the checks raise for mistakes of the user, with arguments spelled as options."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        text = str(error.args[0] if error.args else error)
+        names = "|".join([*SETUP_OPTIONS, "target_genes_key"])
+        text = re.sub(rf"\b({names})=", lambda match: f"--{match[1].replace('_', '-')} ", text)
+        raise UserError(text) from error
+
+
+@contextmanager
+def _few_messages() -> Iterator[None]:
+    """Keep the remarks of the stack to developers out of the terminal, and print our warnings in one line."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "scvi")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", category=UserWarning, module="lgdist_scvi")
+        warnings.showwarning = lambda message, *_, **__: print(
+            f"lgdist-scvi: warning: {' '.join(str(message).split())}", file=sys.stderr
+        )
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.WARNING)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

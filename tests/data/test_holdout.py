@@ -1,0 +1,50 @@
+"""Held-out entries: drawn among the observed, by seed alone."""
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from lgdist_scvi.data import _holdout
+from lgdist_scvi.data._holdout import holdout_entries
+
+
+def hidden(shape=(200, 30), share=0.3, seed=0):
+    return sparse.csr_matrix(np.random.default_rng(seed).random(shape) < share)
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.3, 0.9])
+def test_share_of_the_observed_entries(fraction):
+    unobserved = hidden()
+    held_out = holdout_entries(unobserved, fraction, seed=1)
+    assert held_out.shape == unobserved.shape and held_out.dtype == bool
+    assert held_out.multiply(unobserved).nnz == 0
+    assert held_out.nnz == pytest.approx(fraction * (~unobserved.toarray()).sum(), rel=0.15)
+
+
+def test_depends_on_seed_and_shape_alone():
+    unobserved = hidden()
+    first = holdout_entries(unobserved, 0.2, seed=1)
+    assert (first != holdout_entries(unobserved, 0.2, seed=1)).nnz == 0
+    assert (first != holdout_entries(unobserved, 0.2, seed=2)).nnz > 0
+    # What is unobserved is left out of the draw and changes nothing else.
+    everything = holdout_entries(sparse.csr_matrix(unobserved.shape, dtype=bool), 0.2, seed=1)
+    np.testing.assert_array_equal(first.toarray(), everything.toarray() & ~unobserved.toarray())
+
+
+def test_limited_number_of_spots(monkeypatch):
+    monkeypatch.setattr(_holdout, "MAX_HOLDOUT_SPOTS", 25)
+    held_out = holdout_entries(hidden(share=0.0), 0.5, seed=1)
+    rows = np.flatnonzero(np.diff(held_out.indptr))
+    assert len(rows) == 25
+    assert rows.max() > 100
+
+
+def test_nothing():
+    assert holdout_entries(hidden(), 0.0, seed=0).nnz == 0
+    assert holdout_entries(hidden(share=1.1), 0.5, seed=0).nnz == 0
+
+
+@pytest.mark.parametrize("fraction", [-0.01, 1.0, 1.5, np.nan])
+def test_range(fraction):
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\)"):
+        holdout_entries(hidden(), fraction, seed=0)

@@ -1,0 +1,203 @@
+"""A view holds what may be seen, and nothing of what is hidden."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+
+from lgdist_scvi.data import _view
+from lgdist_scvi.data._neighbors import spatial_graph
+from lgdist_scvi.data._view import HOPS, Batch, SpotView
+
+SECTION_PSEUDO_COUNTS = _view._SECTION_PSEUDO_COUNTS
+RADIUS_PSEUDO_COUNTS = _view._RADIUS_PSEUDO_COUNTS
+
+
+def make_view(hidden_share=0.0, n_sections=2, *, known_depth=False, share=None, seed=0, k=6):
+    rng = np.random.default_rng(seed)
+    n, g = 80, 9
+    counts = rng.negative_binomial(1, 0.3, (n, g)).astype(np.float32)
+    hidden = rng.random((n, g)) < hidden_share
+    if hidden_share:
+        hidden[11], hidden[:, 4] = True, True
+    counts[hidden] = 0
+    section = np.arange(n) % n_sections
+    positions = rng.uniform(0, 100, (n, 2))
+    positions[79] += 1000  # has no neighbours
+    connectivities, distances = spatial_graph(positions, section, k)
+    depth = counts.sum(axis=1) + (rng.integers(100, 900, n) if known_depth else 0)
+    image = rng.normal(size=(n, 3)).astype(np.float32)
+    return SpotView(
+        sparse.csr_matrix(counts), sparse.csr_matrix(hidden), depth, section, connectivities, distances, k, image, share
+    )
+
+
+def hops_away(graph, hops):
+    """Spots reached in at most that many steps in either direction, without the spot itself."""
+    near = (graph.toarray() != 0) | (graph.toarray() != 0).T | np.eye(graph.shape[0], dtype=bool)
+    reached = np.linalg.matrix_power(near.astype(float), hops) > 0
+    np.fill_diagonal(reached, False)
+    return reached
+
+
+def pooled_by_hand(view, spot):
+    """Shares pooled entry by entry, over what is visible of other spots."""
+    counts, seen = view.counts.toarray().astype(float), ~view.hidden.toarray()
+    depth = view.depth.astype(float)
+    others = (view.section == view.section[spot]) & (np.arange(view.n_spots) != spot)
+    ratios = []
+    wider = view.share
+    groups = [(others, SECTION_PSEUDO_COUNTS)]
+    groups += [(hops_away(view.graph, hops)[spot], RADIUS_PSEUDO_COUNTS) for hops in reversed(HOPS)]
+    for group, strength in groups:
+        share = np.empty(view.n_genes)
+        for gene in range(view.n_genes):
+            visible = group & seen[:, gene]
+            total, seen_depth = counts[visible, gene].sum(), depth[visible].sum()
+            share[gene] = wider[gene] * (total + strength) / (wider[gene] * seen_depth + strength)
+        ratios.append(np.log(share / wider))
+        wider = share
+    return np.stack(ratios)
+
+
+@pytest.mark.parametrize("hidden_share", [0.0, 0.3])
+@pytest.mark.parametrize("n_sections", [1, 2])
+def test_pooled_ratios_by_brute_force(hidden_share, n_sections):
+    view = make_view(hidden_share, n_sections, known_depth=True)
+    pooled = view.gather(np.arange(view.n_spots)).pooled.numpy()
+    assert pooled.shape == (view.n_spots, len(HOPS) + 1, view.n_genes)
+    for spot in (0, 11, 30, 79):
+        np.testing.assert_allclose(pooled[spot], pooled_by_hand(view, spot), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("hidden_share", [0.0, 0.3])
+def test_share_of_each_gene(hidden_share):
+    view = make_view(hidden_share)
+    counts, seen = view.counts.toarray(), ~view.hidden.toarray()
+    with np.errstate(invalid="ignore"):
+        expected = counts.sum(axis=0) / (view.depth[:, None] * seen).sum(axis=0)
+    visible = seen.any(axis=0)
+    np.testing.assert_allclose(view.share[visible], expected[visible], rtol=1e-5)
+    # A gene without any count is taken for as rare as the rarest.
+    np.testing.assert_allclose(view.share[~visible], expected[visible].min(), rtol=1e-5)
+    assert hidden_share or visible.all()
+
+
+def test_a_spot_is_not_in_its_own_pools():
+    view = make_view(0.3, known_depth=True)
+    counts = view.counts.tolil()
+    gene = int(np.flatnonzero(~view.hidden[30].toarray()[0])[0])
+    counts[30, gene] = counts[30, gene] + 500
+    changed = SpotView(
+        counts.tocsr(), view.hidden, view.depth, view.section, *view._graph, view.image, share=view.share
+    )
+    before, after = (v.gather([30]).pooled for v in (view, changed))
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+    near = view.neighbors[30][view.neighbor_mask[30]]
+    assert (changed.gather(near).pooled - view.gather(near).pooled).abs().max() > 0.1
+
+
+def test_minibatches():
+    view = make_view(0.3)
+    rows = np.array([11, 3, 79, 3])
+    batch = view.gather(rows)
+    b, k, g = len(rows), 6, view.n_genes
+    shapes = {
+        "counts": (b, g),
+        "observed": (b, g),
+        "depth": (b,),
+        "neighbor_counts": (b, k, g),
+        "neighbor_observed": (b, k, g),
+        "neighbor_depth": (b, k),
+        "neighbor_mask": (b, k),
+        "neighbor_distance": (b, k),
+        "pooled": (b, len(HOPS) + 1, g),
+        "image": (b, 3),
+        "completed": (b, 0),
+    }
+    assert {name: tuple(getattr(batch, name).shape) for name in Batch._fields} == shapes
+    counts, hidden = view.counts.toarray(), view.hidden.toarray()
+    np.testing.assert_array_equal(batch.counts, counts[rows])
+    np.testing.assert_array_equal(batch.observed, ~hidden[rows])
+    for i, row in enumerate(rows):
+        near = view.graph[row].indices
+        exists = batch.neighbor_mask[i].numpy()
+        listed = view.neighbors[row][exists]
+        assert sorted(listed) == sorted(near)
+        np.testing.assert_array_equal(batch.neighbor_counts[i][exists], counts[listed])
+        np.testing.assert_array_equal(batch.neighbor_observed[i][exists], ~hidden[listed])
+        np.testing.assert_array_equal(batch.neighbor_depth[i][exists], view.depth[listed])
+        assert (batch.neighbor_counts[i][~exists] == 0).all()
+    assert not batch.neighbor_mask.all()
+    np.testing.assert_array_equal(view.gather(rows[:1]).counts[0], batch.counts[0])
+
+
+def test_with_and_without_a_cache(monkeypatch):
+    rows = np.random.default_rng(0).permutation(80)[:20]
+    cached = make_view(0.3)
+    monkeypatch.setattr(_view, "_BLOCK_BYTES", 1000)
+    in_blocks = make_view(0.3)
+    monkeypatch.setattr(_view, "_CACHE_BYTES", 0)
+    direct = make_view(0.3)
+    assert cached._cache is not None and direct._cache is None
+    for other in (in_blocks, direct):
+        for name, one, two in zip(Batch._fields, cached.gather(rows), other.gather(rows), strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("known_depth", [False, True])
+def test_hiding_further_entries(known_depth):
+    view = make_view(0.2, known_depth=known_depth)
+    rng = np.random.default_rng(2)
+    # Some of them are hidden already.
+    entries = sparse.csr_matrix(rng.random(view.counts.shape) < 0.3)
+    less = view.without(entries)
+    mask, before = entries.toarray(), view.hidden.toarray()
+    np.testing.assert_array_equal(less.hidden.toarray(), before | mask)
+    np.testing.assert_array_equal(less.counts.toarray(), np.where(mask, 0, view.counts.toarray()))
+    assert less.counts.data.all()
+    removed = (view.counts.toarray() * mask).sum(axis=1)
+    counted = view._counted - removed
+    # The share of what is left, over depths without the hidden counts.
+    seen = ~(before | mask)
+    share = less.counts.toarray().sum(axis=0) / np.maximum((counted[:, None] * seen).sum(axis=0), 1)
+    share[share == 0] = share[share > 0].min()
+    expected = counted / (1 - (mask & ~before) @ share)
+    some = expected > 0
+    np.testing.assert_allclose(less.depth[some], expected[some], rtol=1e-5)
+    assert (less.depth > 0).all()
+    # Everything else is that of the whole.
+    np.testing.assert_array_equal(less.neighbors, view.neighbors)
+    np.testing.assert_array_equal(less.image, view.image)
+
+
+def test_depth_stays_an_estimate_of_the_same_quantity():
+    view = make_view(0.0)
+    entries = sparse.csr_matrix(np.random.default_rng(3).random(view.counts.shape) < 0.05)
+    assert view.without(entries).depth.mean() == pytest.approx(view.depth.mean(), rel=0.03)
+
+
+def test_hiding_with_a_given_share():
+    view = make_view(0.0)
+    share = np.full(view.n_genes, 0.02)
+    entries = sparse.csr_matrix(np.random.default_rng(3).random(view.counts.shape) < 0.3)
+    less = view.without(entries, share)
+    np.testing.assert_array_equal(less.share, share)
+    removed = (view.counts.toarray() * entries.toarray()).sum(axis=1)
+    expected = (view.depth - removed) / (1 - 0.02 * entries.toarray().sum(axis=1))
+    np.testing.assert_allclose(less.depth[expected > 0], expected[expected > 0], rtol=1e-5)
+
+
+def test_hiding_nothing():
+    view = make_view(0.3)
+    same = view.without(sparse.csr_matrix(view.counts.shape, dtype=bool))
+    everything = np.arange(view.n_spots)
+    for name, one, two in zip(Batch._fields, view.gather(everything), same.gather(everything), strict=True):
+        torch.testing.assert_close(one, two, msg=name)
+
+
+def test_depth_of_spots_without_an_observed_count():
+    view = make_view(0.3)
+    same_section = (view.section == view.section[11]) & (view._counted > 0)
+    assert view._counted[11] == 0
+    assert view.depth[11] == np.median(view.depth[same_section])

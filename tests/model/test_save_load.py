@@ -1,0 +1,155 @@
+"""A saved model reads the same data alike, and data with other genes not at all."""
+
+import subprocess
+import sys
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lgdist_scvi import LGDiST
+
+SETUP = {"library_key": "library_id", "image_key": "X_image", "observed_layer": "observed", "batch_key": "domain"}
+
+
+@pytest.fixture(scope="module")
+def saved(small, tmp_path_factory):
+    """A trained model, what it completes, and where it is saved with its data."""
+    adata = small.hide(small.tissue(n_libraries=2))
+    model = small.fit(small.build(adata, {"seed": 3}, **SETUP))
+    folder = tmp_path_factory.mktemp("model")
+    model.save(folder, overwrite=True, save_anndata=True)
+    return model, read(model, small), folder
+
+
+def read(model, small, adata=None, **options):
+    return model.get_completed_expression(adata, **(small.READ | {"keep_observed": False} | options))
+
+
+def new_section(small, **options):
+    adata = small.hide(small.tissue(n_spots=70, seed=9, **options))
+    adata.obs["library_id"] = pd.Categorical(["another section"] * 70)
+    return adata
+
+
+def test_same_output(saved, small):
+    model, completed, folder = saved
+    torch.manual_seed(77)
+    again = LGDiST.load(folder, adata=ad.read_h5ad(folder / "adata.h5ad"))
+    pd.testing.assert_frame_equal(read(again, small), completed)
+    np.testing.assert_array_equal(again.get_latent_representation(), model.get_latent_representation())
+    pd.testing.assert_frame_equal(again.evaluate_completion(**small.READ), model.evaluate_completion(**small.READ))
+    for phase, metrics in model.history.items():
+        for name, table in metrics.items():
+            pd.testing.assert_frame_equal(again.history[phase][name], table)
+    assert not again.module.training
+    state = again.module.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.module.state_dict().items())
+
+
+def test_data_saved_with_the_model(saved, small):
+    _, completed, folder = saved
+    loaded = LGDiST.load(folder)
+    pd.testing.assert_frame_equal(read(loaded, small), completed)
+    section = new_section(small)
+    assert read(loaded, small, section).index.equals(section.obs_names)
+
+
+def test_without_any_data(saved, small, tmp_path):
+    model, _, _ = saved
+    model.save(tmp_path / "model", save_anndata=False)
+    with pytest.raises(ValueError, match="adata"):
+        LGDiST.load(tmp_path / "model")
+
+
+def test_the_file_holds_no_data(small, tmp_path):
+    """A model of many spots is larger than one of few by the numbers of the spots alone."""
+    sizes = []
+    for n_spots in (60, 1200):
+        adata = small.tissue(n_spots=n_spots)
+        model = small.fit(small.build(adata), max_epochs=1, batch_size=600)
+        model.save(tmp_path / str(n_spots))
+        sizes.append((tmp_path / str(n_spots) / "model.pt").stat().st_size)
+    assert sizes[1] < sizes[0] + 25 * (1200 - 60)
+
+
+def test_new_section(saved, small):
+    model, _, folder = saved
+    before = read(model, small, new_section(small))
+    # The section is the data to load with, or handed to the loaded model.
+    loaded = LGDiST.load(folder, adata=new_section(small))
+    pd.testing.assert_frame_equal(read(loaded, small), before)
+    pd.testing.assert_frame_equal(read(LGDiST.load(folder), small, new_section(small)), before)
+    assert loaded.adata.obs["library_id"].unique().tolist() == ["another section"]
+
+
+def test_training_goes_on_after_loading(saved, small):
+    _, _, folder = saved
+    loaded = LGDiST.load(folder)
+    before = loaded.module.encoder.code.weight.clone()
+    small.fit(loaded)
+    assert not torch.equal(before, loaded.module.encoder.code.weight)
+    assert loaded.history["diffusion"]["train_loss"].index.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda a: a[:, ::-1].copy(), ["another order", "'gene_40'", "'gene_1'"]),
+        (lambda a: a[:, [0, 1, *range(4, 40)]].copy(), ["lacks 2 of the model's 40 genes", "'gene_3', 'gene_4'"]),
+        (lambda a: ad.concat([a, new_names(a[:, :3])], axis=1, merge="first"), ["3 genes", "'EXTRA_gene_1'"]),
+    ],
+    ids=["reordered", "missing", "extra"],
+)
+@pytest.mark.filterwarnings("ignore:`var_names` for the loaded:UserWarning", "ignore:.*Observation names.*:UserWarning")
+def test_other_genes(saved, small, change, parts):
+    model, _, folder = saved
+    adata = change(new_section(small))
+    for attempt in (
+        lambda: LGDiST.load(folder, adata=adata),
+        lambda: model.get_completed_expression(adata),
+        lambda: model.get_latent_representation(adata),
+        lambda: model.evaluate_completion(adata),
+        lambda: model.add_completed_layer(adata),
+    ):
+        with pytest.raises(ValueError, match="adata") as caught:
+            attempt()
+        assert all(part in str(caught.value) for part in parts), caught.value
+
+
+def new_names(adata):
+    adata = adata.copy()
+    adata.var_names = "EXTRA_" + adata.var_names
+    return adata
+
+
+def test_subset(saved, small):
+    model, _, _ = saved
+    first = (model.adata.obs["library_id"] == "section_1").to_numpy()
+    subset = model.adata[first].copy()
+    completed = read(model, small, subset)
+    assert completed.index.equals(model.adata.obs_names[first])
+    # Any subset keeps the edges among its spots.
+    some = np.random.default_rng(0).permutation(model.adata.n_obs)[:90]
+    subset = model.adata[some].copy()
+    assert np.isfinite(read(model, small, subset).to_numpy()).all()
+    expected = model.adata.obsp["lgdist_connectivities"][some][:, some]
+    assert (subset.obsp["lgdist_connectivities"] != expected).nnz == 0
+
+
+@pytest.mark.slow
+def test_another_process(saved, small, tmp_path):
+    _, completed, folder = saved
+    script = (
+        "import sys, torch, scvi\n"
+        "scvi.settings.seed = 123\n"
+        "torch.set_num_threads(1)\n"
+        "from lgdist_scvi import LGDiST\n"
+        "model = LGDiST.load(sys.argv[1])\n"
+        "model.get_completed_expression(keep_observed=False, n_samples=2, n_steps=2, silent=True).to_pickle(sys.argv[2])\n"
+    )
+    out = tmp_path / "completed.pkl"
+    subprocess.run([sys.executable, "-c", script, str(folder), str(out)], check=True, capture_output=True)
+    np.testing.assert_allclose(pd.read_pickle(out), completed, atol=1e-5)

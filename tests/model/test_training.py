@@ -1,0 +1,295 @@
+"""Both phases are trained on one split, reproducibly, and what was learnt is kept."""
+
+import random
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+
+from lgdist_scvi.model import _training
+from lgdist_scvi.train import AutoencoderPlan
+from lgdist_scvi.train._plans import PhasePlan
+
+
+@pytest.fixture
+def model(small):
+    return small.build(small.tissue())
+
+
+def weights(model, *parts):
+    state = model.module.state_dict()
+    return {name: value.clone() for name, value in state.items() if name.startswith(parts)}
+
+
+def same(first, second):
+    assert first.keys() == second.keys()
+    return all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+class At(pl.Callback):
+    """Calls something at the start of every batch, with the trainer and the plan."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.function(trainer, pl_module, batch)
+
+
+def options(small, **changes):
+    kept = {name: value for name, value in small.TRAIN.items() if name != "validation_size"}
+    return kept | changes
+
+
+def test_both_phases_hold_out_the_same_entries(small, model):
+    splits = []
+    small.fit(model, callbacks=[At(lambda trainer, plan, batch: splits.append(trainer.datamodule))])
+    first, second = splits[0], splits[-1]
+    assert first is not second
+    assert first.held_out.nnz == pytest.approx(0.1 * np.prod(model.adata.shape), rel=0.1)
+    assert (first.held_out != second.held_out).nnz == 0
+    for data in (first, second):
+        assert data.view.counts.multiply(data.held_out).nnz == 0
+        assert data.view.hidden.multiply(data.held_out).nnz == data.held_out.nnz
+        assert data.n_train == model.adata.n_obs
+
+
+def test_split_depends_on_the_seed_of_the_model_alone(small):
+    adata = small.tissue()
+
+    def held_out(seed):
+        torch.manual_seed(np.random.default_rng().integers(1 << 30))
+        return small.build(adata, {"seed": seed})._training_data(0.1, 64).held_out
+
+    assert (held_out(3) != held_out(3)).nnz == 0
+    assert (held_out(3) != held_out(4)).nnz > 0
+
+
+def test_history_of_each_phase(small, model):
+    assert model.history == {}
+    small.fit(model, max_epochs=None, autoencoder_max_epochs=3, diffusion_max_epochs=2, early_stopping=False)
+    assert set(model.history) == {"autoencoder", "diffusion"}
+    for phase, n_epochs in {"autoencoder": 3, "diffusion": 2}.items():
+        metrics = model.history[phase]
+        assert {"train_loss", "validation_loss"} <= set(metrics)
+        for name, table in metrics.items():
+            assert list(table.columns) == [name]
+            assert table.index.name == "epoch"
+            assert table.index.tolist() == list(range(n_epochs))
+            assert np.isfinite(table.to_numpy()).all()
+    assert {"negative_log_likelihood_train", "squared_error_validation"} <= set(model.history["autoencoder"])
+
+
+def test_the_second_phase_leaves_the_autoencoder_alone(small, model):
+    modes = []
+
+    def look(trainer, plan, batch):
+        module = plan.module
+        modes.append((module.phase, module.encoder.training, module.decoder.training, module.denoiser.training))
+        assert all(part.training == module.encoder.training for part in module.encoder.modules())
+
+    model.train_autoencoder(**(small.TRAIN | {"callbacks": [At(look)]}))
+    assert set(modes) == {("autoencoder", True, True, True)}
+    modes.clear()
+    before = weights(model, "encoder", "decoder", "share", "dispersion", "detected")
+    denoiser = weights(model, "denoiser")
+    model.train_diffusion(**options(small, callbacks=[At(look)]))
+    assert set(modes) == {("diffusion", False, False, True)}
+    assert same(before, weights(model, "encoder", "decoder", "share", "dispersion", "detected"))
+    assert not same(denoiser, weights(model, "denoiser"))
+    assert model.module.phase == "autoencoder"
+    assert not any(part.training for part in model.module.modules())
+
+
+def test_the_first_phase_leaves_the_denoiser_alone(small, model):
+    before = weights(model, "denoiser")
+    model.train_autoencoder(**small.TRAIN)
+    assert same(before, weights(model, "denoiser"))
+
+
+def test_training_goes_on(small, model):
+    small.fit(model)
+    before, statistics = weights(model, "encoder", "decoder", "denoiser"), weights(model, "share", "encoder.mean")
+    small.fit(model, max_epochs=3, early_stopping=False)
+    after = weights(model, "encoder", "decoder", "denoiser")
+    for part in ("encoder.code.weight", "decoder.out.weight", "denoiser.out.weight"):
+        assert not torch.equal(before[part], after[part])
+    assert same(statistics, weights(model, "share", "encoder.mean"))
+    for metrics in model.history.values():
+        assert metrics["train_loss"].index.tolist() == list(range(5))
+    # The second call starts where the first ended, with other random numbers.
+    first = model.history["autoencoder"]["train_loss"].to_numpy().ravel()
+    assert len(np.unique(first)) == 5
+
+
+def test_the_diffusion_needs_the_autoencoder(small, model):
+    with pytest.raises(RuntimeError, match=r"call train_autoencoder\(\)"):
+        model.train_diffusion(**options(small))
+
+
+def test_phases_must_hold_out_the_same_share(small, model):
+    model.train_autoencoder(**small.TRAIN)
+    with pytest.raises(ValueError, match="validation_size=0.1.*same entries"):
+        model.train_diffusion(**options(small, validation_size=0.3))
+    model.train_diffusion(**options(small, validation_size=0.1))
+
+
+def test_entries_once_trained_on_cannot_be_held_out_later(small, model):
+    model.train_autoencoder(**small.TRAIN)
+    with pytest.raises(ValueError, match="validation_size=0.1"):
+        model.train_autoencoder(**options(small, validation_size=0.3))
+    assert model.held_out_ == 0.1
+
+
+def test_seed_alone_decides(small):
+    adata = small.tissue()
+    states, completed = [], []
+    for seed, outer in ((1, 5), (1, 6), (2, 5)):
+        torch.manual_seed(outer)
+        np.random.seed(outer)
+        fitted = small.fit(small.build(adata, {"seed": seed}))
+        torch.rand(outer)
+        completed.append(fitted.get_completed_expression(return_numpy=True, **small.READ))
+        states.append(weights(fitted, ""))
+    assert same(states[0], states[1])
+    assert completed[0].tobytes() == completed[1].tobytes()
+    assert not same(states[0], states[2])
+    assert not np.array_equal(completed[0], completed[2])
+
+
+def test_global_random_numbers_are_left_alone(small):
+    adata = small.tissue(n_libraries=2)
+
+    def states():
+        return torch.get_rng_state().numpy().tobytes(), repr(np.random.get_state()), random.getstate()
+
+    before = states()
+    model = small.build(adata, library_key="library_id")
+    small.fit(model)
+    model.get_completed_expression(**small.READ)
+    model.evaluate_completion(**small.READ)
+    assert states() == before
+
+
+def test_nothing_held_out(small, model):
+    small.fit(model, validation_size=0.0)
+    assert "validation_loss" not in model.history["autoencoder"]
+    assert len(model.history["diffusion"]["train_loss"]) == 2
+    assert np.isfinite(model.get_completed_expression(return_numpy=True, **small.READ)).all()
+    with pytest.raises(ValueError, match="validation_size > 0"):
+        model.evaluate_completion(**small.READ)
+
+
+@pytest.mark.parametrize("size", [-0.1, 1.0])
+def test_share_to_hold_out_must_be_a_share(small, model, size):
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\)"):
+        small.fit(model, validation_size=size)
+
+
+def test_interruption_keeps_what_was_learnt(small, model, monkeypatch):
+    kept = []
+    keep = PhasePlan.keep_best
+
+    def spy(plan):
+        keep(plan)
+        kept.append((plan._best or plan._average.module.state_dict())["encoder.code.weight"].clone())
+
+    def stop(trainer, plan, batch):
+        if trainer.current_epoch == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(PhasePlan, "keep_best", spy)
+    start = model.module.encoder.code.weight.clone()
+    # scvi-tools turns the interruption into an exit.
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        small.fit(model, max_epochs=5, callbacks=[At(stop)])
+    assert len(model.history["autoencoder"]["train_loss"]) == 2
+    assert torch.equal(model.module.encoder.code.weight, kept[0])
+    assert not torch.equal(model.module.encoder.code.weight, start)
+    assert not model.module.training
+    values = model.get_completed_expression(n_samples=0, silent=True, return_numpy=True)
+    assert np.isfinite(values).all()
+    with pytest.raises(RuntimeError, match="diffusion has not been trained"):
+        model.get_completed_expression()
+
+
+def test_failure_before_the_first_step_is_no_training(small, model):
+    class Fail(pl.Callback):
+        def on_train_start(self, trainer, pl_module):
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        small.fit(model, callbacks=[Fail()])
+    assert model.history == {}
+    with pytest.raises(RuntimeError, match="autoencoder has not been trained"):
+        model.get_completed_expression(n_samples=0)
+
+
+@pytest.mark.parametrize("phase", ["autoencoder", "diffusion"])
+def test_misspelt_plan_options_raise(small, model, phase):
+    with pytest.raises(TypeError, match="learning_rate"):
+        small.fit(model, **{f"{phase}_plan_kwargs": {"learning_rate": 1e-3}})
+
+
+def test_misspelt_arguments_raise(small, model):
+    with pytest.raises(TypeError, match="max_epoch"):
+        small.fit(model, max_epoch=3)
+
+
+def test_early_stopping(small, model, monkeypatch):
+    monkeypatch.setattr(_training, "PATIENCE", 1)
+    # With a rate of zero nothing is predicted better after the first validations.
+    still = {"autoencoder_plan_kwargs": {"lr": 0.0}, "diffusion_plan_kwargs": {"lr": 0.0}}
+    small.fit(model, max_epochs=20, **still)
+    assert all(len(metrics["train_loss"]) < 10 for metrics in model.history.values())
+    other = small.fit(small.build(small.tissue()), max_epochs=6, early_stopping=False, **still)
+    assert all(len(metrics["train_loss"]) == 6 for metrics in other.history.values())
+
+
+def test_best_weights_are_kept(small, model):
+    """A rate that grows out of bounds: the kept weights are from before."""
+    seen = []
+
+    class Look(pl.Callback):
+        def on_validation_epoch_end(self, trainer, pl_module):
+            if not trainer.sanity_checking:
+                seen.append(float(trainer.callback_metrics["validation_loss"]))
+
+    model.train_autoencoder(
+        **(small.TRAIN | {"max_epochs": 6, "early_stopping": False, "callbacks": [Look()]}),
+        plan_kwargs={"lr": 0.5, "ema_decay": 0.1},
+    )
+    data = model._training_data(0.1, 64)
+    plan = AutoencoderPlan(model.module, n_steps=1)
+    with torch.no_grad():
+        losses = [plan.validation_loss(batch).loss for batch in data.val_dataloader()]
+    assert len(losses) == 1
+    assert float(losses[0]) == pytest.approx(min(seen), rel=1e-4)
+    assert max(seen) > min(seen)
+
+
+def test_default_number_of_epochs(small, model, monkeypatch):
+    monkeypatch.setattr(_training, "STEPS", 7)
+    monkeypatch.setattr(_training, "MIN_EPOCHS", 1)
+    model.train_autoencoder(**(small.TRAIN | {"max_epochs": None, "early_stopping": False}))
+    # 150 spots in minibatches of 64 are two steps.
+    assert len(model.history["autoencoder"]["train_loss"]) == 4
+
+
+@pytest.mark.gpu
+def test_cuda_agrees_with_the_cpu(small, tmp_path):
+    adata = small.hide(small.tissue(n_libraries=2))
+    setup = {"library_key": "library_id", "image_key": "X_image", "observed_layer": "observed"}
+    model = small.fit(small.build(adata, **setup), accelerator="cuda", devices=1, max_epochs=4)
+    assert model.device.type == "cuda"
+    on_gpu = model.get_completed_expression(return_numpy=True, **small.READ)
+    latent = model.get_latent_representation()
+    scores = model.evaluate_completion(**small.READ)
+    model.to_device("cpu")
+    np.testing.assert_allclose(model.get_completed_expression(return_numpy=True, **small.READ), on_gpu, atol=1e-3)
+    np.testing.assert_allclose(model.get_latent_representation(), latent, atol=1e-3)
+    np.testing.assert_allclose(model.evaluate_completion(**small.READ), scores, atol=1e-2)
+    on_cpu = small.fit(small.build(adata, **setup), max_epochs=4)
+    loss = [m.history["autoencoder"]["validation_loss"].to_numpy()[-1, 0] for m in (model, on_cpu)]
+    assert loss[0] == pytest.approx(loss[1], rel=0.1)

@@ -1,0 +1,222 @@
+"""What the encoder may see, and what the losses are."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from lgdist_scvi.data._view import N_POOLS, Batch
+from lgdist_scvi.module._autoencoder import TARGET_SUM, log_normalise
+from lgdist_scvi.module._lgdist import LGDiSTModule, negative_binomial_loss
+
+B, K, G, E, D = 7, 5, 12, 3, 8
+SIZE = {
+    "n_latent": D,
+    "n_hidden": 32,
+    "n_layers": 2,
+    "n_heads": 2,
+    "n_denoiser_hidden": 32,
+    "n_denoiser_layers": 2,
+    "n_diffusion_steps": 50,
+}
+
+
+def make_batch(seed=0):
+    rng = torch.Generator().manual_seed(seed)
+
+    def uniform(*shape):
+        return torch.rand(shape, generator=rng)
+
+    counts = torch.poisson(4 * uniform(B, G), generator=rng)
+    observed = uniform(B, G) < 0.8
+    near = torch.poisson(4 * uniform(B, K, G), generator=rng)
+    near_observed = uniform(B, K, G) < 0.8
+    mask = uniform(B, K) < 0.7
+    mask[:, 0], mask[3] = True, False
+    return Batch(
+        counts=counts * observed,
+        observed=observed,
+        depth=(counts * observed).sum(1) + 100,
+        neighbor_counts=near * near_observed * mask[..., None],
+        neighbor_observed=near_observed,
+        neighbor_depth=near.sum(-1) + 100,
+        neighbor_mask=mask,
+        neighbor_distance=uniform(B, K),
+        pooled=uniform(B, N_POOLS, G) - 0.5,
+        image=uniform(B, E),
+        completed=torch.zeros(B, 0),
+    )
+
+
+def make_module(**options):
+    torch.manual_seed(0)
+    module = LGDiSTModule(n_genes=G, n_image=E, **(SIZE | options)).eval()
+    module.share.copy_(torch.linspace(1, 5, G) / (10 * G))
+    return module
+
+
+@pytest.fixture(scope="module")
+def module():
+    return make_module()
+
+
+@pytest.fixture
+def batch():
+    return make_batch()
+
+
+def centre(module, batch, visible=None, **options):
+    with torch.no_grad():
+        return module.encode(batch, batch.observed if visible is None else visible, **options).centre
+
+
+def test_masked_counts_do_not_reach_the_code(module, batch):
+    visible = batch.observed & (torch.rand(B, G) < 0.6)
+    masked = batch.observed & ~visible
+    more = torch.where(masked, batch.counts + torch.randint(1, 90, (B, G)), batch.counts)
+    # The depth counts them.
+    other = batch._replace(counts=more, depth=batch.depth + (more - batch.counts).sum(1))
+    for codes in zip(module.encode(batch, visible), module.encode(other, visible), strict=True):
+        torch.testing.assert_close(*codes, rtol=0, atol=1e-5)
+    assert not torch.allclose(centre(module, batch), centre(module, other))
+
+
+def test_unobserved_counts_are_multiplied_away(module, batch):
+    """A second barrier: the view holds none of them."""
+    junk = torch.where(batch.observed, batch.counts, 77.0)
+    near = torch.where(batch.neighbor_observed, batch.neighbor_counts, 77.0)
+    other = batch._replace(counts=junk, neighbor_counts=near)
+    torch.testing.assert_close(centre(module, other), centre(module, batch))
+
+
+def test_nothing_visible(module, batch):
+    nothing = torch.zeros_like(batch.observed)
+    # All of the depth is hidden with the counts.
+    one = batch._replace(depth=batch.counts.sum(1))
+    other = batch._replace(
+        counts=batch.counts.flip(0), observed=batch.observed.flip(0), depth=batch.counts.flip(0).sum(1)
+    )
+    assert torch.isfinite(centre(module, one, nothing)).all()
+    torch.testing.assert_close(centre(module, other, nothing), centre(module, one, nothing))
+
+
+def test_missing_neighbors_do_not_matter(module, batch):
+    missing = ~batch.neighbor_mask
+    other = batch._replace(
+        neighbor_counts=torch.where(missing[..., None], 50.0, batch.neighbor_counts),
+        neighbor_depth=torch.where(missing, 9.0, batch.neighbor_depth),
+        neighbor_distance=torch.where(missing, 7.0, batch.neighbor_distance),
+        neighbor_observed=batch.neighbor_observed ^ missing[..., None],
+    )
+    torch.testing.assert_close(centre(module, other), centre(module, batch), rtol=0, atol=1e-6)
+    # As if the places were not there at all.
+    first = batch.neighbor_mask[:, :1].all(dim=1)
+    cut = batch._replace(**{name: getattr(batch, name)[:, :1] for name in Batch._fields if name.startswith("neighbor")})
+    alone = batch._replace(neighbor_mask=batch.neighbor_mask & (torch.arange(K) == 0))
+    torch.testing.assert_close(centre(module, alone)[first], centre(module, cut)[first], rtol=0, atol=1e-6)
+
+
+def test_order_of_neighbors_does_not_matter(module, batch):
+    order = torch.randperm(K)
+    other = batch._replace(
+        **{name: getattr(batch, name)[:, order] for name in Batch._fields if name.startswith("neighbor")}
+    )
+    torch.testing.assert_close(centre(module, other), centre(module, batch), rtol=0, atol=1e-6)
+
+
+def test_neighbors_matter(module, batch):
+    here = batch.neighbor_mask.any(dim=1)
+    code = centre(module, batch)
+    for change in (
+        {"neighbor_counts": batch.neighbor_counts + 5 * batch.neighbor_observed},
+        {"neighbor_distance": batch.neighbor_distance + 1},
+        {"pooled": batch.pooled + 1},
+        {"image": batch.image + 1},
+    ):
+        moved = (centre(module, batch._replace(**change)) - code).abs().amax(dim=1)
+        assert (moved[here] > 1e-6).all(), next(iter(change))
+
+
+def test_without_the_image(module, batch):
+    off = torch.zeros(B, dtype=torch.bool)
+    other = batch._replace(image=batch.image + 5)
+    torch.testing.assert_close(
+        centre(module, batch, use_image=off), centre(module, other, use_image=off), rtol=0, atol=1e-6
+    )
+    half = torch.arange(B) % 2 == 0
+    torch.testing.assert_close(centre(module, batch, use_image=half)[half], centre(module, batch)[half])
+
+
+def test_spots_do_not_see_each_other(module, batch):
+    alone = Batch(*(tensor[2:3] for tensor in batch))
+    torch.testing.assert_close(centre(module, alone), centre(module, batch)[2:3], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("condition", ["neighborhood", "neighbors"])
+def test_masks_of_random_extent(condition, batch):
+    module = make_module(condition=condition)
+    drawn = torch.stack([module.draw_visible(batch) for _ in range(200)])
+    assert not (drawn & ~batch.observed).any()
+    share = drawn.float().sum(-1) / batch.observed.sum(-1).clamp_min(1)
+    if condition == "neighbors":
+        assert not drawn.any()
+    else:
+        assert share.min() < 0.15 and share.max() == 1
+    torch.testing.assert_close(
+        module.visible(batch), batch.observed if condition == "neighborhood" else torch.zeros_like(batch.observed)
+    )
+
+
+@pytest.mark.parametrize("loss", ["counts", "log"])
+def test_loss_is_of_masked_entries_alone(loss, batch):
+    module = make_module(loss=loss)
+    visible = batch.observed & (torch.rand(B, G) < 0.5)
+    masked = batch.observed & ~visible
+    code = torch.randn(B, D)
+    rates = module.generative(batch, code)["rates"]
+    before = module.expression_loss(batch, rates, masked).loss
+    junk = batch._replace(counts=torch.where(masked, batch.counts, 60.0))
+    torch.testing.assert_close(module.expression_loss(junk, rates, masked).loss, before)
+    assert not torch.allclose(module.expression_loss(batch, rates, visible).loss, before)
+    nothing = module.expression_loss(batch, rates, torch.zeros_like(masked)).loss
+    assert nothing == 0
+    encoded, _, output = module(batch)
+    assert not (encoded["masked"] & ~batch.observed).any()
+    assert torch.isfinite(output.loss)
+
+
+def test_negative_binomial():
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 30, (6, 5)).astype(np.float64)
+    log_mean, log_size = rng.normal(0, 2, (6, 5)), rng.uniform(-3, 3, 5)
+    loss = negative_binomial_loss(*(torch.from_numpy(a) for a in (counts, log_mean, log_size))).numpy()
+    mean, size = np.exp(log_mean), np.exp(log_size)
+    exact = -stats.nbinom.logpmf(counts, size, size / (size + mean))
+    # What is left out depends on the count alone: log(count!).
+    np.testing.assert_allclose(loss - exact, -torch.lgamma(torch.from_numpy(counts) + 1).numpy(), atol=1e-8)
+
+
+def test_negative_binomial_is_finite_at_the_extremes():
+    counts = torch.tensor([[0.0, 0.0, 1e5, 1e5]])
+    log_mean = torch.tensor([[-30.0, 12.0, -30.0, 12.0]], requires_grad=True)
+    for log_size in (-50.0, 50.0):
+        loss = negative_binomial_loss(counts, log_mean, torch.full((4,), log_size))
+        (gradient,) = torch.autograd.grad(loss.sum(), log_mean)
+        assert torch.isfinite(loss).all() and torch.isfinite(gradient).all()
+
+
+def test_log_normalise():
+    counts, depth = torch.tensor([[0.0, 5.0]]), torch.tensor([2000.0])
+    expected = torch.log1p(torch.tensor([[0.0, 25.0]]))
+    torch.testing.assert_close(log_normalise(counts, depth), expected)
+    assert torch.isfinite(log_normalise(counts, torch.zeros(1))).all()
+    assert TARGET_SUM == 1e4
+
+
+def test_decoder_starts_from_the_pools(module, batch):
+    with torch.no_grad():
+        rates = module.decode(torch.zeros(B, D), batch)
+        wider = module.decode(torch.zeros(B, D), batch._replace(pooled=batch.pooled + 1))
+    assert (wider.log_rate > rates.log_rate).all()
+    one_count = log_normalise(torch.ones(B, 1), batch.depth)
+    assert (rates.detected >= one_count).all()
