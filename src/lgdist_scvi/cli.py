@@ -139,7 +139,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser(
-        "complete", allow_abbrev=False, help="complete an h5ad file", description=complete.__doc__.splitlines()[0]
+        "complete",
+        allow_abbrev=False,
+        help="complete an h5ad file",
+        description="Complete the expression in one h5ad file and write it to another.",
     )
     command.set_defaults(run=complete)
     command.add_argument("input", type=Path, metavar="IN.h5ad", help="file with raw counts and coordinates")
@@ -175,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     files.add_argument("--quiet", action="store_true", help="print errors and warnings only")
 
     command = commands.add_parser(
-        "demo", allow_abbrev=False, help="complete a simulated tissue", description=demo.__doc__.splitlines()[0]
+        "demo", allow_abbrev=False, help="complete a simulated tissue", description="Complete a simulated tissue."
     )
     command.set_defaults(run=demo)
     command.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder (default: %(default)s)")

@@ -21,14 +21,23 @@ def make_view(hidden_share=0.0, n_sections=2, *, known_depth=False, share=None, 
     if hidden_share:
         hidden[11], hidden[:, 4] = True, True
     counts[hidden] = 0
-    section = np.arange(n) % n_sections
+    section, half = np.arange(n) % n_sections, rng.integers(0, 2, n)
     positions = rng.uniform(0, 100, (n, 2))
     positions[79] += 1000  # has no neighbours
     connectivities, distances = spatial_graph(positions, section, k)
     depth = counts.sum(axis=1) + (rng.integers(100, 900, n) if known_depth else 0)
     image = rng.normal(size=(n, 3)).astype(np.float32)
     return SpotView(
-        sparse.csr_matrix(counts), sparse.csr_matrix(hidden), depth, section, connectivities, distances, k, image, share
+        sparse.csr_matrix(counts),
+        sparse.csr_matrix(hidden),
+        depth,
+        section,
+        half,
+        connectivities,
+        distances,
+        k,
+        image,
+        share,
     )
 
 
@@ -44,7 +53,7 @@ def pooled_by_hand(view, spot):
     """Shares pooled entry by entry, over what is visible of other spots."""
     counts, seen = view.counts.toarray().astype(float), ~view.hidden.toarray()
     depth = view.depth.astype(float)
-    others = (view.section == view.section[spot]) & (np.arange(view.n_spots) != spot)
+    others = (view.section == view.section[spot]) & (view.half != view.half[spot])
     ratios = []
     wider = view.share
     groups = [(others, SECTION_PSEUDO_COUNTS)]
@@ -89,7 +98,7 @@ def test_a_spot_is_not_in_its_own_pools():
     gene = int(np.flatnonzero(~view.hidden[30].toarray()[0])[0])
     counts[30, gene] = counts[30, gene] + 500
     changed = SpotView(
-        counts.tocsr(), view.hidden, view.depth, view.section, *view._graph, view.image, share=view.share
+        counts.tocsr(), view.hidden, view.depth, view.section, view.half, *view._graph, view.image, share=view.share
     )
     before, after = (v.gather([30]).pooled for v in (view, changed))
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)

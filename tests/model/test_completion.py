@@ -396,12 +396,35 @@ def test_scores(trained, small):
     assert list(scores.columns) == ["mse_detected", "pcc_gene", "d2", "n_entries"]
     assert scores.loc["gene mean", "d2"] == pytest.approx(0, abs=1e-6)
     assert scores["n_entries"].nunique() == 1
-    # Scored entries are predicted: shown, they would come back as they were measured.
-    assert (scores["mse_detected"] > 0.01).all()
     new = small.hide(small.tissue(n_spots=60, seed=2))
     first = trained.evaluate_completion(new, fraction=0.2, **small.READ)
     assert first.equals(trained.evaluate_completion(new, fraction=0.2, **small.READ))
     assert first["n_entries"].iloc[0] == pytest.approx(0.2 * 0.85 * 60 * 40, rel=0.15)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_scored_entries_are_hidden(trained, small, monkeypatch, own):
+    views = []
+    complete = type(trained)._complete
+
+    def spy(model, view, rows, **options):
+        views.append(view)
+        return complete(model, view, rows, **options)
+
+    monkeypatch.setattr(type(trained), "_complete", spy)
+    adata = trained.adata if own else small.hide(small.tissue(n_spots=60, seed=2))
+    scores = trained.evaluate_completion(None if own else adata, fraction=0.2, **small.READ)
+    observed = adata.layers["observed"]
+    for view in views:
+        hidden = view.hidden.toarray()
+        assert (hidden & observed).sum() == scores["n_entries"].iloc[0] > 0
+        assert view.counts.multiply(view.hidden).nnz == 0
+        # Rates are relative to the shares that the model was trained with.
+        np.testing.assert_allclose(view.share, trained.module.share)
+    assert views
+    if own:
+        held_out = trained._training_data(0.1, 64).held_out.toarray()
+        np.testing.assert_array_equal(hidden & observed, held_out)
 
 
 def test_scores_of_new_data_do_not_depend_on_the_cache(trained, small, monkeypatch):

@@ -270,7 +270,7 @@ def test_best_weights_are_kept(small, model):
 
 
 def test_default_number_of_epochs(small, model, monkeypatch):
-    monkeypatch.setattr(_training, "STEPS", 7)
+    monkeypatch.setattr(AutoencoderPlan, "default_steps", 7)
     monkeypatch.setattr(_training, "MIN_EPOCHS", 1)
     model.train_autoencoder(**(small.TRAIN | {"max_epochs": None, "early_stopping": False}))
     # 150 spots in minibatches of 64 are two steps.

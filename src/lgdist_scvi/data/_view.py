@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from pandas.util import hash_array
 from scipy import sparse
 
 from lgdist_scvi._constants import REGISTRY_KEYS
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 HOPS = (1, 2, 4)
 """Radii of the pooled neighbourhoods in hops: about 6, 18 and 60 spots on a hexagonal grid."""
 N_POOLS = len(HOPS) + 1
-"""Pooled expressions per spot: the whole section and one for each radius."""
+"""Pooled expressions per spot: the section and one for each radius."""
 
 # Pseudo-counts that shrink a pooled share towards the next wider one: a section towards all, a radius towards the next.
 _SECTION_PSEUDO_COUNTS = 20.0
@@ -75,6 +76,8 @@ class SpotView:
         Depth of every spot in counts, ``(n_spots,)``; where it is 0 the section's median takes its place.
     section
         Number of the section (batch, else library) whose average profile a spot shares, ``(n_spots,)``.
+    half
+        Half of its section that a spot belongs to, 0 or 1, ``(n_spots,)``.
     connectivities, distances
         Spatial graph, ``(n_spots, n_spots)``.
     n_neighbors
@@ -91,6 +94,7 @@ class SpotView:
         hidden: sparse.csr_matrix,
         depth: NDArray,
         section: NDArray,
+        half: NDArray,
         connectivities: sparse.csr_matrix,
         distances: sparse.csr_matrix | None,
         n_neighbors: int,
@@ -100,7 +104,7 @@ class SpotView:
         self.counts, self.hidden = counts, hidden
         self._counted = np.asarray(depth, dtype=np.float32)
         self.depth = _fill_depth(self._counted, section)
-        self.section = section
+        self.section, self.half = section, half
         self._graph = (connectivities, distances, n_neighbors)
         self.neighbors, length, self.neighbor_mask = neighbor_index(connectivities, distances, n_neighbors)
         typical = np.median(length[self.neighbor_mask]) if self.neighbor_mask.any() else 1.0
@@ -109,11 +113,16 @@ class SpotView:
         self.completed = np.zeros((self.n_spots, 0), dtype=np.float32)
         self.share = self._share() if share is None else np.asarray(share, dtype=np.float64)
         self._radii = hop_weights(connectivities, HOPS)
-        self._sections = sparse.csr_matrix(
-            (np.ones(self.n_spots, dtype=np.float32), (section, np.arange(self.n_spots)))
+        # A spot gets the profile of the half of its section that it is not in. The profile of the whole would hold the
+        # spot's own counts, and that of the whole without the spot would give them away as what is missing from it.
+        half_section = 2 * section + half
+        self._other_half = 2 * section + 1 - half
+        halves = sparse.csr_matrix(
+            (np.ones(self.n_spots, dtype=np.float32), (half_section, np.arange(self.n_spots))),
+            shape=(2 * (int(section.max(initial=0)) + 1), self.n_spots),
         )
-        self._section_total = self._sections @ counts
-        self._section_depth = self._visible_depth(self._sections, np.arange(self._sections.shape[0]))
+        self._half_total = halves @ counts
+        self._half_depth = self._visible_depth(halves, np.arange(halves.shape[0]))
         self._cache: NDArray | None = None
         if self.n_spots * N_POOLS * self.n_genes * 4 <= _CACHE_BYTES:
             step = max(1, _BLOCK_BYTES // (8 * self.n_genes))
@@ -165,6 +174,7 @@ class SpotView:
             hidden,
             depth,
             section,
+            (hash_array(adata.obs_names.to_numpy(dtype=object)) % 2).astype(np.intp),
             connectivities,
             distances,
             state[SpatialGraphField.N_NEIGHBORS_KEY],
@@ -208,7 +218,7 @@ class SpotView:
         depth = self._counted - np.asarray(removed.sum(axis=1)).ravel()
         expected = _shares(kept, hidden, depth) if share is None else share
         lost = np.minimum(np.asarray((entries - self.hidden.multiply(entries)) @ expected).ravel(), 0.99)
-        return SpotView(kept, hidden, depth / (1 - lost), self.section, *self._graph, self.image, share)
+        return SpotView(kept, hidden, depth / (1 - lost), self.section, self.half, *self._graph, self.image, share)
 
     def gather(self, rows: NDArray[np.int64] | list[int]) -> Batch:
         """Collect the minibatch of the given spots.
@@ -258,13 +268,8 @@ class SpotView:
         return np.maximum(total - lost.toarray(), 0)
 
     def _pool(self, rows: NDArray) -> NDArray[np.float32]:
-        own = self.counts[rows].toarray()
-        own_depth = self.depth[rows][:, None]
-        if self.hidden.nnz:
-            own_depth = own_depth * ~self.hidden[rows].toarray()
-        section = self.section[rows]
-        total = self._section_total[section].toarray() - own
-        depth = np.maximum(self._section_depth[section] - own_depth, 0)
+        other = self._other_half[rows]
+        total, depth = self._half_total[other].toarray(), self._half_depth[other]
         wider = _shrink(total, depth, self.share[None], _SECTION_PSEUDO_COUNTS)
         ratios = [np.log(wider / self.share)]
         for weights in reversed(self._radii):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,7 +71,11 @@ class LGDiST(TrainingMixin, CompletionMixin, EvaluationMixin, BaseModelClass):
         **module_kwargs: Any,
     ) -> None:
         super().__init__(adata)
-        if zeros_missing and module_kwargs.get("loss") != "log":
+        # Saved with the model, so that it loads under other defaults of a later version.
+        known = inspect.signature(LGDiSTModule).parameters
+        fixed = ("n_genes", "n_image", "target_genes")
+        module_kwargs = {n: p.default for n, p in known.items() if n not in fixed} | module_kwargs
+        if zeros_missing and module_kwargs["loss"] != "log":
             raise ValueError("zeros_missing=True leaves no zeros for a likelihood of counts: use it with loss='log'.")
         if n_rounds < 1:
             raise ValueError(f"n_rounds={n_rounds} must be at least 1.")
@@ -84,7 +89,7 @@ class LGDiST(TrainingMixin, CompletionMixin, EvaluationMixin, BaseModelClass):
         self.zeros_missing_, self.n_rounds_, self.seed_ = zeros_missing, n_rounds, seed
         self.held_out_ = 0.0
         self.history_ = {}
-        options = ", ".join(f"{name}: {value}" for name, value in module_kwargs.items()) or "default options"
+        options = ", ".join(f"{name}: {value}" for name, value in module_kwargs.items())
         self._model_summary_string = f"LGDiST with {self.summary_stats.n_vars} genes, {options}"
         self.init_params_ = self._get_init_params(locals())
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 N_FOLDS = 5
 """Parts of the genes that are left out in turn, to predict an observed entry without its own count."""
 CALIBRATION_SPOTS = 2000
-"""Spots on which the read-outs are calibrated."""
+"""Spots on which the overdispersion is measured."""
+MIN_CALIBRATION = 100
+"""Held-out detected entries without which the read-out given detection stays as trained."""
 # Overdispersion of a gene is shrunk towards that of all genes, as if seen in this sum of squared expected counts.
 _DISPERSION_PRIOR = 20.0
 _DISPERSION_RANGE = (0.05, 1e4)
@@ -173,7 +175,7 @@ def fit_calibration(module: LGDiSTModule, data: NeighborhoodDataModule, seed: in
     module.dispersion.copy_((1 / inverse.clamp_min(1 / _DISPERSION_RANGE[1])).clamp_min(_DISPERSION_RANGE[0]))
 
     module.detected_calibration.copy_(torch.tensor([0.0, 1.0]))
-    predicted, true = [], []
+    predicted, true, weight = [], [], []
     for seen, counts, held_out in data.val_dataloader():
         batch = _to_device(seen, device)
         with torch.no_grad():
@@ -181,11 +183,13 @@ def fit_calibration(module: LGDiSTModule, data: NeighborhoodDataModule, seed: in
         entries = (held_out & (counts > 0)).to(device)
         predicted.append(rates.detected[entries])
         true.append(log_normalise(counts.to(device), batch.depth)[entries])
-    if sum(map(len, true)) >= 100:
-        x, y = torch.cat(predicted).double(), torch.cat(true).double()
-        slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum().clamp_min(1e-9)
+        weight.append(module.gene_weight.expand_as(entries)[entries])
+    if sum(map(len, true)) >= MIN_CALIBRATION:
+        x, y, w = (torch.cat(parts).double() for parts in (predicted, true, weight))
+        x_mean, y_mean = (w * x).sum() / w.sum(), (w * y).sum() / w.sum()
+        slope = (w * (x - x_mean) * (y - y_mean)).sum() / (w * (x - x_mean) ** 2).sum().clamp_min(1e-9)
         slope = slope.clamp(0.5, 1.5)
-        module.detected_calibration.copy_(torch.stack([y.mean() - slope * x.mean(), slope]).float())
+        module.detected_calibration.copy_(torch.stack([y_mean - slope * x_mean, slope]).float())
 
 
 def _to_device(batch: Batch, device: torch.device | str) -> Batch:

@@ -30,7 +30,7 @@ VALIDATIONS = 25
 """Validations over a phase."""
 PATIENCE = 6
 """Validations without improvement after which a phase stops."""
-STATISTICS_SPOTS = 4096
+STATISTICS_SPOTS = 2048
 """Spots from which the statistics of the input are computed."""
 
 
@@ -133,8 +133,7 @@ class TrainingMixin:
             )
         data = self._training_data(validation_size, batch_size)
         if "autoencoder" not in self.history_:
-            spots = np.random.default_rng(self.seed_).permutation(data.view.n_spots)[:STATISTICS_SPOTS]
-            self.module.fit_statistics(data.view, np.sort(spots))
+            self.module.fit_statistics(data.view, self._statistics_spots(data))
         trainer_kwargs |= {"accelerator": accelerator, "devices": devices, "early_stopping": early_stopping}
         self._run_phase(AutoencoderPlan, "autoencoder", data, max_epochs, plan_kwargs or {}, trainer_kwargs)
         with seeded(self.seed_):
@@ -179,11 +178,13 @@ class TrainingMixin:
             if number > 1:
                 # The completed spots teach the next round what a clean code is; the condition stays what was measured.
                 data.view.completed = self._complete(data.view, np.arange(data.view.n_spots), scale="counts")
-            first = data.view.gather(data.train_idx[:STATISTICS_SPOTS])
-            with seeded(self.seed_ + number), torch.no_grad():
-                self.module.fit_code_statistics(type(first)(*(tensor.to(self.module.device) for tensor in first)))
+            with seeded(self.seed_ + number):
+                self.module.fit_code_statistics(data.view, self._statistics_spots(data))
             name = "diffusion" if number == 1 else f"diffusion_round_{number}"
             self._run_phase(DiffusionPlan, name, data, max_epochs, plan_kwargs or {}, dict(trainer_kwargs))
+
+    def _statistics_spots(self, data: NeighborhoodDataModule) -> np.ndarray:
+        return np.sort(np.random.default_rng(self.seed_).permutation(data.n_train)[:STATISTICS_SPOTS])
 
     def _training_data(self, validation_size: float, batch_size: int) -> NeighborhoodDataModule:
         """View without the held-out entries, which depend only on the model's seed and `validation_size`."""

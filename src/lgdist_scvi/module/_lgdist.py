@@ -128,7 +128,7 @@ class LGDiSTModule(BaseModuleClass):
         values = log_normalise(batch.counts, batch.depth) * seen
         encoder.mean.copy_(values.sum(0) / n_seen)
         encoder.std.copy_((((values - encoder.mean) ** 2 * seen).sum(0) / n_seen).sqrt().clamp_min(0.05))
-        # Within one section its average is the average of all: the floor keeps rounding from passing for signal.
+        # Sections that hardly differ must not be told apart by rounding: hence the floor.
         encoder.pooled_std.copy_(batch.pooled.std(0, unbiased=False).clamp_min(0.1))
         log_depth = batch.depth.clamp_min(1).log()
         encoder.log_depth.copy_(torch.stack([log_depth.mean(), log_depth.std(unbiased=False).clamp_min(0.05)]))
@@ -222,8 +222,9 @@ class LGDiSTModule(BaseModuleClass):
         return codes, self.encode(batch, batch.observed).centre
 
     @torch.no_grad()
-    def fit_code_statistics(self, batch: Batch) -> None:
-        """Set the scales of codes and residuals that the denoiser works in."""
+    def fit_code_statistics(self, view: SpotView, spots: NDArray[np.int64]) -> None:
+        """Set the scales of codes and residuals that the denoiser works in; parameters as in :meth:`fit_statistics`."""
+        batch = Batch(*(tensor.to(self.device) for tensor in view.gather(spots)))
         codes, clean = self.code_pairs(batch, self.draw_visible(batch))
         self.denoiser.code_std.copy_(codes.tokens.flatten(0, 1).std(0).clamp_min(1e-3))
         self.denoiser.residual_std.copy_((clean - codes.centre).square().mean(0).sqrt().clamp_min(1e-3))
