@@ -30,7 +30,7 @@ def run_demo(
     accelerator: str = "auto",
     n_spots: int = 600,
     n_genes: int = 300,
-    max_epochs: int = 60,
+    max_epochs: int | None = None,
 ) -> AnnData:
     """Simulate a tissue, complete it, print how well that went, and write a file and a picture.
 
@@ -45,7 +45,7 @@ def run_demo(
     n_spots, n_genes
         Size of the tissue.
     max_epochs
-        Passes through the spots, in each phase.
+        Passes through the spots, in each phase; by default those of the model.
 
     Returns
     -------

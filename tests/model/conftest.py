@@ -59,15 +59,3 @@ def trained():
     """A trained model of two libraries with unobserved entries and image features; not to be changed."""
     adata = hide(tissue(n_libraries=2))
     return fit(build(adata, library_key="library_id", image_key="X_image", observed_layer="observed"))
-
-
-@pytest.fixture(autouse=True)
-def _quiet(monkeypatch):
-    """Keep what Lightning and scvi-tools say about small data and eval mode out of the tests' warnings."""
-    import logging
-    import warnings
-
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")
-        yield

@@ -405,13 +405,13 @@ def test_scores(trained, small):
 @pytest.mark.parametrize("own", [True, False])
 def test_scored_entries_are_hidden(trained, small, monkeypatch, own):
     views = []
-    complete = type(trained)._complete
+    batches = type(trained)._batches
 
-    def spy(model, view, rows, **options):
+    def spy(model, view, *args, **options):
         views.append(view)
-        return complete(model, view, rows, **options)
+        return batches(model, view, *args, **options)
 
-    monkeypatch.setattr(type(trained), "_complete", spy)
+    monkeypatch.setattr(type(trained), "_batches", spy)
     adata = trained.adata if own else small.hide(small.tissue(n_spots=60, seed=2))
     scores = trained.evaluate_completion(None if own else adata, fraction=0.2, **small.READ)
     observed = adata.layers["observed"]

@@ -229,10 +229,7 @@ class CompletionMixin:
         silent: bool = True,
     ) -> Any:
         """Completed rows of a view, in preallocated arrays; parameters as in :meth:`get_completed_expression`."""
-        module = self.module
-        noise = None
-        if n_samples:
-            noise = draw_noise(n_samples, len(module.denoiser.code_std), seed).to(module.device)
+        module, noise = self.module, self._noise(n_samples, seed)
         n_genes = len(np.arange(view.n_genes)[genes])
         completed = np.empty((len(rows), n_genes), dtype=np.float32)
         spread = np.empty_like(completed) if return_std else None
@@ -256,6 +253,11 @@ class CompletionMixin:
             if spread is not None:
                 spread[place] = std.cpu().numpy()[:, genes]
         return completed if spread is None else (completed, spread)
+
+    def _noise(self, n_samples: int, seed: int) -> torch.Tensor | None:
+        if not n_samples:
+            return None
+        return draw_noise(n_samples, len(self.module.denoiser.code_std), seed).to(self.module.device)
 
     def _batches(
         self, view: SpotView, rows: NDArray[np.int64], batch_size: int, silent: bool

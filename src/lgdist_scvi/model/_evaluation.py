@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -12,11 +12,11 @@ from lgdist_scvi.data._neighbors import hop_weights
 from lgdist_scvi.metrics import deviance_explained, gene_pearson, masked_mse
 from lgdist_scvi.module._autoencoder import TARGET_SUM
 
-from ._completion import N_SAMPLES, N_STEPS
+from ._completion import BATCH_SIZE, N_SAMPLES, N_STEPS, CompletionMixin
+from ._readout import predict_from
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    import torch
     from anndata import AnnData
     from numpy.typing import NDArray
 
@@ -25,12 +25,9 @@ if TYPE_CHECKING:
 NEIGHBOR_HOPS = 2
 
 
-class EvaluationMixin:
+class EvaluationMixin(CompletionMixin):
     """Evaluation on held-out entries."""
 
-    adata: AnnData
-    _complete: Callable[..., Any]
-    _trained_view: Callable[..., tuple[AnnData, SpotView]]
     seed_: int
     held_out_: float
 
@@ -79,12 +76,8 @@ class EvaluationMixin:
             raise ValueError("No entry is held out: train with validation_size > 0, or pass fraction > 0 with adata.")
         view = truth.without(hidden, truth.share)
         rows = np.flatnonzero(np.diff(hidden.indptr))
-        options = {"n_samples": n_samples, "n_steps": n_steps, "seed": seed, "silent": silent}
         predictions = {
-            "lgdist": (
-                self._complete(view, rows, scale="rate", **options),
-                self._complete(view, rows, read_out="detected", **options),
-            ),
+            "lgdist": self._predict_hidden(view, rows, self._noise(n_samples, seed), n_steps, silent),
             "gene mean": _gene_means(view, rows),
             "spatial neighbours": _neighbor_means(view, rows),
         }
@@ -102,6 +95,16 @@ class EvaluationMixin:
             for name, (rate, log_value) in predictions.items()
         }
         return pd.DataFrame.from_dict(scores, orient="index")
+
+    def _predict_hidden(
+        self, view: SpotView, rows: NDArray[np.int64], noise: torch.Tensor | None, n_steps: int, silent: bool
+    ) -> tuple[NDArray, NDArray]:
+        """Rate and log value given detection, as far as entries are hidden from the view."""
+        rate, log_value = (np.empty((len(rows), view.n_genes), dtype=np.float32) for _ in range(2))
+        for place, batch in self._batches(view, rows, BATCH_SIZE, silent):
+            prediction = predict_from(self.module, batch, self.module.visible(batch), noise, n_steps)
+            rate[place], log_value[place] = prediction.rate.cpu(), prediction.detected.cpu()
+        return rate, log_value
 
 
 def _log_values(view: SpotView) -> NDArray[np.float32]:

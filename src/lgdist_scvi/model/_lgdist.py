@@ -16,7 +16,6 @@ from lgdist_scvi.data._validation import validate_genes, validate_setup
 from lgdist_scvi.data._view import SpotView
 from lgdist_scvi.module._lgdist import LGDiSTModule
 
-from ._completion import CompletionMixin
 from ._evaluation import EvaluationMixin
 from ._training import TrainingMixin, seeded
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class LGDiST(TrainingMixin, CompletionMixin, EvaluationMixin, BaseModelClass):
+class LGDiST(TrainingMixin, EvaluationMixin, BaseModelClass):
     """Latent gene diffusion for spatial transcriptomics completion (LGDiST, arXiv 2509.01864).
 
     A neighbourhood transformer encodes a spot, with part of its entries hidden, and its neighbours; a diffusion model

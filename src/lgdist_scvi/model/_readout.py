@@ -72,21 +72,23 @@ def predict(module: LGDiSTModule, batch: Batch, noise: torch.Tensor | None, n_st
         Steps of the sampler.
     """
     visible = module.visible(batch)
-    prediction = _predict_from(module, batch, visible, noise, n_steps)
+    prediction = predict_from(module, batch, visible, noise, n_steps)
     if not visible.any():
         return prediction
     folds = gene_folds(visible.shape[1]).to(visible.device)
     for fold in range(N_FOLDS):
         genes = folds == fold
-        left_out = _predict_from(module, batch, visible & ~genes, noise, n_steps)
+        left_out = predict_from(module, batch, visible & ~genes, noise, n_steps)
         known = visible & genes
         prediction = Prediction(*(torch.where(known, new, old) for new, old in zip(left_out, prediction, strict=True)))
     return prediction
 
 
-def _predict_from(
+@torch.no_grad()
+def predict_from(
     module: LGDiSTModule, batch: Batch, visible: torch.Tensor, noise: torch.Tensor | None, n_steps: int
 ) -> Prediction:
+    """Predict every entry of a minibatch from the `visible` ones, ``(b, g)``; arguments as for :func:`predict`."""
     codes = module.encode(batch, visible)
     if noise is None:
         samples = codes.centre[None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -219,6 +220,7 @@ class TrainingMixin:
             "early_stopping_patience": PATIENCE,
             "benchmark": False,
             "gradient_clip_val": 1.0,
+            "log_every_n_steps": 1,
             "simple_progress_bar": False,
         }
         runner = TrainRunner(
@@ -233,9 +235,10 @@ class TrainingMixin:
         history = self.history_
         try:
             # Another seed for each call, the same for the same sequence of calls.
-            with seeded(
-                self.seed_ + 1000 * (1 + sum(len(m.get("train_loss", {}).get("epoch", [])) for m in history.values()))
-            ):
+            epochs_before = sum(len(metrics.get("train_loss", {}).get("epoch", [])) for metrics in history.values())
+            with seeded(self.seed_ + 1000 * (1 + epochs_before)), warnings.catch_warnings():
+                # The frozen autoencoder is meant to be in evaluation mode.
+                warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
                 runner()
         finally:
             # Also after an interruption: what was learnt is kept.
