@@ -136,9 +136,13 @@ class TrainingMixin:
         if "autoencoder" not in self.history_:
             self.module.fit_statistics(data.view, self._statistics_spots(data))
         trainer_kwargs |= {"accelerator": accelerator, "devices": devices, "early_stopping": early_stopping}
-        self._run_phase(AutoencoderPlan, "autoencoder", data, max_epochs, plan_kwargs or {}, trainer_kwargs)
-        with seeded(self.seed_):
-            fit_calibration(self.module, data, self.seed_)
+        try:
+            self._run_phase(AutoencoderPlan, "autoencoder", data, max_epochs, plan_kwargs or {}, trainer_kwargs)
+        finally:
+            # Also after an interruption, since what was learnt is kept.
+            if "autoencoder" in self.history_:
+                with seeded(self.seed_):
+                    fit_calibration(self.module, data, self.seed_)
 
     def train_diffusion(
         self,
