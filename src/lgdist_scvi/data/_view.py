@@ -111,7 +111,7 @@ class SpotView:
         self.neighbor_distance = (length / max(float(typical), 1e-12)).astype(np.float32)
         self.image = image
         self.completed = np.zeros((self.n_spots, 0), dtype=np.float32)
-        self.share = self._share() if share is None else np.asarray(share, dtype=np.float64)
+        self.share = _shares(counts, hidden, self.depth) if share is None else np.asarray(share, dtype=np.float64)
         self._radii = hop_weights(connectivities, HOPS)
         # A spot gets the profile of the half of its section that it is not in. The profile of the whole would hold the
         # spot's own counts, and that of the whole without the spot would give them away as what is missing from it.
@@ -254,9 +254,6 @@ class SpotView:
             self.completed[rows],
         )
         return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
-
-    def _share(self) -> NDArray[np.float64]:
-        return _shares(self.counts, self.hidden, self.depth)
 
     def _visible_depth(self, weights: sparse.csr_matrix, rows: NDArray) -> NDArray:
         """Depth of the pooled spots, ``(b, 1)``, or per gene, ``(b, g)``, where entries of some are hidden."""

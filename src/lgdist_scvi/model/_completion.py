@@ -270,10 +270,8 @@ class CompletionMixin:
 
     def _trained_view(self, adata: AnnData | None, *, diffusion: bool) -> tuple[AnnData, SpotView]:
         """Check model and data, and read what may be seen of the data."""
-        for phase, method in {
-            "autoencoder": "train",
-            **({"diffusion": "train_diffusion"} if diffusion else {}),
-        }.items():
+        needed = {"autoencoder": "train"} | ({"diffusion": "train_diffusion"} if diffusion else {})
+        for phase, method in needed.items():
             if phase not in self.history_:
                 hint = " (or pass n_samples=0 for the autoencoder's own prediction)" if phase == "diffusion" else ""
                 raise RuntimeError(f"The {phase} has not been trained: call model.{method}() first{hint}.")
