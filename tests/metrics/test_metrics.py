@@ -179,6 +179,32 @@ def test_coverage_of_known_intervals():
         metrics.coverage(truth, half, -half)
 
 
+@pytest.mark.parametrize("level", [0.5, 0.8, 0.95])
+def test_count_coverage_of_the_true_distribution(level):
+    rng = np.random.default_rng(0)
+    mean = rng.gamma(1.0, 1.5, size=(400, 50))  # mostly zeros and ones
+    std = mean * rng.uniform(0, 0.8, size=mean.shape)
+    rate = rng.gamma(1 / np.maximum(std / mean, 1e-3) ** 2) * std**2 / mean
+    counts = rng.poisson(rate)
+    assert metrics.count_coverage(counts, mean, std, level) == pytest.approx(level, abs=0.01)
+    # Too sure, or off, is seen; intervals that end on whole counts would hold more than they should.
+    assert metrics.count_coverage(rng.poisson(rate * 1.5), mean, std, level) < level - 0.02
+    sure = mean > 1
+    assert metrics.count_coverage(counts, mean, 0 * std, level, sure) < level - 0.02
+    ends = [metrics.count_distribution(mean, std).ppf(q) for q in ((1 - level) / 2, (1 + level) / 2)]
+    assert metrics.coverage(counts, *ends) > level + 0.01
+
+
+def test_count_distribution_has_both_noises():
+    distribution = metrics.count_distribution([4.0, 4.0, 0.0], [0.0, 2.0, 0.0])
+    np.testing.assert_allclose(distribution.mean(), [4, 4, 0], atol=1e-6)
+    np.testing.assert_allclose(distribution.var(), [4, 4 + 2**2, 0], atol=1e-6)
+    with pytest.raises(ValueError, match="`level` must be between 0 and 1, got 1.5"):
+        metrics.count_coverage([1], [1], [1], 1.5)
+    with pytest.raises(ValueError, match="`std` has shape"):
+        metrics.count_coverage([1], [1], [1, 1], 0.5)
+
+
 def test_bad_arguments(values, thinned):
     prediction, truth, mask = values
     for score in (metrics.masked_mse, metrics.masked_mae):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lgdist_scvi import PUBLISHED
+from lgdist_scvi.metrics import count_distribution
 from lgdist_scvi.model._readout import draw_noise, predict
 
 
@@ -91,9 +92,15 @@ def test_denoised_entries_are_posterior_means(trained, small, counts, depth):
     values, observed, _ = counts
     noise = draw_noise(2, small.OPTIONS["n_latent"], 0)
     batch = trained._view(share=trained.module.share.numpy()).gather(np.arange(trained.adata.n_obs))
-    mu = predict(trained.module, batch, noise, 2).rate.numpy() * depth
-    r = trained.module.dispersion.numpy()
-    expected = np.where(observed, mu * (values + r) / (mu + r), mu)
+    prediction, module = predict(trained.module, batch, noise, 2), trained.module
+    means = []
+    for rate, size in ((prediction.network, module.dispersion), (prediction.factor, module.factors.dispersion)):
+        mu, r = rate.numpy() * depth, size.numpy()
+        means.append(np.where(observed, mu * (values + r) / (mu + r), mu))
+    weight = prediction.weight.numpy()
+    assert ((weight > 0) & (weight <= 0.5)).all()
+    expected = means[0] ** (1 - weight) * means[1] ** weight
+    mu = prediction.rate.numpy() * depth
     denoised = read(trained, small, scale="counts", keep_observed=False)
     np.testing.assert_allclose(denoised, expected, rtol=1e-4)
     # Without the own count an observed zero and an unobserved entry would be completed alike.
@@ -114,6 +121,29 @@ def test_standard_deviation(trained, small, counts):
     # An observation narrows what is known of a rate: half the data hidden is less certain.
     relative = around / denoised
     assert np.median(relative[~observed]) > np.median(relative[detected])
+
+
+def test_count_quantiles(trained, small, depth):
+    names = list(trained.adata.var_names[[3, 1]])
+    options = {"n_samples": 2, "n_steps": 2, "silent": True}
+    median = trained.get_count_quantiles(quantiles=[0.5], gene_list=names, indices=[5, 2], **options)[0.5]
+    assert list(median.columns) == names
+    assert list(median.index) == list(trained.adata.obs_names[[5, 2]])
+    mean, std = trained.get_completed_expression(
+        scale="rate", keep_observed=False, return_std=True, return_numpy=True, **options
+    )
+    for given, at in ((None, depth), (5e4, np.full_like(depth, 5e4))):
+        quantiles = trained.get_count_quantiles(depth=given, **options)
+        assert list(quantiles) == [0.025, 0.5, 0.975]
+        expected = count_distribution(mean * at, std * at)
+        for q, table in quantiles.items():
+            # A quantile may fall on a step of the distribution, where rounding decides.
+            assert (table.to_numpy() == expected.ppf(q)).mean() > 0.999
+    assert (quantiles[0.025] <= quantiles[0.975]).all(axis=None)
+    with pytest.raises(ValueError, match=r"between 0 and 1, got \[1.2\]"):
+        trained.get_count_quantiles(quantiles=[0.5, 1.2])
+    with pytest.raises(ValueError, match="`depth` must be positive, got 0"):
+        trained.get_count_quantiles(depth=0)
 
 
 def test_minibatches_do_not_matter(trained, small):

@@ -196,7 +196,7 @@ def test_a_count_does_not_predict_itself(small, setup):
     model = small.fit(small.build(adata, **setup), max_epochs=5)
     noise = draw_noise(2, small.OPTIONS["n_latent"], 0)
     share = model.module.share.numpy()
-    before = predict(model.module, model._view(share=share).gather(np.arange(adata.n_obs)), noise, 2).rate.numpy()
+    before = predict(model.module, model._view(share=share).gather(np.arange(adata.n_obs)), noise, 2)
     rng = np.random.default_rng(0)
     counts = adata.layers["counts"].toarray()
     influence = []
@@ -208,9 +208,10 @@ def test_a_count_does_not_predict_itself(small, setup):
         changed.layers["counts"] = sparse.csr_matrix(more)
         changed.obs.loc[changed.obs_names[spot], "total"] += 40
         _, view = model._trained_view(changed, diffusion=True)
-        after = predict(model.module, view.gather([spot]), noise, 2).rate.numpy()[0]
-        np.testing.assert_allclose(after[gene], before[spot, gene], rtol=2e-5)
-        influence.append(np.abs(after / before[spot] - 1).max())
+        after = predict(model.module, view.gather([spot]), noise, 2)
+        old, new = before.network[spot].numpy(), after.network[0].numpy()
+        np.testing.assert_allclose(new[gene], old[gene], rtol=2e-5)
+        influence.append(np.abs(new / old - 1).max())
     # The count matters to the other genes of the spot, so the model was not blind to it.
     assert min(influence) > 1e-3
 
@@ -223,8 +224,8 @@ def test_fold_that_does_not_leave_out_is_seen(small, monkeypatch):
     gene = int(np.flatnonzero(~hidden[4])[0])
     more = batch._replace(counts=batch.counts.clone(), depth=batch.depth + 40)
     more.counts[0, gene] += 40
-    honest = [predict(model.module, b, None, 1).rate[0, gene] for b in (batch, more)]
+    honest = [predict(model.module, b, None, 1).network[0, gene] for b in (batch, more)]
     torch.testing.assert_close(*honest, rtol=2e-5, atol=0)
     monkeypatch.setattr("lgdist_scvi.model._readout.gene_folds", lambda n: torch.full((n,), -1))
-    leaking = [predict(model.module, b, None, 1).rate[0, gene] for b in (batch, more)]
+    leaking = [predict(model.module, b, None, 1).network[0, gene] for b in (batch, more)]
     assert abs(leaking[1] / leaking[0] - 1) > 1e-3

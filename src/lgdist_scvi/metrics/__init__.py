@@ -1,5 +1,23 @@
 """Scores of a completion against held-out truth, as functions of NumPy arrays."""
 
-from ._metrics import coverage, deviance_explained, gene_pearson, masked_mae, masked_mse, poisson_deviance
+from ._metrics import (
+    count_coverage,
+    count_distribution,
+    coverage,
+    deviance_explained,
+    gene_pearson,
+    masked_mae,
+    masked_mse,
+    poisson_deviance,
+)
 
-__all__ = ["coverage", "deviance_explained", "gene_pearson", "masked_mae", "masked_mse", "poisson_deviance"]
+__all__ = [
+    "count_coverage",
+    "count_distribution",
+    "coverage",
+    "deviance_explained",
+    "gene_pearson",
+    "masked_mae",
+    "masked_mse",
+    "poisson_deviance",
+]

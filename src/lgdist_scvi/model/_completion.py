@@ -13,6 +13,7 @@ from lgdist_scvi._compat import track
 from lgdist_scvi._constants import Keys
 from lgdist_scvi.data._validation import validate_genes, validate_setup
 from lgdist_scvi.data._view import Batch, SpotView
+from lgdist_scvi.metrics import count_distribution
 from lgdist_scvi.module._autoencoder import TARGET_SUM
 
 from ._readout import draw_noise, posterior, predict
@@ -150,6 +151,54 @@ class CompletionMixin:
             return tuple(pd.DataFrame(values, **labels) for values in completed)
         return pd.DataFrame(completed, **labels)
 
+    def get_count_quantiles(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        gene_list: Sequence[str] | None = None,
+        *,
+        quantiles: Sequence[float] = (0.025, 0.5, 0.975),
+        depth: float | None = None,
+        n_samples: int = N_SAMPLES,
+        n_steps: int = N_STEPS,
+        seed: int = 0,
+        batch_size: int = BATCH_SIZE,
+        silent: bool = False,
+    ) -> dict[float, pd.DataFrame]:
+        """Quantiles of the counts that a repetition of the measurement would give.
+
+        The uncertainty of the rate and the noise of counting together, see
+        :func:`lgdist_scvi.metrics.count_distribution`; the counts that were measured are known.
+
+        Parameters
+        ----------
+        adata, indices, gene_list, n_samples, n_steps, seed, batch_size, silent
+            As in :meth:`get_completed_expression`.
+        quantiles
+            Probabilities between 0 and 1; by default the median and the ends of 95% intervals.
+        depth
+            Depth of the repetition in counts per spot; by default that of the spot itself.
+
+        Returns
+        -------
+        Table of counts of shape ``(n_spots, n_genes)`` for each quantile.
+
+        Raises
+        ------
+        ValueError
+            If a quantile is not between 0 and 1, or the depth is not positive.
+        """
+        if wrong := [q for q in quantiles if not 0 < q < 1]:
+            raise ValueError(f"Quantiles must lie between 0 and 1, got {wrong}.")
+        if depth is not None and not depth > 0:
+            raise ValueError(f"`depth` must be positive, got {depth}.")
+        options: dict[str, Any] = {"n_samples": n_samples, "n_steps": n_steps, "seed": seed, "batch_size": batch_size}
+        options |= {"scale": "counts" if depth is None else "rate", "keep_observed": False, "return_std": True}
+        mean, std = self.get_completed_expression(adata, indices, gene_list, silent=silent, **options)
+        distribution = count_distribution(mean * (depth or 1.0), std * (depth or 1.0))
+        labels = {"index": mean.index, "columns": mean.columns}
+        return {q: pd.DataFrame(distribution.ppf(q), **labels) for q in quantiles}
+
     def add_completed_layer(
         self, adata: AnnData | None = None, *, key_added: str = Keys.LAYER, return_std: bool = False, **options: Any
     ) -> None:
@@ -237,7 +286,7 @@ class CompletionMixin:
             prediction = predict(module, batch, noise, n_steps)
             depth = batch.depth[:, None]
             measured = batch.observed & (batch.counts > 0)
-            rate, variance = posterior(prediction, batch.counts, batch.depth, batch.observed, module.dispersion)
+            rate, variance = posterior(prediction, batch, batch.observed, module)
             if read_out == "detected":
                 rate = prediction.detected.expm1() / TARGET_SUM
             if keep_observed:

@@ -8,8 +8,13 @@ import numpy as np
 import torch
 
 from lgdist_scvi.module._autoencoder import TARGET_SUM, Rates, log_normalise
+from lgdist_scvi.module._factors import WEIGHT as FACTOR_WEIGHT
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
     from lgdist_scvi.data._view import Batch
     from lgdist_scvi.dataloaders._neighborhood import NeighborhoodDataModule
     from lgdist_scvi.module._lgdist import LGDiSTModule
@@ -18,22 +23,34 @@ N_FOLDS = 5
 """Parts of the genes that are left out in turn, to predict an observed entry without its own count."""
 CALIBRATION_SPOTS = 2000
 """Spots on which the overdispersion is measured."""
-MIN_CALIBRATION = 100
-"""Held-out detected entries without which the read-out given detection stays as trained."""
+# What network and factor model count in the read-out given detection before held-out entries tell, and in how many
+# entries that is worth.
+_DETECTED_PRIOR = (0.65, 0.35)
+_DETECTED_PRIOR_ENTRIES = 10.0
 # Overdispersion of a gene is shrunk towards that of all genes, as if seen in this sum of squared expected counts.
 _DISPERSION_PRIOR = 20.0
 _DISPERSION_RANGE = (0.05, 1e4)
+_TINY = 1e-12
 
 
 class Prediction(NamedTuple):
-    """Predictions of `b` spots and `g` genes that do not know an entry's own count."""
+    """Predictions of `b` spots and `g` genes."""
 
-    rate: torch.Tensor
-    """Expected share of the gene in the spot's depth, ``(b, g)``."""
-    rate_variance: torch.Tensor
-    """Variance of the share over samples, ``(b, g)``."""
+    network: torch.Tensor
+    """The network's rate: expected share of the gene in the spot's depth, without the entry's own count, ``(b, g)``."""
+    network_variance: torch.Tensor
+    """Its variance over samples, ``(b, g)``."""
+    factor: torch.Tensor
+    """The factor model's rate from all visible entries, ``(b, g)``."""
+    weight: torch.Tensor
+    """Share of the factor model in the log of the rate, ``(b, 1)``."""
     detected: torch.Tensor
-    """Expected log1p of the normalised count given that it is not zero, ``(b, g)``."""
+    """Expected log1p of the normalised count given that it is not zero, without the own count, ``(b, g)``."""
+
+    @property
+    def rate(self) -> torch.Tensor:
+        """Expected share of the gene in the spot's depth where the entry is not visible, ``(b, g)``."""
+        return _mix(self.network, self.factor, self.weight)
 
 
 def gene_folds(n_genes: int) -> torch.Tensor:
@@ -73,15 +90,22 @@ def predict(module: LGDiSTModule, batch: Batch, noise: torch.Tensor | None, n_st
     """
     visible = module.visible(batch)
     prediction = predict_from(module, batch, visible, noise, n_steps)
-    if not visible.any():
-        return prediction
-    folds = gene_folds(visible.shape[1]).to(visible.device)
-    for fold in range(N_FOLDS):
-        genes = folds == fold
-        left_out = predict_from(module, batch, visible & ~genes, noise, n_steps)
-        known = visible & genes
-        prediction = Prediction(*(torch.where(known, new, old) for new, old in zip(left_out, prediction, strict=True)))
+    for known, rest in _left_out(visible):
+        left_out = predict_from(module, batch, rest, noise, n_steps)
+        replaced = {
+            name: torch.where(known, getattr(left_out, name), getattr(prediction, name))
+            for name in ("network", "network_variance", "detected")
+        }
+        prediction = prediction._replace(**replaced)
     return prediction
+
+
+def _left_out(visible: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Entries to predict and the visible entries to do it from, together all the visible entries, ``(b, g)``."""
+    if visible.any():
+        folds = gene_folds(visible.shape[1]).to(visible.device)
+        for fold in range(N_FOLDS):
+            yield visible & (folds == fold), visible & (folds != fold)
 
 
 @torch.no_grad()
@@ -103,7 +127,15 @@ def predict_from(
         mean = mean + delta / (i + 1)
         mean_square = mean_square + delta * (rate - mean)
         detected = detected + (decoded.detected - detected) / (i + 1)
-    return Prediction(mean, mean_square / len(samples), detected)
+    factor, weight, parts = mean, mean.new_zeros(len(mean), 1), [detected]
+    if module.factors is not None:
+        linear = module.factors(batch, visible, module.share)
+        factor, weight = linear.log_rate.exp(), FACTOR_WEIGHT * linear.known[:, None]
+        parts.append(linear.detected)
+    shift, *slopes = module.detected_calibration
+    detected = shift + sum(slope * part for slope, part in zip(slopes, parts, strict=False))
+    one_count = log_normalise(torch.ones_like(batch.depth)[:, None], batch.depth)
+    return Prediction(mean, mean_square / len(samples), factor, weight, torch.maximum(detected, one_count))
 
 
 def _rate(module: LGDiSTModule, decoded: Rates) -> torch.Tensor:
@@ -114,44 +146,62 @@ def _rate(module: LGDiSTModule, decoded: Rates) -> torch.Tensor:
 
 
 def posterior(
-    prediction: Prediction, counts: torch.Tensor, depth: torch.Tensor, known: torch.Tensor, size: torch.Tensor
+    prediction: Prediction, batch: Batch, known: torch.Tensor, module: LGDiSTModule
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance of the rate, given an entry's own count where it is known.
 
     With a gamma prior of mean ``mu`` and shape ``r`` for the expected count, a Poisson count ``y`` has the posterior
-    mean ``mu (y + r) / (mu + r)``.
+    mean ``mu (y + r) / (mu + r)``. The network's and the factor model's are averaged in the log.
 
     Parameters
     ----------
     prediction
-        Prediction without the own count.
-    counts, depth
-        Counts ``(b, g)`` and depths ``(b,)``.
+        Prediction of a minibatch of `b` spots and `g` genes.
+    batch
+        Minibatch.
     known
         True where the own count is known, ``(b, g)``.
-    size
-        Shape ``r`` of each gene, ``(g,)``.
+    module
+        Trained and calibrated module.
 
     Returns
     -------
     Mean and variance of the share of the depth, each ``(b, g)``.
     """
-    depth = depth[:, None]
-    expected = prediction.rate * depth
-    weight = torch.where(known, expected / (expected + size), 0)
-    own = counts / depth
-    mean = prediction.rate + weight * (own - prediction.rate)
+    depth, size = batch.depth[:, None], module.dispersion
+    network, own = _given_count(prediction.network, batch, known, size)
+    mean = network
+    if module.factors is not None:
+        factor, _ = _given_count(prediction.factor, batch, known, module.factors.dispersion)
+        mean = _mix(network, factor, prediction.weight)
     # Spread of the predicted mean, as far as the own count does not replace it, and of the rate around it.
-    around = torch.where(known, (counts + size) * weight**2, expected**2 / size) / depth**2
-    return mean, (1 - weight) ** 2 * prediction.rate_variance + around
+    around = torch.where(known, (batch.counts + size) * own**2 / depth**2, network**2 / size)
+    variance = (1 - own) ** 2 * prediction.network_variance + around
+    return mean, variance * (mean / network.clamp_min(_TINY)) ** 2
+
+
+def _given_count(
+    rate: torch.Tensor, batch: Batch, known: torch.Tensor, size: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Posterior mean of the rate, and the weight of the own count in it, each ``(b, g)``."""
+    depth = batch.depth[:, None]
+    expected = rate * depth
+    own = torch.where(known, expected / (expected + size), 0)
+    return rate + own * (batch.counts / depth - rate), own
+
+
+def _mix(network: torch.Tensor, factor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Weighted geometric mean."""
+    return torch.exp((1 - weight) * network.clamp_min(_TINY).log() + weight * factor.clamp_min(_TINY).log())
 
 
 def fit_calibration(module: LGDiSTModule, data: NeighborhoodDataModule, seed: int) -> None:
     """Set the overdispersion around the predicted rates, and the scale of the read-out given detection.
 
-    Overdispersion comes from the visible entries, each predicted without its own count, by moments:
-    ``1 / r = sum((y - mu)**2 - mu) / sum(mu**2)``. The read-out given detection is regressed on held-out detected
-    entries, which were hidden in training: what training saw of a gene with hidden entries may have too few detections.
+    Overdispersion comes from the visible entries, by moments: ``1 / r = sum((y - mu)**2 - mu) / sum(mu**2)``, around the
+    network's predictions without the own count and around the factor model's with it. The read-out given detection is
+    regressed on held-out detected entries, which were hidden in training: what training saw of a gene with hidden
+    entries may have too few detections.
 
     Parameters
     ----------
@@ -162,36 +212,73 @@ def fit_calibration(module: LGDiSTModule, data: NeighborhoodDataModule, seed: in
     seed
         Seed of the choice of spots.
     """
-    device = module.device
     rows = np.random.default_rng(seed).permutation(data.n_train)[:CALIBRATION_SPOTS]
-    over = torch.zeros_like(module.dispersion)
-    square = torch.zeros_like(module.dispersion)
-    for block in np.array_split(np.sort(rows), max(1, len(rows) // 256)):
-        batch = _to_device(data.view.gather(block), device)
-        expected = predict(module, batch, None, 1).rate * batch.depth[:, None]
-        known = batch.observed
-        over += (((batch.counts - expected) ** 2 - expected) * known).sum(0)
-        square += (expected**2 * known).sum(0)
-    overall = (over.sum() / square.sum().clamp_min(1e-6)).clamp_min(1 / _DISPERSION_RANGE[1])
-    inverse = (over + _DISPERSION_PRIOR * overall) / (square + _DISPERSION_PRIOR)
-    module.dispersion.copy_((1 / inverse.clamp_min(1 / _DISPERSION_RANGE[1])).clamp_min(_DISPERSION_RANGE[0]))
+    blocks = np.array_split(np.sort(rows), max(1, len(rows) // 256))
+    network, factor = _Moments(module.dispersion), _Moments(module.dispersion)
+    for block in blocks:
+        batch = _to_device(data.view.gather(block), module.device)
+        prediction = predict(module, batch, None, 1)
+        network.add(prediction.network, batch)
+        factor.add(prediction.factor, batch)
+    module.dispersion.copy_(network.size())
+    if module.factors is not None:
+        module.factors.dispersion.copy_(factor.size())
+        module.factors.fit_detection(_factor_blocks(module, data, blocks))
+    _fit_detected(module, data)
 
-    module.detected_calibration.copy_(torch.tensor([0.0, 1.0]))
-    predicted, true, weight = [], [], []
+
+class _Moments:
+    """Sums over entries from which the overdispersion of every gene follows."""
+
+    def __init__(self, like: torch.Tensor) -> None:
+        self.over, self.square = torch.zeros_like(like), torch.zeros_like(like)
+
+    def add(self, rate: torch.Tensor, batch: Batch) -> None:
+        """Add the observed entries of a minibatch."""
+        expected = rate * batch.depth[:, None]
+        self.over += (((batch.counts - expected) ** 2 - expected) * batch.observed).sum(0)
+        self.square += (expected**2 * batch.observed).sum(0)
+
+    def size(self) -> torch.Tensor:
+        """Shape ``r`` of every gene, ``(g,)``."""
+        lowest, highest = _DISPERSION_RANGE
+        overall = (self.over.sum() / self.square.sum().clamp_min(1e-6)).clamp_min(1 / highest)
+        inverse = (self.over + _DISPERSION_PRIOR * overall) / (self.square + _DISPERSION_PRIOR)
+        return (1 / inverse.clamp_min(1 / highest)).clamp_min(lowest)
+
+
+def _factor_blocks(
+    module: LGDiSTModule, data: NeighborhoodDataModule, blocks: list[NDArray]
+) -> Iterator[tuple[torch.Tensor, Batch]]:
+    """The factor model's log rates without the own counts, and the minibatches they are of."""
+    assert module.factors is not None
+    for block in blocks:
+        batch = _to_device(data.view.gather(block), module.device)
+        log_rate = torch.zeros_like(batch.counts)
+        for known, rest in _left_out(batch.observed):
+            log_rate = torch.where(known, module.factors(batch, rest, module.share).log_rate, log_rate)
+        yield log_rate, batch
+
+
+def _fit_detected(module: LGDiSTModule, data: NeighborhoodDataModule) -> None:
+    """Regress the detected ones of the held-out entries on what network and factor model say of them."""
+    n_parts = 1 if module.factors is None else 2
+    prior = torch.tensor([0.0, *(_DETECTED_PRIOR if n_parts == 2 else (1.0,))], dtype=torch.float64)
+    penalty = torch.diag(torch.tensor([1e-3] + n_parts * [_DETECTED_PRIOR_ENTRIES], dtype=torch.float64))
+    products, targets = penalty.clone(), penalty @ prior
     for seen, counts, held_out in data.val_dataloader():
-        batch = _to_device(seen, device)
+        batch = _to_device(seen, module.device)
+        visible = module.visible(batch)
         with torch.no_grad():
-            rates = module.decode(module.encode(batch, module.visible(batch)).centre, batch)
-        entries = (held_out & (counts > 0)).to(device)
-        predicted.append(rates.detected[entries])
-        true.append(log_normalise(counts.to(device), batch.depth)[entries])
-        weight.append(module.gene_weight.expand_as(entries)[entries])
-    if sum(map(len, true)) >= MIN_CALIBRATION:
-        x, y, w = (torch.cat(parts).double() for parts in (predicted, true, weight))
-        x_mean, y_mean = (w * x).sum() / w.sum(), (w * y).sum() / w.sum()
-        slope = (w * (x - x_mean) * (y - y_mean)).sum() / (w * (x - x_mean) ** 2).sum().clamp_min(1e-9)
-        slope = slope.clamp(0.5, 1.5)
-        module.detected_calibration.copy_(torch.stack([y_mean - slope * x_mean, slope]).float())
+            parts = [module.decode(module.encode(batch, visible).centre, batch).detected]
+        if module.factors is not None:
+            parts.append(module.factors(batch, visible, module.share).detected)
+        entries = (held_out & (counts > 0)).to(module.device)
+        x = torch.stack([torch.ones_like(parts[0]), *parts], dim=-1)[entries].double().cpu()
+        y = log_normalise(counts.to(module.device), batch.depth)[entries].double().cpu()
+        weighted = module.gene_weight.expand_as(entries)[entries].double().cpu()[:, None] * x
+        products, targets = products + weighted.T @ x, targets + weighted.T @ y
+    module.detected_calibration[: n_parts + 1] = torch.linalg.solve(products, targets).float()
 
 
 def _to_device(batch: Batch, device: torch.device | str) -> Batch:

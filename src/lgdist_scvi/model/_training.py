@@ -33,6 +33,8 @@ PATIENCE = 6
 """Validations without improvement after which a phase stops."""
 STATISTICS_SPOTS = 2048
 """Spots from which the statistics of the input are computed."""
+FACTOR_ENTRIES = 1 << 24
+"""Entries to which the factor model is fitted: 16,000 spots of 1,024 genes, some GB of memory."""
 
 
 class TrainingMixin:
@@ -135,6 +137,8 @@ class TrainingMixin:
         data = self._training_data(validation_size, batch_size)
         if "autoencoder" not in self.history_:
             self.module.fit_statistics(data.view, self._statistics_spots(data))
+            with seeded(self.seed_):
+                self.module.fit_factors(data.view, self._some_spots(data, FACTOR_ENTRIES // data.view.n_genes))
         trainer_kwargs |= {"accelerator": accelerator, "devices": devices, "early_stopping": early_stopping}
         try:
             self._run_phase(AutoencoderPlan, "autoencoder", data, max_epochs, plan_kwargs or {}, trainer_kwargs)
@@ -189,7 +193,10 @@ class TrainingMixin:
             self._run_phase(DiffusionPlan, name, data, max_epochs, plan_kwargs or {}, dict(trainer_kwargs))
 
     def _statistics_spots(self, data: NeighborhoodDataModule) -> np.ndarray:
-        return np.sort(np.random.default_rng(self.seed_).permutation(data.n_train)[:STATISTICS_SPOTS])
+        return self._some_spots(data, STATISTICS_SPOTS)
+
+    def _some_spots(self, data: NeighborhoodDataModule, n_spots: int) -> np.ndarray:
+        return np.sort(np.random.default_rng(self.seed_).permutation(data.n_train)[:n_spots])
 
     def _training_data(self, validation_size: float, batch_size: int) -> NeighborhoodDataModule:
         """View without the held-out entries, which depend only on the model's seed and `validation_size`."""
@@ -207,7 +214,7 @@ class TrainingMixin:
         plan_kwargs: dict[str, Any],
         trainer_kwargs: dict[str, Any],
     ) -> None:
-        steps = max(1, data.n_train // data.batch_size)
+        steps = len(data.train_dataloader())
         epochs = max_epochs or max(MIN_EPOCHS, math.ceil(plan_cls.default_steps / steps))
         self.module.phase = plan_cls.phase
         # The runner leaves the module in evaluation mode, in which the next phase would train.

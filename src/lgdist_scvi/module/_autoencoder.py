@@ -24,6 +24,16 @@ def log_normalise(counts: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
     return torch.log1p(counts * (TARGET_SUM / depth.clamp_min(1.0))[..., None])
 
 
+def visible_depth(batch: Batch, visible: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """Depth of the spots that does not know the observed entries that are not `visible`, ``(b,)``.
+
+    Without their counts and scaled up by the `share` of the depth, ``(g,)``, that their genes are expected to have.
+    """
+    masked = batch.observed & ~visible
+    lost = (batch.counts * masked).sum(dim=1)
+    return (batch.depth - lost).clamp_min(0) / (1 - masked.float() @ share).clamp_min(1e-2)
+
+
 class Codes(NamedTuple):
     """Encoded neighbourhoods."""
 
@@ -140,10 +150,7 @@ class NeighborhoodEncoder(nn.Module):
             True where the spot's image may be used, ``(b,)``; None uses all.
         """
         counts = batch.counts * visible
-        # Without the masked counts and scaled up by their expected share, the depth does not know them either.
-        masked = batch.observed & ~visible
-        lost = (batch.counts * masked).sum(dim=1)
-        depth = (batch.depth - lost).clamp_min(0) / (1 - masked.float() @ share).clamp_min(1e-2)
+        depth = visible_depth(batch, visible, share)
         fraction = visible.float().mean(dim=1)
         centre = self._expression(counts, visible, depth)
         centre = centre / fraction.clamp_min(0.05).sqrt()[:, None]

@@ -14,6 +14,7 @@ from lgdist_scvi.data._view import Batch, SpotView
 
 from ._autoencoder import Codes, NeighborhoodEncoder, RateDecoder, Rates, log_normalise
 from ._denoiser import Denoiser
+from ._factors import FactorModel
 from ._schedule import NoiseSchedule, ddim, dpm_solver_pp
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ class LGDiSTModule(BaseModuleClass):
         Size of the denoiser.
     n_diffusion_steps
         Noise levels in training.
+    n_factors
+        Factors of the linear model that the rates are averaged with; 0 for none. Not used with ``loss="log"`` or
+        ``condition="neighbors"``, the published conventions.
     loss
         "counts": negative-binomial likelihood of counts plus squared error of detected log values. "log": squared
         error of detected log values only, as published.
@@ -79,6 +83,7 @@ class LGDiSTModule(BaseModuleClass):
         n_denoiser_hidden: int = 192,
         n_denoiser_layers: int = 2,
         n_diffusion_steps: int = 1000,
+        n_factors: int = 15,
         loss: Literal["counts", "log"] = "counts",
         condition: Literal["neighborhood", "neighbors"] = "neighborhood",
         sampler: Literal["dpm_solver_pp", "ddim"] = "dpm_solver_pp",
@@ -99,6 +104,8 @@ class LGDiSTModule(BaseModuleClass):
         self.denoiser = Denoiser(
             n_latent, n_denoiser_hidden, n_denoiser_layers, n_heads, NoiseSchedule(n_diffusion_steps)
         )
+        linear = n_factors > 0 and loss == "counts" and condition == "neighborhood"
+        self.factors = FactorModel(n_genes, n_factors) if linear else None
         weight = torch.ones(n_genes)
         if target_genes is not None:
             targets = torch.from_numpy(np.asarray(target_genes, dtype=bool))
@@ -106,7 +113,7 @@ class LGDiSTModule(BaseModuleClass):
         self.register_buffer("gene_weight", weight / weight.mean())
         self.register_buffer("share", torch.full((n_genes,), 1.0 / n_genes))
         self.register_buffer("dispersion", torch.ones(n_genes))
-        self.register_buffer("detected_calibration", torch.tensor([0.0, 1.0]))
+        self.register_buffer("detected_calibration", torch.tensor([0.0, 1.0, 0.0]))
         self.phase: Phase = "autoencoder"
 
     @torch.no_grad()
@@ -136,6 +143,13 @@ class LGDiSTModule(BaseModuleClass):
             encoder.image_mean.copy_(batch.image.mean(0))
             encoder.image_std.copy_(batch.image.std(0, unbiased=False).clamp_min(1e-6))
 
+    def fit_factors(self, view: SpotView, spots: NDArray[np.int64]) -> None:
+        """Fit the factor model, where there is one, to what may be seen; parameters as in :meth:`fit_statistics`."""
+        if self.factors is not None:
+            counts, hidden = (torch.from_numpy(part[spots].toarray()) for part in (view.counts, view.hidden))
+            depth = torch.from_numpy(view.depth[spots])
+            self.factors.fit(counts.to(self.device), ~hidden.to(self.device), depth.to(self.device), self.share)
+
     def draw_visible(self, batch: Batch) -> torch.Tensor:
         """Hide a random part of each spot's observed entries, up to all of them; True where visible, ``(b, g)``."""
         if self.condition == "neighbors":
@@ -153,10 +167,7 @@ class LGDiSTModule(BaseModuleClass):
 
     def decode(self, code: torch.Tensor, batch: Batch) -> Rates:
         """Decode codes, ``(b, d)``, of the spots of a minibatch."""
-        rates = self.decoder(code, batch, self.share)
-        shift, slope = self.detected_calibration
-        one_count = log_normalise(torch.ones_like(batch.depth)[:, None], batch.depth)
-        return rates._replace(detected=torch.maximum(shift + slope * rates.detected, one_count))
+        return self.decoder(code, batch, self.share)
 
     def forward(self, tensors: Batch) -> tuple[dict, dict, LossOutput]:
         """Encode, decode and score a minibatch; scvi-tools' own forward expects a dictionary."""
@@ -181,7 +192,7 @@ class LGDiSTModule(BaseModuleClass):
 
     def generative(self, batch: Batch, code: torch.Tensor) -> dict:
         """Decode rates."""
-        return {"rates": self.decoder(code, batch, self.share)}
+        return {"rates": self.decode(code, batch)}
 
     def loss(self, tensors: Batch, inference_outputs: dict, generative_outputs: dict) -> LossOutput:
         """Loss of the autoencoder, on the masked entries."""

@@ -46,7 +46,7 @@ class PhasePlan(pl.LightningModule):
     default_steps: int
 
     def __init__(
-        self, module: LGDiSTModule, n_steps: int, lr: float = 1e-3, weight_decay: float = 0.05, ema_decay: float = 0.99
+        self, module: LGDiSTModule, n_steps: int, lr: float = 1e-3, weight_decay: float = 2.0, ema_decay: float = 0.99
     ) -> None:
         super().__init__()
         self.module = module

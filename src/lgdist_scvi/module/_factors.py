@@ -1,0 +1,171 @@
+"""Factor model: log rates that are linear in a few factors of the spot, the line from which the network adds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ._autoencoder import log_normalise, visible_depth
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from lgdist_scvi.data._view import Batch
+
+SIZE = 50.0
+"""Inverse overdispersion in the fit: nearly Poisson, but a huge count does not outweigh all others."""
+PENALTY = 5.0
+"""Precision of the normal priors of factors and loadings."""
+WEIGHT = 0.5
+"""Share of the factor model in the log of a rate, where the factors are known from the spot's counts."""
+_FIT_STEPS = 120
+_FIT_RATE = 0.03
+_SCORING_STEPS = 8
+_MAX_STEP = 2.0
+_MAX_LOG_RATIO = 8.0
+# Penalty of the regression on detected entries, in entries.
+_RIDGE = 1.0
+
+
+class FactorRates(NamedTuple):
+    """Prediction of `b` spots and `g` genes."""
+
+    log_rate: torch.Tensor
+    """Log of the expected share of the gene in the spot's depth, ``(b, g)``."""
+    detected: torch.Tensor
+    """Expected log1p of the normalised count, given that it is not zero, ``(b, g)``."""
+    known: torch.Tensor
+    """How much of the precision of a spot's factors comes from its counts, 0 to 1, ``(b,)``; the rest is the prior's."""
+
+
+class FactorModel(nn.Module):
+    """Negative-binomial factor model of the counts (GLM-PCA; Townes et al., Genome Biology 2019).
+
+    The expected count is ``depth * share * exp(factors @ loadings.T)`` with normal priors. The factors of a spot are
+    solved from its visible entries alone, so that the prediction of a hidden entry cannot know it.
+
+    Parameters
+    ----------
+    n_genes, n_factors
+        Genes per spot and factors.
+    """
+
+    loadings: torch.Tensor
+    detection: torch.Tensor
+    dispersion: torch.Tensor
+
+    def __init__(self, n_genes: int, n_factors: int) -> None:
+        super().__init__()
+        self.register_buffer("loadings", torch.zeros(n_genes, n_factors))
+        self.register_buffer("detection", torch.zeros(n_genes, 3))
+        self.register_buffer("dispersion", torch.ones(n_genes))
+
+    def fit(self, counts: torch.Tensor, observed: torch.Tensor, depth: torch.Tensor, share: torch.Tensor) -> None:
+        """Fit the loadings to the observed entries of some spots, all at once.
+
+        Parameters
+        ----------
+        counts
+            Counts of `n` spots, ``(n, g)``.
+        observed
+            True where an entry may be seen, ``(n, g)``.
+        depth
+            Depth of the spots in counts, ``(n,)``.
+        share
+            Expected share of each gene in the depth, ``(g,)``.
+        """
+        offset = share.log() + depth.log()[:, None]
+        mean = offset.exp()
+        residual = observed * (counts - mean) / (mean + mean.square() / SIZE).sqrt()
+        n_factors = min(self.loadings.shape[1], *counts.shape)
+        left, scale, right = torch.svd_lowrank(residual.clamp(-5, 5), n_factors, niter=3)
+        factors = (0.3 * left * scale.sqrt()).requires_grad_()
+        loadings = (0.1 * right * scale.sqrt()).requires_grad_()
+        optimizer = torch.optim.Adam([factors, loadings], lr=_FIT_RATE)
+        decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, _FIT_STEPS)
+        with torch.enable_grad():
+            for _ in range(_FIT_STEPS):
+                log_mean = offset + _bounded(factors @ loadings.T)
+                log_total = torch.logaddexp(log_mean, log_mean.new_tensor(SIZE).log())
+                # Up to terms that do not depend on the mean.
+                nll = (SIZE + counts) * log_total - counts * log_mean
+                loss = (nll * observed).sum() + PENALTY / 2 * (factors.square().sum() + loadings.square().sum())
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                decay.step()
+        self.loadings.zero_()
+        self.loadings[:, :n_factors] = loadings.detach()
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, visible: torch.Tensor, share: torch.Tensor) -> FactorRates:
+        """Predict all entries of a minibatch from the `visible` ones.
+
+        Parameters
+        ----------
+        batch
+            Minibatch of `b` spots.
+        visible
+            True where an entry of the spot may be used, ``(b, g)``.
+        share
+            Expected share of each gene in the depth, ``(g,)``.
+        """
+        depth = visible_depth(batch, visible, share)
+        seen = visible.float()
+        counts = batch.counts * seen
+        expected = share * depth[:, None]
+        loadings, n_factors = self.loadings, self.loadings.shape[1]
+        products = (loadings[:, :, None] * loadings[:, None, :]).flatten(1)
+        prior = PENALTY * torch.eye(n_factors, device=loadings.device)
+        factors = torch.zeros(len(counts), n_factors, device=loadings.device)
+        # The mode of the posterior by Fisher scoring.
+        for _ in range(_SCORING_STEPS):
+            mean = expected * _bounded(factors @ loadings.T).exp()
+            weight = seen / (1 + mean / SIZE)
+            gradient = (weight * (counts - mean)) @ loadings - PENALTY * factors
+            precision = ((weight * mean) @ products).unflatten(1, (n_factors, n_factors)) + prior
+            step = torch.linalg.solve(precision, gradient[..., None])[..., 0]
+            # A step from far away must not overshoot.
+            longest = (step @ loadings.T).abs().amax(dim=1, keepdim=True)
+            factors = factors + step * (_MAX_STEP / longest.clamp_min(_MAX_STEP))
+        log_rate = share.log() + _bounded(factors @ loadings.T)
+        variance = torch.diagonal(torch.linalg.inv(precision), dim1=1, dim2=2)
+        known = (1 - PENALTY * variance.mean(dim=1)).clamp(0, 1)
+        detected = _one_count(batch) + (_detection_features(log_rate, batch) * self.detection).sum(-1)
+        return FactorRates(log_rate, detected, known)
+
+    def fit_detection(self, blocks: Iterable[tuple[torch.Tensor, Batch]]) -> None:
+        """Regress the log values of each gene's detected entries on predictions that do not know them.
+
+        Parameters
+        ----------
+        blocks
+            Log rates ``(b, g)``, each entry's from others, and the minibatches they are of.
+        """
+        n_genes, n_features = self.detection.shape
+        products = (_RIDGE * torch.eye(n_features, device=self.detection.device)).repeat(n_genes, 1, 1)
+        targets = torch.zeros_like(self.detection)
+        for log_rate, batch in blocks:
+            features = _detection_features(log_rate, batch)
+            detected = (batch.observed & (batch.counts > 0)).float()
+            above = log_normalise(batch.counts, batch.depth) - _one_count(batch)
+            products += torch.einsum("bg,bgi,bgj->gij", detected, features, features)
+            targets += torch.einsum("bg,bgi,bg->gi", detected, features, above)
+        self.detection.copy_(torch.linalg.solve(products, targets[..., None])[..., 0])
+
+
+def _detection_features(log_rate: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """What the log value of a detected entry, above that of one count, is linear in, ``(b, g, 3)``."""
+    log_expected = log_rate + batch.depth.log()[:, None]
+    return torch.stack([torch.ones_like(log_expected), F.softplus(log_expected), log_expected], dim=-1)
+
+
+def _one_count(batch: Batch) -> torch.Tensor:
+    return log_normalise(torch.ones_like(batch.depth)[:, None], batch.depth)
+
+
+def _bounded(log_ratio: torch.Tensor) -> torch.Tensor:
+    return log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
