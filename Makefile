@@ -14,8 +14,11 @@ PYTEST_ARGS ?=
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip --disable-pip-version-check
+# Where the methods of the comparison are installed that the package does without; see benchmarks/README.md.
+PEER_PYTHON ?= $(bin)/python
+BENCHMARK_ARGS ?=
 
-.PHONY: help install demo test test-quick lint format types docs clean
+.PHONY: help install demo test test-quick lint format types docs benchmark benchmark-quick clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -26,6 +29,8 @@ help:
 	@echo "make lint        ruff: style and format (make format mends what it can)"
 	@echo "make types       mypy"
 	@echo "make docs        the documentation, into docs/_build/html"
+	@echo "make benchmark   the comparison with other methods, into benchmarks/results and docs/benchmarks; takes hours and"
+	@echo "                 goes on where it was stopped (make benchmark-quick: five small sets once, within an hour)"
 	@echo "make install     only the environment, in $(VENV)"
 	@echo "make clean       remove the environment and everything that was built"
 
@@ -68,6 +73,13 @@ types: $(VENV)/.stamp-group-typecheck
 docs: $(VENV)/.stamp-group-doc
 	rm -rf docs/_build docs/generated docs/tutorials
 	$(bin)/python -m sphinx -b html -W --keep-going docs docs/_build/html
+
+benchmark: $(VENV)/.stamp-package
+	$(bin)/python benchmarks/compare.py --peer-python $(PEER_PYTHON) $(BENCHMARK_ARGS)
+	$(bin)/python benchmarks/report.py
+
+benchmark-quick: override BENCHMARK_ARGS += --quick
+benchmark-quick: benchmark
 
 clean:
 	rm -rf $(VENV) build dist demo docs/_build docs/generated docs/tutorials .pytest_cache .mypy_cache .ruff_cache \
