@@ -1,0 +1,234 @@
+#!/usr/bin/env python3
+"""What each part of the model is worth: the same comparison with one part taken away or changed at a time.
+
+    ablation.py [--sets SET ...] [--seeds SEED ...] [--variants VARIANT ...]
+
+Results are kept as those of ``compare.py`` are, in RESULTS/ablation, and rendered into docs/benchmarks/ablation.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+from unittest import mock
+
+import anndata
+import harness
+import numpy as np
+import torch
+from compare import DIRTY, RESULTS, ROOT, SCORES, SETS, Case, Code, Record, Store, is_current
+from report import spread, table
+from scipy import sparse
+
+from lgdist_scvi import PUBLISHED, LGDiST
+from lgdist_scvi.data._view import Batch
+from lgdist_scvi.model import _readout
+from lgdist_scvi.model._completion import N_SAMPLES, N_STEPS
+from lgdist_scvi.model._readout import predict
+from lgdist_scvi.module._autoencoder import TARGET_SUM, Codes, Rates, log_normalise, visible_depth
+from lgdist_scvi.module._lgdist import LGDiSTModule
+
+DEFAULT_SETS = ("her2_c4", "mob1", "hippo1", "cortex_151674")
+PAGE = ROOT / "docs" / "benchmarks" / "ablation.md"
+
+
+def with_options(**options: Any) -> type[LGDiST]:
+    """The model with other options than the defaults."""
+
+    class Variant(LGDiST):
+        def __init__(self, adata: anndata.AnnData, **arguments: Any) -> None:
+            super().__init__(adata, **arguments, **options)
+
+    return Variant
+
+
+class Autoencoder(LGDiST):
+    """Without the diffusion: the autoencoder's own code is decoded."""
+
+    def train(self, **options: Any) -> None:
+        self.train_autoencoder(**options)
+
+    def get_completed_expression(self, **options: Any) -> Any:
+        return super().get_completed_expression(n_samples=0, **options)
+
+
+class OneSample(LGDiST):
+    """One draw of the diffusion instead of the mean of several."""
+
+    def get_completed_expression(self, **options: Any) -> Any:
+        return super().get_completed_expression(n_samples=1, **options)
+
+
+class FactorsAlone(Autoencoder):
+    """The factor model without the network, which is hardly trained and left out of every mean."""
+
+    def train(self, **options: Any) -> None:
+        super().train(max_epochs=1, **options)
+        self.module.detected_calibration.copy_(torch.tensor([0.0, 0.0, 1.0]))
+
+    def get_completed_expression(self, **options: Any) -> Any:
+        with mock.patch("lgdist_scvi.model._readout._mix", lambda network, factor, weight: factor):
+            return super().get_completed_expression(**options)
+
+
+class WithoutNeighbors(LGDiST):
+    """Without spatial neighbours: every spot on its own, but for the average profile of its section."""
+
+    @classmethod
+    def setup_anndata(cls, adata: anndata.AnnData, **options: Any) -> None:
+        empty = sparse.csr_matrix((adata.n_obs, adata.n_obs), dtype=np.float32)
+        adata.obsp["none_connectivities"], adata.obsp["none_distances"] = empty, empty.copy()
+        super().setup_anndata(adata, neighbors_key="none", **options)
+
+
+class ExpressionModule(LGDiSTModule):
+    """Its codes are the log values themselves, standardised, so the diffusion runs on expression."""
+
+    def encode(self, batch: Batch, visible: torch.Tensor, use_image: torch.Tensor | None = None) -> Codes:
+        encoder = self.encoder
+        depth = visible_depth(batch, visible, self.share)
+        centre = (log_normalise(batch.counts, depth) - encoder.mean) / encoder.std * visible
+        near = (log_normalise(batch.neighbor_counts, batch.neighbor_depth) - encoder.mean) / encoder.std
+        tokens = torch.cat([centre[:, None], near * batch.neighbor_observed], dim=1)
+        mask = torch.cat([torch.ones_like(batch.neighbor_mask[:, :1]), batch.neighbor_mask], dim=1)
+        return Codes(tokens, mask)
+
+    def decode(self, code: torch.Tensor, batch: Batch) -> Rates:
+        value = (code * self.encoder.std + self.encoder.mean).clamp_min(1e-3)
+        return Rates((value.expm1() / TARGET_SUM).log(), value)
+
+
+class WithoutLatentSpace(LGDiST):
+    """Diffusion on expression: nothing is encoded. The factor model, which is not of the paper, is left out."""
+
+    def __init__(self, adata: anndata.AnnData, **arguments: Any) -> None:
+        super().__init__(adata, n_latent=adata.n_vars, n_factors=0, **arguments)
+
+    def train(self, **options: Any) -> None:
+        # For the statistics of the input only: there will be no encoder and no decoder.
+        self.train_autoencoder(max_epochs=1, **options)
+        self.module.__class__ = ExpressionModule
+        self.train_diffusion(**options)
+        noise = self._noise(N_SAMPLES, seed=0)
+
+        def sampled(module: LGDiSTModule, batch: Batch, *_: Any) -> _readout.Prediction:
+            return predict(module, batch, noise, N_STEPS)
+
+        # Overdispersion around what is sampled, as there is no other prediction; log values are as they are.
+        with mock.patch.object(_readout, "predict", sampled), mock.patch.object(_readout, "_fit_detected"):
+            _readout.fit_calibration(self.module, self._training_data(self.held_out_, 128), self.seed_)
+        self.module.detected_calibration.copy_(torch.tensor([0.0, 1.0, 0.0]))
+
+
+VARIANTS: dict[str, tuple[str, type[LGDiST]]] = {
+    "default": ("as it is", LGDiST),
+    "autoencoder": ("without the diffusion: the autoencoder's own prediction", Autoencoder),
+    "one_sample": ("one sample of the diffusion instead of the mean of eight", OneSample),
+    "two_rounds": ("a second round of diffusion, taught by the completed spots", with_options(n_rounds=2)),
+    "no_factors": ("without the factor model: the network alone", with_options(n_factors=0)),
+    "factors": ("the factor model alone", FactorsAlone),
+    "no_context": ("without the context genes: the 128 target genes only", LGDiST),
+    "no_neighbors": ("without the neighbourhood", WithoutNeighbors),
+    "no_own_genes": ("neighbours only, without the spot's own visible genes", with_options(condition="neighbors")),
+    "no_latent": (
+        "without the latent space: diffusion on expression (compare with the network alone)",
+        WithoutLatentSpace,
+    ),
+    "published": ("the published convention (`PUBLISHED`)", with_options(**PUBLISHED)),
+}
+
+
+def run(variant: str, train: anndata.AnnData, truth: dict[str, Any], score: Callable[..., Record]) -> Record:
+    """Train a variant and score it as the harness scores every method."""
+    adata = train.copy()
+    if variant == "no_context":
+        adata = adata[:, adata.var["eval"]].copy()
+    start = time.perf_counter()
+    with mock.patch.object(harness, "LGDiST", VARIANTS[variant][1]):
+        completed, _ = harness.complete(adata)
+    return {**score(completed.to_numpy(dtype=float), truth, train), "seconds": time.perf_counter() - start}
+
+
+def page(store: Store, cases: list[Case]) -> str:
+    """Mean over sets of the change that each variant makes, and the scores set by set."""
+    scores: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for case in cases:
+        for variant, record in store.load(case)["results"].items():
+            scores[case.protocol, case.name][variant].append(record[SCORES[case.protocol]])
+    lines = [INTRODUCTION]
+    for protocol, title in {"A": "Masked entries (A), `mse`, lower is better", "B": "Count thinning (B), `d2`"}.items():
+        names = [name for p, name in scores if p == protocol]
+        form = ".4f"
+        rows = []
+        for variant, (text, _) in VARIANTS.items():
+            cells, changes = [], []
+            for name in names:
+                found = scores[protocol, name]
+                cells.append(spread(found.get(variant, []), form))
+                if variant in found and "default" in found:
+                    one, other = fmean(found[variant]), fmean(found["default"])
+                    changes.append(one / other - 1 if protocol == "A" else one - other)
+            change = f"{fmean(changes):+.1%}" if protocol == "A" and changes else ""
+            change = f"{fmean(changes):+.4f}" if protocol == "B" and changes else change
+            rows.append([text, *cells, change])
+        head = ["variant", *(SETS[name].title for name in names), "change on average"]
+        lines += [f"## {title}", *table(head, rows)]
+    return "\n".join(lines).strip() + "\n"
+
+
+INTRODUCTION = """\
+# What each part is worth
+
+One part of the model is taken away or changed at a time, everything else staying as it is; data, protocols and scores
+are those of the [comparison](comparison.md), seed 0. This page is written by `make benchmark-ablation`.
+
+Differences of less than about 1% in `mse` or 0.001 in `d2` are within what another seed of the training changes.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(DEFAULT_SETS), metavar="SET")
+    parser.add_argument("--protocols", nargs="+", choices=SCORES, default=list(SCORES), metavar="PROTOCOL")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
+    parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="folder of bench/ and data/")
+    parser.add_argument(f"--{DIRTY}", action="store_true", help="run uncommitted code; such a result is never reused")
+    options = parser.parse_args()
+    sys.path.insert(0, str(options.shared.resolve() / "bench"))
+    import completion
+
+    code = Code(dirty=options.dirty)
+    if code.changed and not options.dirty:
+        sys.exit(f"the model has changes that are not committed: commit them, or give --{DIRTY}")
+    store = Store(RESULTS / "ablation")
+    split = {"A": completion.split_masked, "B": completion.split_thinned}
+    score = {"A": completion.score_masked, "B": completion.score_thinned}
+    for name in options.sets:
+        files = ",".join(str(options.shared.resolve() / "data" / file) for file in SETS[name].files)
+        data = None
+        for seed in options.seeds:
+            for protocol in options.protocols:
+                case = Case(name, protocol, seed)
+                kept = store.load(case)["results"]
+                todo = [v for v in options.variants if not is_current(kept.get(v), code.key, retry=False)]
+                if todo and data is None:
+                    data = completion.load(files)
+                for variant in todo:
+                    train, truth = split[protocol](data, seed)
+                    record = run(variant, train, truth, score[protocol])
+                    store.merge(case, {}, {variant: {**record, **code.key, "commit": code.commit}})
+                    print(f"{case} {variant}: {SCORES[protocol]} {record[SCORES[protocol]]:.4f}", flush=True)
+    cases = [Case(name, protocol, seed) for name in SETS for protocol in SCORES for seed in (0, 1, 2)]
+    PAGE.write_text(page(store, cases), encoding="utf-8")
+    print(f"written to {PAGE}")
+
+
+if __name__ == "__main__":
+    main()
