@@ -18,7 +18,8 @@ pip := $(bin)/python -m pip --disable-pip-version-check
 PEER_PYTHON ?= $(bin)/python
 BENCHMARK_ARGS ?=
 
-.PHONY: help install demo test test-quick lint format types docs benchmark benchmark-quick clean
+.PHONY: help install demo test test-quick lint format types docs benchmark benchmark-quick benchmark-ablation benchmark-calibration \
+	benchmark-biology clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -31,6 +32,9 @@ help:
 	@echo "make docs        the documentation, into docs/_build/html"
 	@echo "make benchmark   the comparison with other methods, into benchmarks/results and docs/benchmarks; takes hours and"
 	@echo "                 goes on where it was stopped (make benchmark-quick: five small sets once, within an hour)"
+	@echo "make benchmark-ablation     what each part of the model is worth; about two hours"
+	@echo "make benchmark-calibration  whether intervals hold what they promise; some twenty minutes"
+	@echo "make benchmark-biology  layers, markers and absent genes of four cortex sections; about an hour"
 	@echo "make install     only the environment, in $(VENV)"
 	@echo "make clean       remove the environment and everything that was built"
 
@@ -80,6 +84,12 @@ benchmark: $(VENV)/.stamp-package
 
 benchmark-quick: override BENCHMARK_ARGS += --quick
 benchmark-quick: benchmark
+
+benchmark-ablation benchmark-calibration: benchmark-%: $(VENV)/.stamp-package
+	$(bin)/python benchmarks/$*.py $(BENCHMARK_ARGS)
+
+benchmark-biology: $(VENV)/.stamp-package
+	$(bin)/python benchmarks/biology.py --peer-python $(PEER_PYTHON) $(BENCHMARK_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist demo docs/_build docs/generated docs/tutorials .pytest_cache .mypy_cache .ruff_cache \
