@@ -1,12 +1,13 @@
-"""A field of scvi-tools' AnnDataManager for the spatial graph."""
+"""Fields of scvi-tools' AnnDataManager: groups, image embeddings, the spatial graph."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rich.table
-from scvi.data.fields import BaseAnnDataField, CategoricalObsField
+from scvi.data.fields import BaseAnnDataField, CategoricalObsField, ObsmField
 
 from lgdist_scvi._constants import REGISTRY_KEYS, Keys
 
@@ -22,6 +23,39 @@ class GroupField(CategoricalObsField):
     def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: Any) -> dict[str, Any]:
         """Register the groups of new data beside those known; arguments as in scvi-tools."""
         return super().transfer_field(state_registry, adata_target, **{**kwargs, "extend_categories": True})
+
+
+class ImageField(ObsmField):
+    """Image embeddings in ``obsm``, which must be made in the same way for all data that a model sees."""
+
+    MADE_KEY = "made"
+    _SAME = ("model", "patch_size", "unit", "n_pixels")
+
+    def register_field(self, adata: AnnData) -> dict[str, Any]:
+        """Register the embeddings and, where :func:`~lgdist_scvi.pp.image_embeddings` made them, how."""
+        return super().register_field(adata) | {self.MADE_KEY: self._made(adata)}
+
+    def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: Any) -> dict[str, Any]:
+        """Check that the embeddings of new data were made like those of the model; arguments as in scvi-tools.
+
+        Raises
+        ------
+        ValueError
+            If they have another number of features or were made otherwise.
+        """
+        expected, found = state_registry.get(self.MADE_KEY), self._made(adata_target)
+        if expected and found and expected != found:
+            raise ValueError(
+                f"adata.{self.attr_name}[{self.attr_key!r}] was made with {found}, that of the model with {expected}; "
+                "compute it in the same way with lgdist_scvi.pp.image_embeddings."
+            )
+        return super().transfer_field(state_registry, adata_target, **kwargs) | {self.MADE_KEY: found}
+
+    def _made(self, adata: AnnData) -> dict[str, Any] | None:
+        made = adata.uns.get(self.attr_key)
+        if not isinstance(made, Mapping) or not set(self._SAME) <= set(made):
+            return None
+        return {name: made[name] for name in self._SAME}
 
 
 class SpatialGraphField(BaseAnnDataField):

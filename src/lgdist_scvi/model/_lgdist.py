@@ -11,12 +11,14 @@ from scvi.data.fields import LayerField, NumericalObsField, ObsmField
 from scvi.model.base import BaseModelClass
 
 from lgdist_scvi._constants import REGISTRY_KEYS
-from lgdist_scvi.data._fields import GroupField, SpatialGraphField
+from lgdist_scvi.data._fields import GroupField, ImageField, SpatialGraphField
 from lgdist_scvi.data._validation import validate_genes, validate_setup
 from lgdist_scvi.data._view import SpotView
 from lgdist_scvi.module._lgdist import LGDiSTModule
 
 from ._evaluation import EvaluationMixin
+from ._prediction import PredictionMixin
+from ._spatialdata import SpatialDataMixin
 from ._training import TrainingMixin, seeded
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class LGDiST(TrainingMixin, EvaluationMixin, BaseModelClass):
+class LGDiST(TrainingMixin, EvaluationMixin, PredictionMixin, SpatialDataMixin, BaseModelClass):
     """Latent gene diffusion for spatial transcriptomics completion (LGDiST, arXiv 2509.01864).
 
     A neighbourhood transformer encodes a spot, with part of its entries hidden, and its neighbours; a diffusion model
@@ -126,7 +128,8 @@ class LGDiST(TrainingMixin, EvaluationMixin, BaseModelClass):
         batch_key
             Column of ``obs`` with groups of spots that share an average profile; by default each library.
         image_key
-            Key of image embeddings in ``obsm``.
+            Key of image embeddings in ``obsm``, as :func:`lgdist_scvi.pp.image_embeddings` writes them; a row of NaN
+            for a spot without an image.
         observed_layer
             Boolean layer, True where the entry was observed. Where it is False the count is never read. By default
             every entry is an observation, zeros included.
@@ -167,7 +170,7 @@ class LGDiST(TrainingMixin, EvaluationMixin, BaseModelClass):
         if size_factor_key is not None:
             fields.append(NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR, size_factor_key))
         if image_key is not None:
-            fields.append(ObsmField(REGISTRY_KEYS.IMAGE, image_key))
+            fields.append(ImageField(REGISTRY_KEYS.IMAGE, image_key))
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
