@@ -163,7 +163,10 @@ def test_an_image_of_a_neighbor_matters_and_one_that_is_missing_does_not(module,
 def test_with_images_only_no_expression_is_read(module, batch):
     half = torch.arange(B) % 2 == 0
     changed = batch._replace(
-        counts=batch.counts + 1, neighbor_counts=batch.neighbor_counts + 1, pooled=batch.pooled + 1, depth=batch.depth * 2
+        counts=batch.counts + 1,
+        neighbor_counts=batch.neighbor_counts + 1,
+        pooled=batch.pooled + 1,
+        depth=batch.depth * 2,
     )
     one, other = (part.images_only(half) for part in (batch, changed))
     code, same = (centre(module, part) for part in (one, other))

@@ -9,6 +9,7 @@ import pandas as pd
 from scipy import sparse
 
 from lgdist_scvi._constants import REGISTRY_KEYS
+from lgdist_scvi.data._fields import check_embeddings
 from lgdist_scvi.data._neighbors import library_codes, spatial_graph
 from lgdist_scvi.data._validation import validate_places
 from lgdist_scvi.data._view import SpotView
@@ -63,9 +64,11 @@ class PredictionMixin(CompletionMixin):
         Raises
         ------
         ValueError
-            If the model was trained without images, or a place has none.
+            If the model was trained without images, a place has none, or the embeddings were made otherwise.
         KeyError
             If positions or embeddings are missing.
+        RuntimeError
+            If the model has not been trained.
         """
         check_choice("scale", scale, ("log1p", "rate"))
         self._check_trained(diffusion=n_samples > 0)
@@ -76,6 +79,7 @@ class PredictionMixin(CompletionMixin):
             )
         libraries = adata.obs.get(setup["library_key"]) if setup["library_key"] else None
         state = self.adata_manager.get_state_registry(REGISTRY_KEYS.IMAGE)
+        check_embeddings(adata, setup["image_key"], state)
         image = validate_places(adata, setup["spatial_key"], setup["image_key"], len(state["column_names"]))
         connectivities, distances = spatial_graph(
             np.asarray(adata.obsm[setup["spatial_key"]]), libraries, setup["n_neighbors"]

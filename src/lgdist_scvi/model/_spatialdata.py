@@ -144,9 +144,12 @@ def _write_layers(sdata: SpatialData, table_key: str, names: list[str], key_adde
     from anndata.io import write_elem
 
     table = sdata.tables[table_key]
-    group = zarr.open_group(sdata.path, mode="r+", use_consolidated=False)[f"tables/{table_key}"]
+
+    def part(name: str) -> zarr.Group:
+        return zarr.open_group(sdata.path, path=f"tables/{table_key}/{name}", mode="r+", use_consolidated=False)
+
     for name in names:
-        write_elem(group, f"layers/{name}", table.layers[name])
-    write_elem(group, f"uns/{key_added}", table.uns[key_added])
+        write_elem(part("layers"), name, table.layers[name])
+    write_elem(part("uns"), key_added, table.uns[key_added])
     # Readers go by the consolidated metadata, which does not know of the new arrays yet.
     sdata.write_consolidated_metadata()

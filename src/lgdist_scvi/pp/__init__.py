@@ -1,7 +1,8 @@
-"""Preprocessing: choice of genes, image embeddings."""
+"""Preprocessing: reading, choice of genes, image embeddings."""
 
 from ._descriptor import StainDescriptor
 from ._genes import select_genes
 from ._images import image_embeddings
+from ._visium import from_visium
 
-__all__ = ["StainDescriptor", "image_embeddings", "select_genes"]
+__all__ = ["StainDescriptor", "from_visium", "image_embeddings", "select_genes"]

@@ -37,6 +37,8 @@ class StainDescriptor(nn.Module):
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         """Describe patches ``(b, 3, p, p)``."""
+        if min(patches.shape[-2:]) < 2**_N_BANDS:
+            raise ValueError(f"The patches are {tuple(patches.shape[-2:])}; n_pixels must be {2**_N_BANDS} or more.")
         density = -torch.log((patches * 255 + 1) / 256)
         stains = torch.einsum("bcyx,cs->bsyx", density, self.unmix)
         channels = torch.cat([stains, density.mean(dim=1, keepdim=True)], dim=1)

@@ -110,12 +110,24 @@ def image_embeddings(
     """
     if unit not in ("spot", "um"):
         raise ValueError(f"unit={unit!r} is unknown; choose 'spot' or 'um'.")
-    for name, value in (("patch_size", patch_size), ("scale", scale), ("batch_size", batch_size)):
-        if not value > 0:
+    for name, value in (
+        ("patch_size", patch_size),
+        ("scale", scale),
+        ("batch_size", batch_size),
+        ("n_pixels", n_pixels),
+    ):
+        if value is not None and not value > 0:
             raise ValueError(f"{name}={value} must be positive.")
+    if key_added in (spatial_key, "spatial"):
+        raise ValueError(f"key_added={key_added!r} would overwrite the positions or the images; choose another key.")
     embed, name, preferred = _embedder(model, device)
     n_pixels = n_pixels or preferred
     if hasattr(data, "tables"):
+        others = {"image_key": image_key, "library_key": library_key, "spot_diameter": spot_diameter}
+        if given := [name for name, value in others.items() if value is not None] + ["scale"] * (scale != 1.0):
+            raise ValueError(
+                f"{', '.join(given)} do not apply to a SpatialData object: regions, shapes and transformations tell."
+            )
         table = data.tables.get(table_key)
         slides = slides_of_spatialdata(data, image=image, table_key=table_key, microns_per_pixel=microns_per_pixel)
     else:
@@ -175,15 +187,16 @@ def _embedder(
         name = model
         model, prepare = _timm(model)
     n_pixels = getattr(model, "n_pixels", _N_PIXELS)
-    if not isinstance(model, nn.Module):
-        return lambda patches: np.asarray(model(patches), dtype=np.float32), name, n_pixels
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    module = model.to(where).eval()
+    where = torch.device("cpu")
+    if isinstance(model, nn.Module):
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model = model.to(where).eval()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def embed(patches: torch.Tensor) -> NDArray:
         patches = patches.to(where)
-        return module(patches if prepare is None else prepare(patches)).float().cpu().numpy()
+        values = model(patches if prepare is None else prepare(patches))
+        return np.asarray(values.float().cpu() if isinstance(values, torch.Tensor) else values, dtype=np.float32)
 
     return embed, name, n_pixels
 

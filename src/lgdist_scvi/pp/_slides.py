@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 # Regions are read from the image one square of this side (in pixels) at a time, so a large image stays on disk.
 _TILE = 2048
-# Spots that fill less of the image than this, along both sides, were placed by a wrong scale factor.
-_LEAST_EXTENT = 0.05
+# Spots that fill less of the image than this, along both sides, were placed by a wrong scale factor; or perhaps were.
+_LEAST_EXTENT, _SMALL_EXTENT = 0.05, 0.25
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,17 @@ class Slide:
 
     @cached_property
     def full_scale(self) -> float:
-        """Value of full brightness: that of the integer type, and 1 or 255 for floats."""
+        """Value of full brightness: that of a type made for images, else 1 (floats only), 255 or 65535 by the values."""
         dtype = np.dtype(self.image.dtype)
-        if dtype.kind != "f":
-            return float(np.iinfo(dtype).max) if dtype.kind in "ui" else 1.0
+        if dtype.kind not in "iuf":
+            return 1.0
+        if dtype.kind == "u" and dtype.itemsize <= 2:
+            return float(np.iinfo(dtype).max)
         step = max(1, max(self.image.shape[:2]) // 512)
-        return 1.0 if np.nanmax(np.asarray(self.image[::step, ::step])) <= 1.0 else 255.0
+        largest = np.nanmax(np.asarray(self.image[::step, ::step]))
+        # Interpolation may exceed full brightness a little.
+        candidates = (1.0, 255.0, 65535.0) if dtype.kind == "f" else (255.0, 65535.0)
+        return next((value for value in candidates if largest <= 1.5 * value), candidates[-1])
 
     def side(self, size: float, unit: str) -> float:
         """Side of a patch in pixels.
@@ -107,7 +112,7 @@ class Slide:
         x, y = self.centers.T
         remedy = (
             "the positions, the image or its scale factor do not belong together: check image_key=..., scale=... and "
-            "the scale factors"
+            "the scale factors (the transformations, for a SpatialData)"
         )
         outside = ~((x >= 0) & (x < width) & (y >= 0) & (y < height))
         if outside.any():
@@ -117,11 +122,14 @@ class Slide:
                 "or drop these spots."
             )
         extent = max(np.ptp(x) / width, np.ptp(y) / height) if len(x) > 1 else 1.0
-        if extent < _LEAST_EXTENT:
-            raise ValueError(
-                f"All spots of {self.library!r} lie within {extent:.1%} of its image {self.source} ({width} x {height} "
-                f"pixels); {remedy}."
+        if extent < _SMALL_EXTENT:
+            message = (
+                f"All spots of {self.library!r} lie within {extent:.1%} of the width and height of its image "
+                f"{self.source} ({width} x {height} pixels)"
             )
+            if extent < _LEAST_EXTENT:
+                raise ValueError(f"{message}; {remedy}.")
+            warnings.warn(f"{message}; perhaps {remedy}.", UserWarning, stacklevel=3)
 
     def batches(self, side: float, batch_size: int) -> list[NDArray[np.int64]]:
         """Numbers of the spots in batches that lie together, so that each needs only a piece of the image.
@@ -187,7 +195,15 @@ def slides_of_anndata(
         raise KeyError(f"adata.obsm[{spatial_key!r}] is missing (found: {list(adata.obsm)}); correct spatial_key=...")
     if library_key is not None and library_key not in adata.obs:
         raise KeyError(f"adata.obs[{library_key!r}] is missing (found: {list(adata.obs)}); correct library_key=...")
-    positions = np.asarray(adata.obsm[spatial_key], dtype=np.float64)[:, :2]
+    if library_key is not None and (absent := adata.obs[library_key].isna().to_numpy()).any():
+        raise ValueError(f"adata.obs[{library_key!r}] is NaN for {spot_listing(adata, absent)}; fill it in.")
+    positions = np.asarray(adata.obsm[spatial_key], dtype=np.float64)
+    if positions.ndim != 2 or positions.shape[1] not in (2, 3):
+        raise ValueError(
+            f"adata.obsm[{spatial_key!r}] has shape {positions.shape}; positions must be ({adata.n_obs}, 2) or "
+            f"({adata.n_obs}, 3), x and y (and z) of every spot."
+        )
+    positions = positions[:, :2]
     finite = np.asarray(np.isfinite(positions).all(axis=1))
     if not finite.all():
         raise ValueError(f"adata.obsm[{spatial_key!r}] is not finite for {spot_listing(adata, ~finite)}; correct it.")
@@ -257,7 +273,6 @@ def slides_of_spatialdata(
     """Images of the regions that a table annotates, through their transformations."""
     from spatialdata import get_pyramid_levels
     from spatialdata.models import get_table_keys
-    from spatialdata.transformations import get_transformation_between_coordinate_systems
 
     if table_key not in sdata.tables:
         raise KeyError(f"sdata.tables has no {table_key!r} (found: {list(sdata.tables)}); correct table_key=...")
@@ -265,31 +280,38 @@ def slides_of_spatialdata(
     regions, region_key, instance_key = get_table_keys(table)
     regions = [regions] if isinstance(regions, str) else list(regions)
     given = image if isinstance(image, Mapping) else dict.fromkeys(regions, image)
+    if unknown := [name for name in given if name not in regions]:
+        raise KeyError(f"image=... names {unknown}, which are no regions of the table (found: {regions}).")
     slides, without = [], []
     for region in regions:
         rows = np.flatnonzero(table.obs[region_key].to_numpy() == region)
         if not len(rows):
             continue
-        shapes = sdata[region]
-        name = given.get(region) or _only_image(sdata, shapes)
-        if name is None:
+        if region not in sdata.shapes:
+            raise KeyError(f"sdata.shapes has no {region!r}, a region of the table (found: {list(sdata.shapes)}).")
+        shapes = sdata.shapes[region]
+        name = given.get(region)
+        if name is None and (name := _only_image(sdata, shapes)) is None:
             without.append(region)
             continue
+        if not isinstance(name, str):
+            raise TypeError(
+                f"image=... must be the name of an image of the SpatialData (found: {list(sdata.images)}), or a "
+                f"dictionary of names by region; it is {type(name).__name__}."
+            )
         if name not in sdata.images:
             raise KeyError(f"sdata.images has no {name!r} (found: {list(sdata.images)}); correct image=...")
         instances = table.obs[instance_key].to_numpy()[rows]
         if missing := sorted(set(instances) - set(shapes.index)):
             raise ValueError(f"{region!r} lacks {len(missing)} spots of the table: {missing[:5]}.")
+        element = sdata.images[name]
+        matrix = _to_pixels(region, shapes, name, element)
         shapes = shapes.loc[instances]
-        matrix = get_transformation_between_coordinate_systems(sdata, sdata[region], sdata[name]).to_affine_matrix(
-            ("x", "y"), ("x", "y")
-        )
         centroid = shapes.geometry.centroid
         points = np.column_stack([centroid.x, centroid.y, np.ones(len(rows))])
         scale = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
         radius = shapes["radius"] if "radius" in shapes else np.sqrt(shapes.geometry.area / np.pi)
-        element = sdata[name]
-        pixels = element if hasattr(element, "dims") else get_pyramid_levels(element, n=0)
+        pixels = element if hasattr(element, "transpose") else get_pyramid_levels(element, n=0)
         slides.append(
             Slide(
                 region,
@@ -327,11 +349,14 @@ def open_image(image: Any) -> tuple[Any, str]:
             return _channels_last(store), path.name
         from PIL import Image
 
-        with warnings.catch_warnings():
-            # A whole slide has more pixels than what Pillow takes for an attack.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        # A whole slide has more pixels than what Pillow takes for an attack.
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
             with Image.open(path) as opened:
-                return np.asarray(opened), path.name
+                plain = opened.mode in ("1", "L", "RGB", "RGBA") or opened.mode.startswith(("I", "F"))
+                return np.asarray(opened if plain else opened.convert("RGBA")), path.name
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
     except Exception as error:
         raise ValueError(f"{path} could not be read as an image ({error}); pass a TIFF, PNG or JPEG file.") from error
 
@@ -361,6 +386,21 @@ def _only_image(sdata: SpatialData, shapes: Any) -> str | None:
     if len(shared) > 1:
         raise ValueError(f"Several images share a coordinate system with a region: {shared}; choose by image=...")
     return shared[0] if shared else None
+
+
+def _to_pixels(region: str, shapes: Any, name: str, image: Any) -> NDArray[np.float64]:
+    """Matrix from coordinates of shapes to pixels of an image, by a coordinate system that both are in."""
+    from spatialdata.transformations import Sequence, get_transformation
+
+    placed, images = get_transformation(shapes, get_all=True), get_transformation(image, get_all=True)
+    shared = [system for system in placed if system in images]
+    if not shared:
+        raise ValueError(
+            f"The image {name!r}, in the coordinate systems {list(images)}, and the region {region!r}, in "
+            f"{list(placed)}, share none; choose another by image=... or set a transformation."
+        )
+    path = Sequence([placed[shared[0]], images[shared[0]].inverse()])
+    return path.to_affine_matrix(("x", "y"), ("x", "y"))
 
 
 def _report_missing(slides: list[Slide], without: list[str], where: str) -> None:
