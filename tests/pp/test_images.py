@@ -24,7 +24,8 @@ from spatialdata.transformations import (
 )
 from torch import nn
 
-from lgdist_scvi.pp import StainDescriptor, _slides, image_embeddings
+from lgdist_scvi.data import _slides
+from lgdist_scvi.pp import StainDescriptor, image_embeddings
 
 # Full-resolution pixels.
 WIDTH, HEIGHT, DIAMETER = 1000, 600, 40

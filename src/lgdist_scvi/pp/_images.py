@@ -11,9 +11,9 @@ from torch import nn
 
 from lgdist_scvi._compat import track
 from lgdist_scvi._constants import Keys
+from lgdist_scvi.data._slides import PATCH_SIZE, open_slides
 
 from ._descriptor import StainDescriptor
-from ._slides import slides_of_anndata, slides_of_spatialdata
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,7 +36,7 @@ def image_embeddings(
     library_key: str | None = None,
     table_key: str = "table",
     spatial_key: str = "spatial",
-    patch_size: float = 4.0,
+    patch_size: float = PATCH_SIZE,
     unit: Literal["spot", "um"] = "spot",
     n_pixels: int | None = None,
     scale: float = 1.0,
@@ -108,48 +108,27 @@ def image_embeddings(
     -----
     Spots of libraries without an image get NaN, which the model reads as "no image"; a warning names the libraries.
     """
-    if unit not in ("spot", "um"):
-        raise ValueError(f"unit={unit!r} is unknown; choose 'spot' or 'um'.")
-    for name, value in (
-        ("patch_size", patch_size),
-        ("scale", scale),
-        ("batch_size", batch_size),
-        ("n_pixels", n_pixels),
-    ):
+    for name, value in (("batch_size", batch_size), ("n_pixels", n_pixels)):
         if value is not None and not value > 0:
             raise ValueError(f"{name}={value} must be positive.")
     if key_added in (spatial_key, "spatial"):
         raise ValueError(f"key_added={key_added!r} would overwrite the positions or the images; choose another key.")
     embed, name, preferred = _embedder(model, device)
     n_pixels = n_pixels or preferred
-    if hasattr(data, "tables"):
-        others = {"image_key": image_key, "library_key": library_key, "spot_diameter": spot_diameter}
-        if given := [name for name, value in others.items() if value is not None] + ["scale"] * (scale != 1.0):
-            raise ValueError(
-                f"{', '.join(given)} do not apply to a SpatialData object: regions, shapes and transformations tell."
-            )
-        table = data.tables.get(table_key)
-        slides = slides_of_spatialdata(data, image=image, table_key=table_key, microns_per_pixel=microns_per_pixel)
-    else:
-        table = data
-        slides = slides_of_anndata(
-            data,
-            image=image,
-            image_key=image_key,
-            library_key=library_key,
-            spatial_key=spatial_key,
-            scale=scale,
-            spot_diameter=spot_diameter,
-            microns_per_pixel=microns_per_pixel,
-        )
-    sides = [slide.side(patch_size, unit) for slide in slides]
-    for slide in slides:
-        slide.check(table.obs_names.to_numpy())
-    plan = [
-        (slide, side, spots)
-        for slide, side in zip(slides, sides, strict=True)
-        for spots in slide.batches(side, batch_size)
-    ]
+    table, slides = open_slides(
+        data,
+        image=image,
+        image_key=image_key,
+        library_key=library_key,
+        table_key=table_key,
+        spatial_key=spatial_key,
+        patch_size=patch_size,
+        unit=unit,
+        scale=scale,
+        spot_diameter=spot_diameter,
+        microns_per_pixel=microns_per_pixel,
+    )
+    plan = [(slide, side, spots) for slide, side in slides for spots in slide.batches(side, batch_size)]
     embeddings = None
     for slide, side, spots in track(plan, description="Embedding", style="tqdm", disable=silent):
         values = embed(slide.cut(spots, side, n_pixels))
@@ -169,9 +148,9 @@ def image_embeddings(
         "patch_size": float(patch_size),
         "unit": unit,
         "n_pixels": int(n_pixels),
-        "libraries": [slide.library for slide in slides],
-        "images": [slide.source for slide in slides],
-        "patch_pixels": [float(side) for side in sides],
+        "libraries": [slide.library for slide, _ in slides],
+        "images": [slide.source for slide, _ in slides],
+        "patch_pixels": [float(side) for _, side in slides],
     }
 
 

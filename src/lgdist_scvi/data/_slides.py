@@ -13,13 +13,15 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from lgdist_scvi.data._entries import spot_listing
+from ._entries import spot_listing
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
+PATCH_SIZE = 4.0
+"""Side of a patch in spot diameters: the spot and what surrounds it."""
 # Regions are read from the image one square of this side (in pixels) at a time, so a large image stays on disk.
 _TILE = 2048
 # Spots that fill less of the image than this, along both sides, were placed by a wrong scale factor; or perhaps were.
@@ -129,7 +131,7 @@ class Slide:
             )
             if extent < _LEAST_EXTENT:
                 raise ValueError(f"{message}; {remedy}.")
-            warnings.warn(f"{message}; perhaps {remedy}.", UserWarning, stacklevel=3)
+            warnings.warn(f"{message}; perhaps {remedy}.", UserWarning, stacklevel=4)
 
     def batches(self, side: float, batch_size: int) -> list[NDArray[np.int64]]:
         """Numbers of the spots in batches that lie together, so that each needs only a piece of the image.
@@ -179,7 +181,60 @@ class Slide:
         return torch.cat(patches)
 
 
-def slides_of_anndata(
+def open_slides(
+    data: AnnData | SpatialData,
+    *,
+    image: Any = None,
+    image_key: str | None = None,
+    library_key: str | None = None,
+    table_key: str = "table",
+    spatial_key: str = "spatial",
+    patch_size: float = PATCH_SIZE,
+    unit: str = "spot",
+    scale: float = 1.0,
+    spot_diameter: float | None = None,
+    microns_per_pixel: float | None = None,
+) -> tuple[AnnData, list[tuple[Slide, float]]]:
+    """Open the images of all sections and check that the spots lie in them.
+
+    Arguments and errors are those of :func:`~lgdist_scvi.pp.image_embeddings`.
+
+    Returns
+    -------
+    The table of the spots, and each slide with the side of a patch in pixels of its image.
+    """
+    if unit not in ("spot", "um"):
+        raise ValueError(f"unit={unit!r} is unknown; choose 'spot' or 'um'.")
+    for name, value in (("patch_size", patch_size), ("scale", scale)):
+        if not value > 0:
+            raise ValueError(f"{name}={value} must be positive.")
+    if hasattr(data, "tables"):
+        others = {"image_key": image_key, "library_key": library_key, "spot_diameter": spot_diameter}
+        if given := [name for name, value in others.items() if value is not None] + ["scale"] * (scale != 1.0):
+            raise ValueError(
+                f"{', '.join(given)} do not apply to a SpatialData object: regions, shapes and transformations tell."
+            )
+        table = data.tables.get(table_key)
+        slides = _slides_of_spatialdata(data, image=image, table_key=table_key, microns_per_pixel=microns_per_pixel)
+    else:
+        table = data
+        slides = _slides_of_anndata(
+            data,
+            image=image,
+            image_key=image_key,
+            library_key=library_key,
+            spatial_key=spatial_key,
+            scale=scale,
+            spot_diameter=spot_diameter,
+            microns_per_pixel=microns_per_pixel,
+        )
+    sides = [slide.side(patch_size, unit) for slide in slides]
+    for slide in slides:
+        slide.check(table.obs_names.to_numpy())
+    return table, list(zip(slides, sides, strict=True))
+
+
+def _slides_of_anndata(
     adata: AnnData,
     *,
     image: Any,
@@ -227,7 +282,7 @@ def slides_of_anndata(
         entry = known.get(name, {})
         factors = entry.get("scalefactors", {})
         if given.get(name) is not None:
-            pixels, source, factor = *open_image(given[name]), scale
+            pixels, source, factor = *_open_image(given[name]), scale
         elif image is None and entry.get("images"):
             key = image_key or max(entry["images"], key=lambda k: factors.get(f"tissue_{k}_scalef", 0))
             if key not in entry["images"]:
@@ -257,7 +312,7 @@ def slides_of_anndata(
                 name,
                 source,
                 rows,
-                checked_image(pixels, source),
+                _checked_image(pixels, source),
                 positions[rows] * factor,
                 None if diameter is None else float(diameter) * factor,
                 None if microns is None else float(microns) / factor,
@@ -267,7 +322,7 @@ def slides_of_anndata(
     return slides
 
 
-def slides_of_spatialdata(
+def _slides_of_spatialdata(
     sdata: SpatialData, *, image: Any, table_key: str, microns_per_pixel: float | None
 ) -> list[Slide]:
     """Images of the regions that a table annotates, through their transformations."""
@@ -317,7 +372,7 @@ def slides_of_spatialdata(
                 region,
                 name,
                 rows,
-                checked_image(pixels.transpose("y", "x", "c").data, name),
+                _checked_image(pixels.transpose("y", "x", "c").data, name),
                 (points @ matrix.T)[:, :2],
                 2 * float(np.median(radius)) * scale,
                 None if microns_per_pixel is None else microns_per_pixel / scale,
@@ -327,7 +382,7 @@ def slides_of_spatialdata(
     return slides
 
 
-def open_image(image: Any) -> tuple[Any, str]:
+def _open_image(image: Any) -> tuple[Any, str]:
     """Open an image file, lazily if it is a TIFF, or take an array as it is; return it and its name.
 
     Raises
@@ -361,7 +416,7 @@ def open_image(image: Any) -> tuple[Any, str]:
         raise ValueError(f"{path} could not be read as an image ({error}); pass a TIFF, PNG or JPEG file.") from error
 
 
-def checked_image(image: Any, source: str) -> Any:
+def _checked_image(image: Any, source: str) -> Any:
     """Check that an array is an image, ``(y, x)`` or ``(y, x, c)`` with 1, 3 or 4 channels.
 
     Raises
@@ -410,7 +465,7 @@ def _report_missing(slides: list[Slide], without: list[str], where: str) -> None
         warnings.warn(
             f"There is no image for {without}, whose spots get NaN: the model takes them as spots without an image.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
