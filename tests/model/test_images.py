@@ -170,7 +170,7 @@ def test_embeddings_made_otherwise_are_refused(small):
     same, other = small.tissue(seed=1), small.tissue(seed=1)
     pp.image_embeddings(same, silent=True)
     pp.image_embeddings(other, patch_size=6, silent=True)
-    assert model.get_completed_expression(same, **small.READ).shape == same.shape
     for ask in (model.get_completed_expression, model.predict_expression):
+        assert ask(same, **small.READ).shape == same.shape
         with pytest.raises(ValueError, match="(?s)'patch_size': 6.0.*'patch_size': 4.0.*image_embeddings"):
             ask(other, **small.READ)

@@ -65,7 +65,7 @@ def check_embeddings(adata: AnnData, key: str, state_registry: dict) -> None:
         If not, as far as it is known of both.
     """
     expected, found = state_registry[ImageField.MADE_KEY], _made(adata, key)
-    if expected and found and expected != found:
+    if expected and found and dict(expected) != found:
         raise ValueError(
             f"adata.obsm[{key!r}] was made with {found}, that of the model with {dict(expected)}; compute it in the same way "
             "with lgdist_scvi.pp.image_embeddings."
