@@ -19,11 +19,14 @@ from lgdist_scvi.module._lgdist import LGDiSTModule
 from ._evaluation import EvaluationMixin
 from ._prediction import PredictionMixin
 from ._spatialdata import SpatialDataMixin
-from ._training import TrainingMixin, seeded
+from ._training import TrainingMixin, relative_size, seeded
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
+
+
+MOST_FACTORS = 40
 
 
 class LGDiST(TrainingMixin, EvaluationMixin, PredictionMixin, SpatialDataMixin, BaseModelClass):
@@ -44,6 +47,7 @@ class LGDiST(TrainingMixin, EvaluationMixin, PredictionMixin, SpatialDataMixin, 
         Seed of the weights, of the held-out entries and of the training.
     **module_kwargs
         Sizes and options of :class:`~lgdist_scvi.LGDiSTModule`: ``n_latent``, ``n_hidden``, ``loss``, ``condition``, ...
+        Of ``n > 3000`` spots ``n_factors`` is by default ``15 * (n / 3000)**0.5``, at most 40.
 
     Examples
     --------
@@ -72,10 +76,13 @@ class LGDiST(TrainingMixin, EvaluationMixin, PredictionMixin, SpatialDataMixin, 
         **module_kwargs: Any,
     ) -> None:
         super().__init__(adata)
+        n_spots = self.summary_stats.n_cells
         # Saved with the model, so that it loads under other defaults of a later version.
         known = inspect.signature(LGDiSTModule).parameters
         fixed = ("n_genes", "n_image", "target_genes")
-        module_kwargs = {n: p.default for n, p in known.items() if n not in fixed} | module_kwargs
+        defaults = {n: p.default for n, p in known.items() if n not in fixed}
+        defaults["n_factors"] = min(MOST_FACTORS, round(defaults["n_factors"] * relative_size(n_spots) ** 0.5))
+        module_kwargs = defaults | module_kwargs
         if zeros_missing and module_kwargs["loss"] != "log":
             raise ValueError("zeros_missing=True leaves no zeros for a likelihood of counts: use it with loss='log'.")
         if n_rounds < 1:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     ValidationBatch = tuple[Batch, torch.Tensor, torch.Tensor]
 
 WARMUP_STEPS = 50
+WEIGHT_DECAY = 2.0
 
 
 class PhasePlan(pl.LightningModule):
@@ -46,7 +47,12 @@ class PhasePlan(pl.LightningModule):
     default_steps: int
 
     def __init__(
-        self, module: LGDiSTModule, n_steps: int, lr: float = 1e-3, weight_decay: float = 2.0, ema_decay: float = 0.99
+        self,
+        module: LGDiSTModule,
+        n_steps: int,
+        lr: float = 1e-3,
+        weight_decay: float = WEIGHT_DECAY,
+        ema_decay: float = 0.99,
     ) -> None:
         super().__init__()
         self.module = module
