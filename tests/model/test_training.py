@@ -284,7 +284,7 @@ def test_of_more_spots_more_is_learned(small, monkeypatch, section_spots, epochs
     monkeypatch.setattr(_training, "SECTION_SPOTS", section_spots)
     decays = []
 
-    class Look(Callback):
+    class Look(pl.Callback):
         def on_train_start(self, trainer, pl_module):
             decays.append(pl_module.weight_decay)
 
