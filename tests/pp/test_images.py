@@ -73,7 +73,7 @@ def tissue(image=None, scale=1.0, positions=None, **factors):
 
 
 def embed(adata, model=mean_colour, **kwargs):
-    image_embeddings(adata, model, **({"patch_size": 1, "n_pixels": 16, "silent": True} | kwargs))
+    image_embeddings(adata, model, **({"patch_size": 1, "n_pixels": 16, "standardize": False, "silent": True} | kwargs))
     return adata.obsm["X_image"]
 
 
@@ -269,6 +269,19 @@ def test_beyond_the_image_its_edge_is_repeated(side, batch_size):
         np.testing.assert_allclose(patch.transpose(1, 2, 0) * 255, expected, atol=1e-3)
 
 
+def test_features_are_standardised_within_libraries():
+    """A slide with another stain has the same embedding."""
+    adata = tissue()
+    plain = embed(adata, mean_colour, standardize=False)
+    features = embed(adata, mean_colour, standardize=True)
+    varies = plain.std(axis=0) > 1e-6
+    assert varies.any() and not varies.all()
+    expected = (plain - plain.mean(axis=0))[:, varies] / plain.std(axis=0)[varies]
+    np.testing.assert_allclose(features[:, varies], expected, atol=1e-4)
+    np.testing.assert_allclose(features[:, ~varies], 0, atol=1e-4)
+    assert adata.uns["X_image"]["standardize"] is True
+
+
 @pytest.mark.parametrize("tile", [64, 2048])
 def test_batches_do_not_matter_and_every_spot_is_embedded_once(monkeypatch, tile):
     monkeypatch.setattr(_slides, "_TILE", tile)
@@ -446,7 +459,7 @@ def test_callable_sees_patches_of_the_size_asked_for():
 
 def test_default_needs_no_model_and_repeats_itself():
     adata = tissue(scale=0.5)
-    image_embeddings(adata, patch_size=1, silent=True)
+    image_embeddings(adata, patch_size=1, standardize=False, silent=True)
     first = adata.obsm["X_image"]
     assert first.shape == (50, 120)
     assert np.isfinite(first).all()
@@ -798,7 +811,10 @@ def at_pixels(sdata, pixels, quantised=0.0):
 
 
 def embed_regions(sdata, **kwargs):
-    image_embeddings(sdata, **({"model": mean_colour, "patch_size": 1, "n_pixels": 16, "silent": True} | kwargs))
+    image_embeddings(
+        sdata,
+        **({"model": mean_colour, "patch_size": 1, "n_pixels": 16, "standardize": False, "silent": True} | kwargs),
+    )
     return sdata.tables["table"].uns["X_image"]
 
 

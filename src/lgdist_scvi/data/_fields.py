@@ -74,7 +74,7 @@ def check_embeddings(adata: AnnData, key: str, state_registry: dict) -> None:
 
 def _made(adata: AnnData, key: str) -> dict[str, Any] | None:
     """How embeddings were made, as far as it changes what they mean; None if they are the user's own."""
-    made, names = adata.uns.get(key), ("model", "patch_size", "unit", "n_pixels")
+    made, names = adata.uns.get(key), ("model", "patch_size", "unit", "n_pixels", "standardize")
     if not isinstance(made, Mapping) or not set(names) <= set(made):
         return None
     # Plain values also after reading from a file.

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # Side of the patches for a model that does not say.
 _N_PIXELS = 224
+# A feature that does not vary is 0.
+_LEAST_STD = 1e-6
 
 
 def image_embeddings(
@@ -39,6 +41,7 @@ def image_embeddings(
     patch_size: float = PATCH_SIZE,
     unit: Literal["spot", "um"] = "spot",
     n_pixels: int | None = None,
+    standardize: bool = True,
     scale: float = 1.0,
     spot_diameter: float | None = None,
     microns_per_pixel: float | None = None,
@@ -81,6 +84,9 @@ def image_embeddings(
         "spot" for spot diameters, "um" for micrometres.
     n_pixels
         Pixels to which a patch is resampled; by default what the model was made for, else 224.
+    standardize
+        Give each feature mean 0 and standard deviation 1 over the spots of a library, because stains differ more between
+        slides than tissues do. Not for libraries of a few spots, or of places that were picked.
     scale
         Pixels of `image` per full-resolution pixel.
     spot_diameter
@@ -140,6 +146,10 @@ def image_embeddings(
         if embeddings is None:
             embeddings = np.full((table.n_obs, values.shape[1]), np.nan, dtype=np.float32)
         embeddings[slide.rows[spots]] = values
+    if standardize and embeddings is not None:
+        for slide, _ in slides:
+            features = embeddings[slide.rows]
+            embeddings[slide.rows] = (features - features.mean(axis=0)) / np.maximum(features.std(axis=0), _LEAST_STD)
     table.obsm[key_added] = embeddings
     table.uns[key_added] = {
         "package": "lgdist-scvi",
@@ -148,6 +158,7 @@ def image_embeddings(
         "patch_size": float(patch_size),
         "unit": unit,
         "n_pixels": int(n_pixels),
+        "standardize": bool(standardize),
         "libraries": [slide.library for slide, _ in slides],
         "images": [slide.source for slide, _ in slides],
         "patch_pixels": [float(side) for _, side in slides],
