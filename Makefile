@@ -19,7 +19,7 @@ PEER_PYTHON ?= $(bin)/python
 BENCHMARK_ARGS ?=
 
 .PHONY: help install demo test test-quick lint format types docs benchmark benchmark-quick benchmark-ablation benchmark-calibration \
-	benchmark-biology clean
+	benchmark-images benchmark-biology clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -34,6 +34,7 @@ help:
 	@echo "                 goes on where it was stopped (make benchmark-quick: five small sets once, within an hour)"
 	@echo "make benchmark-ablation     what each part of the model is worth; about two hours"
 	@echo "make benchmark-calibration  whether intervals hold what they promise; some twenty minutes"
+	@echo "make benchmark-images  what the histology image adds; about two hours"
 	@echo "make benchmark-biology  layers, markers and absent genes of four cortex sections; about an hour"
 	@echo "make install     only the environment, in $(VENV)"
 	@echo "make clean       remove the environment and everything that was built"
@@ -85,7 +86,7 @@ benchmark: $(VENV)/.stamp-package
 benchmark-quick: override BENCHMARK_ARGS += --quick
 benchmark-quick: benchmark
 
-benchmark-ablation benchmark-calibration: benchmark-%: $(VENV)/.stamp-package
+benchmark-ablation benchmark-calibration benchmark-images: benchmark-%: $(VENV)/.stamp-package
 	$(bin)/python benchmarks/$*.py $(BENCHMARK_ARGS)
 
 benchmark-biology: $(VENV)/.stamp-package

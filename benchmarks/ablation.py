@@ -90,7 +90,7 @@ class WithoutNeighbors(LGDiST):
 class ExpressionModule(LGDiSTModule):
     """Its codes are the log values themselves, standardised, so the diffusion runs on expression."""
 
-    def encode(self, batch: Batch, visible: torch.Tensor, use_image: torch.Tensor | None = None) -> Codes:
+    def encode(self, batch: Batch, visible: torch.Tensor) -> Codes:
         encoder = self.encoder
         depth = visible_depth(batch, visible, self.share)
         centre = (log_normalise(batch.counts, depth) - encoder.mean) / encoder.std * visible

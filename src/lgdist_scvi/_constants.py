@@ -34,6 +34,8 @@ class Keys:
     """Provenance of the completed layer in ``uns``."""
     LATENT = "X_lgdist"
     """Latent representation in ``obsm``."""
+    IMAGE = "X_image"
+    """Image embeddings in ``obsm``, and how they were made in ``uns``."""
     TARGET_GENES = "target_gene"
     """Boolean ``var`` column, True for target genes."""
     PANEL = "panel_gene"

@@ -361,7 +361,13 @@ CASES = {
         with_entry("obsm", "image", (9, 2), np.nan),
         {"image_key": "image"},
         ValueError,
-        ["'spot9'", "NaN", "np.isfinite(adata.obsm['image'])"],
+        ["'spot9'", "NaN", "the whole row"],
+    ),
+    "image all NaN": (
+        setting("obsm", "image", lambda a: np.full((120, 3), np.nan)),
+        {"image_key": "image"},
+        ValueError,
+        ["no spot has an image", "image_key=..."],
     ),
     "image inf": (with_entry("obsm", "image", (9, 2), np.inf), {"image_key": "image"}, ValueError, ["'spot9'"]),
     "image 3-D": (

@@ -27,6 +27,7 @@ def make_view(hidden_share=0.0, n_sections=2, *, known_depth=False, share=None, 
     connectivities, distances = spatial_graph(positions, section, k)
     depth = counts.sum(axis=1) + (rng.integers(100, 900, n) if known_depth else 0)
     image = rng.normal(size=(n, 3)).astype(np.float32)
+    image[10:20] = np.nan
     return SpotView(
         sparse.csr_matrix(counts),
         sparse.csr_matrix(hidden),
@@ -121,7 +122,8 @@ def test_minibatches():
         "neighbor_mask": (b, k),
         "neighbor_distance": (b, k),
         "pooled": (b, len(HOPS) + 1, g),
-        "image": (b, 3),
+        "image": (b, 1 + k, 3),
+        "image_mask": (b, 1 + k),
         "completed": (b, 0),
     }
     assert {name: tuple(getattr(batch, name).shape) for name in Batch._fields} == shapes
@@ -132,6 +134,9 @@ def test_minibatches():
         near = view.graph[row].indices
         exists = batch.neighbor_mask[i].numpy()
         listed = view.neighbors[row][exists]
+        has_image = ~np.isin(np.append(row, listed), np.arange(10, 20))
+        assert not batch.image_mask[i].numpy()[1:][~exists].any()
+        np.testing.assert_array_equal(batch.image_mask[i].numpy()[np.append(True, exists)], has_image)
         assert sorted(listed) == sorted(near)
         np.testing.assert_array_equal(batch.neighbor_counts[i][exists], counts[listed])
         np.testing.assert_array_equal(batch.neighbor_observed[i][exists], ~hidden[listed])

@@ -396,9 +396,9 @@ def test_rounds_teach_with_the_completion(small, monkeypatch):
     taught = []
     pairs = type(model.module).code_pairs
 
-    def spy(module, batch, visible):
+    def spy(module, batch, *shown):
         taught.append(batch.completed.shape[1])
-        return pairs(module, batch, visible)
+        return pairs(module, batch, *shown)
 
     monkeypatch.setattr(type(model.module), "code_pairs", spy)
     small.fit(model)

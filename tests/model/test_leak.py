@@ -228,4 +228,4 @@ def test_fold_that_does_not_leave_out_is_seen(small, monkeypatch):
     torch.testing.assert_close(*honest, rtol=2e-5, atol=0)
     monkeypatch.setattr("lgdist_scvi.model._readout.gene_folds", lambda n: torch.full((n,), -1))
     leaking = [predict(model.module, b, None, 1).network[0, gene] for b in (batch, more)]
-    assert abs(leaking[1] / leaking[0] - 1) > 1e-3
+    assert abs(leaking[1] / leaking[0] - 1) > 2e-4

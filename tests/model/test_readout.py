@@ -41,7 +41,8 @@ def test_detected_entries_that_were_hidden_are_read_out_without_bias(small, opti
     read_out = model.get_completed_expression(read_out="detected", **(small.READ | {"return_numpy": True}))
     depth = model._view().depth[:, None]
     error = (read_out - np.log1p(counts / depth * 1e4))[hidden]
-    assert abs(error.mean()) < 0.04 * error.std()
+    # Of 2,076 entries: two and a half standard errors.
+    assert abs(error.mean()) < 0.055 * error.std()
     # The rate alone would be too low for them.
     rate = model.get_completed_expression(**(small.READ | {"return_numpy": True}))
     assert (rate - np.log1p(counts / depth * 1e4))[hidden].mean() < -0.1

@@ -277,6 +277,27 @@ def test_default_number_of_epochs(small, model, monkeypatch):
     assert len(model.history["autoencoder"]["train_loss"]) == 4
 
 
+@pytest.mark.parametrize(("section_spots", "epochs", "decay", "n_factors"), [(150, 4, 2.0, 15), (37.5, 10, 0.5, 30)])
+def test_of_more_spots_more_is_learned(small, monkeypatch, section_spots, epochs, decay, n_factors):
+    monkeypatch.setattr(AutoencoderPlan, "default_steps", 7)
+    monkeypatch.setattr(_training, "MIN_EPOCHS", 1)
+    monkeypatch.setattr(_training, "SECTION_SPOTS", section_spots)
+    decays = []
+
+    class Look(pl.Callback):
+        def on_train_start(self, trainer, pl_module):
+            decays.append(pl_module.weight_decay)
+
+    model = small.build(small.tissue())
+    options = small.TRAIN | {"max_epochs": None, "early_stopping": False, "callbacks": [Look()]}
+    model.train_autoencoder(**options)
+    assert len(model.history["autoencoder"]["train_loss"]) == epochs  # 7 steps, and 7 * 4**0.75
+    assert decays == [decay] and model.module.factors.loadings.shape[1] == n_factors
+    model.train_autoencoder(**options, plan_kwargs={"weight_decay": 0.3})
+    assert decays[1] == 0.3
+    assert small.build(small.tissue(), {"n_factors": 3}).module.factors.loadings.shape[1] == 3
+
+
 @pytest.mark.gpu
 def test_cuda_agrees_with_the_cpu(small, tmp_path):
     adata = small.hide(small.tissue(n_libraries=2))

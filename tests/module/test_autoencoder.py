@@ -43,7 +43,8 @@ def make_batch(seed=0):
         neighbor_mask=mask,
         neighbor_distance=uniform(B, K),
         pooled=uniform(B, N_POOLS, G) - 0.5,
-        image=uniform(B, E),
+        image=uniform(B, 1 + K, E),
+        image_mask=torch.cat([torch.ones(B, 1, dtype=torch.bool), mask], dim=1),
         completed=torch.zeros(B, 0),
     )
 
@@ -111,15 +112,19 @@ def test_missing_neighbors_do_not_matter(module, batch):
     torch.testing.assert_close(centre(module, other), centre(module, batch), rtol=0, atol=1e-6)
     # As if the places were not there at all.
     first = batch.neighbor_mask[:, :1].all(dim=1)
-    cut = batch._replace(**{name: getattr(batch, name)[:, :1] for name in Batch._fields if name.startswith("neighbor")})
+    cut = batch._replace(
+        **{name: getattr(batch, name)[:, :1] for name in Batch._fields if name.startswith("neighbor")},
+        **{name: getattr(batch, name)[:, :2] for name in ("image", "image_mask")},
+    )
     alone = batch._replace(neighbor_mask=batch.neighbor_mask & (torch.arange(K) == 0))
     torch.testing.assert_close(centre(module, alone)[first], centre(module, cut)[first], rtol=0, atol=1e-6)
 
 
 def test_order_of_neighbors_does_not_matter(module, batch):
-    order = torch.randperm(K)
+    order, first = torch.randperm(K), torch.zeros(1, dtype=torch.long)
     other = batch._replace(
-        **{name: getattr(batch, name)[:, order] for name in Batch._fields if name.startswith("neighbor")}
+        **{name: getattr(batch, name)[:, order] for name in Batch._fields if name.startswith("neighbor")},
+        **{name: getattr(batch, name)[:, torch.cat([first, 1 + order])] for name in ("image", "image_mask")},
     )
     torch.testing.assert_close(centre(module, other), centre(module, batch), rtol=0, atol=1e-6)
 
@@ -138,13 +143,50 @@ def test_neighbors_matter(module, batch):
 
 
 def test_without_the_image(module, batch):
-    off = torch.zeros(B, dtype=torch.bool)
     other = batch._replace(image=batch.image + 5)
-    torch.testing.assert_close(
-        centre(module, batch, use_image=off), centre(module, other, use_image=off), rtol=0, atol=1e-6
-    )
     half = torch.arange(B) % 2 == 0
-    torch.testing.assert_close(centre(module, batch, use_image=half)[half], centre(module, batch)[half])
+    code, same = (centre(module, images.without_images(half)) for images in (batch, other))
+    torch.testing.assert_close(code[half], same[half], rtol=0, atol=0)
+    torch.testing.assert_close(code[~half], centre(module, batch)[~half])
+    assert (code[~half] - same[~half]).abs().amax(dim=1).min() > 1e-6
+
+
+def test_an_image_of_a_neighbor_matters_and_one_that_is_missing_does_not(module, batch):
+    code = centre(module, batch)
+    image = batch.image.clone()
+    image[:, 1:] += 1
+    here = batch.neighbor_mask.any(dim=1)
+    moved = (centre(module, batch._replace(image=image)) - code).abs().amax(dim=1)
+    assert (moved[here] > 1e-6).all() and (moved[~here] == 0).all()
+
+
+def test_with_images_only_no_expression_is_read(module, batch):
+    half = torch.arange(B) % 2 == 0
+    changed = batch._replace(
+        counts=batch.counts + 1,
+        neighbor_counts=batch.neighbor_counts + 1,
+        pooled=batch.pooled + 1,
+        depth=batch.depth * 2,
+    )
+    one, other = (part.images_only(half) for part in (batch, changed))
+    code, same = (centre(module, part) for part in (one, other))
+    torch.testing.assert_close(code[half], same[half], rtol=0, atol=0)
+    rates = module.decode(code, one).log_rate
+    torch.testing.assert_close(rates[half], module.decode(code, other).log_rate[half], rtol=0, atol=0)
+    torch.testing.assert_close(code[~half], centre(module, batch)[~half])
+
+
+def test_training_takes_images_or_expression_from_some_spots(batch):
+    module = make_module()
+    many = Batch(*(tensor.repeat(200, *[1] * (tensor.ndim - 1)) for tensor in batch))
+    assert module.draw_context(many) is many
+    shown = module.train().draw_context(many)
+    no_image, image_only = ~shown.image_mask.any(dim=1), ~shown.observed.any(dim=1)
+    assert 0.06 < no_image.float().mean() < 0.14 and 0.06 < image_only.float().mean() < 0.14
+    assert not (no_image & image_only).any()
+    rest = ~(no_image | image_only)
+    for name in Batch._fields:
+        torch.testing.assert_close(getattr(shown, name)[rest], getattr(many, name)[rest])
 
 
 def test_spots_do_not_see_each_other(module, batch):
@@ -181,7 +223,7 @@ def test_loss_is_of_masked_entries_alone(loss, batch):
     nothing = module.expression_loss(batch, rates, torch.zeros_like(masked)).loss
     assert nothing == 0
     encoded, _, output = module(batch)
-    assert not (encoded["masked"] & ~batch.observed).any()
+    assert not (encoded["visible"] & ~batch.observed).any()
     assert torch.isfinite(output.loss)
 
 

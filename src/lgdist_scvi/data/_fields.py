@@ -1,12 +1,13 @@
-"""A field of scvi-tools' AnnDataManager for the spatial graph."""
+"""Fields of scvi-tools' AnnDataManager: groups, image embeddings, the spatial graph."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rich.table
-from scvi.data.fields import BaseAnnDataField, CategoricalObsField
+from scvi.data.fields import BaseAnnDataField, CategoricalObsField, ObsmField
 
 from lgdist_scvi._constants import REGISTRY_KEYS, Keys
 
@@ -22,6 +23,62 @@ class GroupField(CategoricalObsField):
     def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: Any) -> dict[str, Any]:
         """Register the groups of new data beside those known; arguments as in scvi-tools."""
         return super().transfer_field(state_registry, adata_target, **{**kwargs, "extend_categories": True})
+
+
+class ImageField(ObsmField):
+    """Image embeddings in ``obsm``, which must be made in the same way for all data that a model sees."""
+
+    MADE_KEY = "made"
+
+    def register_field(self, adata: AnnData) -> dict[str, Any]:
+        """Register the embeddings and, where :func:`~lgdist_scvi.pp.image_embeddings` made them, how."""
+        return super().register_field(adata) | {self.MADE_KEY: _made(adata, self.attr_key)}
+
+    def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: Any) -> dict[str, Any]:
+        """Check that the embeddings of new data were made like those of the model; arguments as in scvi-tools.
+
+        Raises
+        ------
+        ValueError
+            If they have another number of features or were made otherwise.
+        """
+        check_embeddings(adata_target, self.attr_key, state_registry)
+        made = {self.MADE_KEY: state_registry[self.MADE_KEY]}
+        return super().transfer_field(state_registry, adata_target, **kwargs) | made
+
+
+def check_embeddings(adata: AnnData, key: str, state_registry: dict) -> None:
+    """Check that image embeddings were made like those that a model was trained with.
+
+    Parameters
+    ----------
+    adata
+        Annotated spots.
+    key
+        Key of the embeddings in ``obsm``, and of how they were made in ``uns``.
+    state_registry
+        State of the model's :class:`ImageField`.
+
+    Raises
+    ------
+    ValueError
+        If not, as far as it is known of both.
+    """
+    expected, found = state_registry[ImageField.MADE_KEY], _made(adata, key)
+    if expected and found and dict(expected) != found:
+        raise ValueError(
+            f"adata.obsm[{key!r}] was made with {found}, that of the model with {dict(expected)}; compute it in the same way "
+            "with lgdist_scvi.pp.image_embeddings."
+        )
+
+
+def _made(adata: AnnData, key: str) -> dict[str, Any] | None:
+    """How embeddings were made, as far as it changes what they mean; None if they are the user's own."""
+    made, names = adata.uns.get(key), ("model", "patch_size", "unit", "n_pixels", "standardize")
+    if not isinstance(made, Mapping) or not set(names) <= set(made):
+        return None
+    # Plain values also after reading from a file.
+    return {name: value.item() if isinstance(value := made[name], np.generic) else value for name in names}
 
 
 class SpatialGraphField(BaseAnnDataField):

@@ -86,7 +86,7 @@ def validate_setup(
     if size_factor_key is not None:
         _check_size_factor(adata, size_factor_key)
     if image_key is not None:
-        _check_image(adata, image_key)
+        _check_image(adata, image_key, query=query)
     if target_genes_key is not None and not query:
         _check_target_genes(adata, target_genes_key)
     if not query:
@@ -98,6 +98,45 @@ def validate_setup(
             UserWarning,
             stacklevel=3,
         )
+
+
+def validate_places(adata: AnnData, spatial_key: str, image_key: str, n_features: int) -> NDArray[np.float32]:
+    """Check places at which expression is to be predicted from the image.
+
+    Parameters
+    ----------
+    adata
+        Annotated places.
+    spatial_key, image_key
+        Keys of positions and image embeddings in ``obsm``.
+    n_features
+        Features of an embedding.
+
+    Returns
+    -------
+    Image embeddings, ``(n_places, n_features)``.
+
+    Raises
+    ------
+    KeyError
+        If a key is missing.
+    ValueError
+        If a place has no image, or the embeddings are of another length.
+    """
+    _check_positions(adata, spatial_key)
+    _check_image(adata, image_key, query=True)
+    image = np.asarray(adata.obsm[image_key], dtype=np.float32)
+    if image.shape[1] != n_features:
+        raise ValueError(
+            f"adata.obsm[{image_key!r}] has {image.shape[1]} image features, the model was trained with {n_features}; "
+            "compute them in the same way."
+        )
+    absent = np.asarray(np.isnan(image).all(axis=1))
+    if absent.any():
+        raise ValueError(
+            f"adata.obsm[{image_key!r}] has no image for {spot_listing(adata, absent)}; drop these places."
+        )
+    return image
 
 
 def validate_genes(var_names_expected: Sequence[str] | NDArray, adata: AnnData) -> None:
@@ -224,7 +263,7 @@ def _check_size_factor(adata: AnnData, key: str) -> None:
         )
 
 
-def _check_image(adata: AnnData, key: str) -> None:
+def _check_image(adata: AnnData, key: str, *, query: bool) -> None:
     image = _obsm_array(adata, key, "image_key", "image embeddings")
     if image.ndim != 2 or image.shape[0] != adata.n_obs or image.shape[1] == 0:
         raise ValueError(
@@ -232,12 +271,19 @@ def _check_image(adata: AnnData, key: str) -> None:
             "row per spot and at least one column. Compute them for exactly these spots."
         )
     step = max(1, (1 << 22) // image.shape[1])
-    finite = [np.isfinite(image[start : start + step]).all(axis=1) for start in range(0, len(image), step)]
-    bad = ~np.concatenate(finite)
+    blocks = [image[start : start + step] for start in range(0, len(image), step)]
+    finite = np.concatenate([np.isfinite(block).all(axis=1) for block in blocks])
+    absent = np.concatenate([np.isnan(block).all(axis=1) for block in blocks])
+    bad = ~finite & ~absent
     if bad.any():
         raise ValueError(
-            f"adata.obsm[{key!r}] has NaN or infinite image embeddings for {spot_listing(adata, bad)}; compute them "
-            f"anew or drop the spots with adata = adata[np.isfinite(adata.obsm[{key!r}]).all(axis=1)].copy()."
+            f"adata.obsm[{key!r}] has NaN or infinite values in the image embeddings of {spot_listing(adata, bad)}; "
+            "compute them anew, or set the whole row to NaN for a spot without an image."
+        )
+    if absent.all() and not query:
+        raise ValueError(
+            f"adata.obsm[{key!r}] has only NaN, so that no spot has an image; leave image_key=... away, or compute the "
+            "embeddings with lgdist_scvi.pp.image_embeddings."
         )
 
 

@@ -55,9 +55,26 @@ class Batch(NamedTuple):
     pooled: torch.Tensor
     """Log ratio of each pooled share to the next wider one, without the spot itself, ``(b, s, g)``."""
     image: torch.Tensor
-    """Image embeddings, ``(b, e)``; e is 0 without images."""
+    """Image embeddings of the spots and their neighbours, ``(b, 1 + k, e)``; e is 0 without images."""
+    image_mask: torch.Tensor
+    """True where a spot or neighbour has an image, ``(b, 1 + k)``."""
     completed: torch.Tensor
     """Completed counts that teach a second round of diffusion, ``(b, g)``; ``(b, 0)`` in the first."""
+
+    def without_images(self, spots: torch.Tensor) -> Batch:
+        """Hide all images in the neighbourhoods of the given spots, ``(b,)``."""
+        return self._replace(image_mask=self.image_mask & ~spots[:, None])
+
+    def images_only(self, spots: torch.Tensor) -> Batch:
+        """Hide all expression in the neighbourhoods of the given spots, ``(b,)``."""
+        shown = ~spots[:, None]
+        return self._replace(
+            counts=self.counts * shown,
+            observed=self.observed & shown,
+            neighbor_counts=self.neighbor_counts * shown[..., None],
+            neighbor_observed=self.neighbor_observed & shown[..., None],
+            pooled=self.pooled * shown[..., None],
+        )
 
 
 class SpotView:
@@ -83,7 +100,7 @@ class SpotView:
     n_neighbors
         Neighbours per spot.
     image
-        Image embeddings, ``(n_spots, e)``.
+        Image embeddings, ``(n_spots, e)``; NaN for spots without an image.
     share
         Expected share of each gene in a spot's depth, ``(n_genes,)``; computed from this view if None.
     """
@@ -109,7 +126,8 @@ class SpotView:
         self.neighbors, length, self.neighbor_mask = neighbor_index(connectivities, distances, n_neighbors)
         typical = np.median(length[self.neighbor_mask]) if self.neighbor_mask.any() else 1.0
         self.neighbor_distance = (length / max(float(typical), 1e-12)).astype(np.float32)
-        self.image = image
+        self.image_mask = np.isfinite(image).all(axis=1)
+        self.image = np.where(self.image_mask[:, None], image, 0).astype(np.float32)
         self.completed = np.zeros((self.n_spots, 0), dtype=np.float32)
         self.share = _shares(counts, hidden, self.depth) if share is None else np.asarray(share, dtype=np.float64)
         self._radii = hop_weights(connectivities, HOPS)
@@ -218,7 +236,8 @@ class SpotView:
         depth = self._counted - np.asarray(removed.sum(axis=1)).ravel()
         expected = _shares(kept, hidden, depth) if share is None else share
         lost = np.minimum(np.asarray((entries - self.hidden.multiply(entries)) @ expected).ravel(), 0.99)
-        return SpotView(kept, hidden, depth / (1 - lost), self.section, self.half, *self._graph, self.image, share)
+        image = np.where(self.image_mask[:, None], self.image, np.nan)
+        return SpotView(kept, hidden, depth / (1 - lost), self.section, self.half, *self._graph, image, share)
 
     def gather(self, rows: NDArray[np.int64] | list[int]) -> Batch:
         """Collect the minibatch of the given spots.
@@ -250,7 +269,8 @@ class SpotView:
             mask,
             self.neighbor_distance[rows],
             self._pool(rows) if self._cache is None else self._cache[rows],
-            self.image[rows],
+            self.image[around],
+            self.image_mask[around] & np.concatenate([np.ones((b, 1), dtype=bool), mask], axis=1),
             self.completed[rows],
         )
         return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))

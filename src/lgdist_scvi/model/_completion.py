@@ -60,6 +60,7 @@ class CompletionMixin:
         return_std: bool = False,
         scale: Scale = "log1p",
         read_out: ReadOut = "expected",
+        use_image: bool = True,
         seed: int = 0,
         batch_size: int = BATCH_SIZE,
         return_numpy: bool = False,
@@ -93,6 +94,8 @@ class CompletionMixin:
         read_out
             "expected": expected expression; zeros count as evidence of a low rate. "detected": expectation of the log
             value given that the entry is detected, as scored by the published metric; not an estimate of expression.
+        use_image
+            Use the images, where the model was trained with some.
         seed
             Seed of the sampling.
         batch_size
@@ -116,8 +119,8 @@ class CompletionMixin:
         ValueError
             If an argument or `adata` does not fit the model.
         """
-        _check_choice("scale", scale, ("log1p", "rate", "counts"))
-        _check_choice("read_out", read_out, ("expected", "detected"))
+        check_choice("scale", scale, ("log1p", "rate", "counts"))
+        check_choice("read_out", read_out, ("expected", "detected"))
         for name, number, least in (
             ("n_samples", n_samples, 0),
             ("n_steps", n_steps, 1),
@@ -127,9 +130,9 @@ class CompletionMixin:
                 raise ValueError(f"{name}={number} must be at least {least}.")
         if read_out == "detected" and return_std:
             raise ValueError("return_std goes with read_out='expected'.")
-        adata, view = self._trained_view(adata, diffusion=n_samples > 0)
+        adata, view = self._trained_view(adata, diffusion=n_samples > 0, use_image=use_image)
         rows = _row_numbers(indices, adata)
-        genes = _gene_numbers(gene_list, adata)
+        genes = gene_numbers(gene_list, adata)
         completed = self._complete(
             view,
             rows,
@@ -227,7 +230,7 @@ class CompletionMixin:
         measured = view.counts.astype(bool).toarray()
         adata.layers[f"{key_added}_imputed"] = ~measured
         defaults = {"n_samples": N_SAMPLES, "n_steps": N_STEPS, "keep_observed": True, "scale": "log1p"}
-        defaults |= {"read_out": "expected", "seed": 0}
+        defaults |= {"read_out": "expected", "use_image": True, "seed": 0}
         adata.uns[key_added] = {
             "model": type(self).__name__,
             "package": "lgdist-scvi",
@@ -317,25 +320,32 @@ class CompletionMixin:
             batch = view.gather(rows[place])
             yield place, Batch(*(tensor.to(self.module.device) for tensor in batch))
 
-    def _trained_view(self, adata: AnnData | None, *, diffusion: bool) -> tuple[AnnData, SpotView]:
+    def _trained_view(
+        self, adata: AnnData | None, *, diffusion: bool, use_image: bool = True
+    ) -> tuple[AnnData, SpotView]:
         """Check model and data, and read what may be seen of the data."""
+        self._check_trained(diffusion=diffusion)
+        if adata is not None and adata is not self.adata:
+            validate_genes(self._gene_names(), adata)
+            validate_setup(adata, **_validated(self.adata_manager.registry["setup_args"]), query=True)
+        adata = self._validate_anndata(adata, copy_if_view=False)
+        view = self._view(adata, self.module.share.cpu().numpy())
+        view.image_mask &= use_image
+        return adata, view
+
+    def _check_trained(self, *, diffusion: bool) -> None:
         needed = {"autoencoder": "train"} | ({"diffusion": "train_diffusion"} if diffusion else {})
         for phase, method in needed.items():
             if phase not in self.history_:
                 hint = " (or pass n_samples=0 for the autoencoder's own prediction)" if phase == "diffusion" else ""
                 raise RuntimeError(f"The {phase} has not been trained: call model.{method}() first{hint}.")
-        if adata is not None and adata is not self.adata:
-            validate_genes(self._gene_names(), adata)
-            validate_setup(adata, **_validated(self.adata_manager.registry["setup_args"]), query=True)
-        adata = self._validate_anndata(adata, copy_if_view=False)
-        return adata, self._view(adata, self.module.share.cpu().numpy())
 
 
 def _validated(setup: dict) -> dict:
     return {name: value for name, value in setup.items() if name != "neighbors_key"}
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, choices))}.")
 
@@ -355,7 +365,7 @@ def _row_numbers(indices: Sequence[int] | None, adata: AnnData) -> NDArray[np.in
     return rows.astype(np.int64)
 
 
-def _gene_numbers(gene_list: Sequence[str] | None, adata: AnnData) -> NDArray[np.int64]:
+def gene_numbers(gene_list: Sequence[str] | None, adata: AnnData) -> NDArray[np.int64]:
     if gene_list is None:
         return np.arange(adata.n_vars)
     if isinstance(gene_list, str):

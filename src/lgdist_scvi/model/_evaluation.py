@@ -38,6 +38,7 @@ class EvaluationMixin(CompletionMixin):
         fraction: float = 0.05,
         n_samples: int = N_SAMPLES,
         n_steps: int = N_STEPS,
+        use_image: bool = True,
         seed: int = 0,
         silent: bool = False,
     ) -> pd.DataFrame:
@@ -52,7 +53,7 @@ class EvaluationMixin(CompletionMixin):
             Sections that the model was not trained on; by default the model's own.
         fraction
             Share of the observed entries to hide in `adata`; without `adata` training has chosen it.
-        n_samples, n_steps, silent
+        n_samples, n_steps, use_image, silent
             As in :meth:`get_completed_expression`.
         seed
             Seed of the hidden entries of `adata` and of the sampling.
@@ -70,7 +71,7 @@ class EvaluationMixin(CompletionMixin):
             If nothing was held out.
         """
         own = adata is None or adata is self.adata
-        _, truth = self._trained_view(adata, diffusion=n_samples > 0)
+        _, truth = self._trained_view(adata, diffusion=n_samples > 0, use_image=use_image)
         hidden = holdout_entries(truth.hidden, self.held_out_ if own else fraction, self.seed_ if own else seed)
         if not hidden.nnz:
             raise ValueError("No entry is held out: train with validation_size > 0, or pass fraction > 0 with adata.")

@@ -11,20 +11,25 @@ from scvi.data.fields import LayerField, NumericalObsField, ObsmField
 from scvi.model.base import BaseModelClass
 
 from lgdist_scvi._constants import REGISTRY_KEYS
-from lgdist_scvi.data._fields import GroupField, SpatialGraphField
+from lgdist_scvi.data._fields import GroupField, ImageField, SpatialGraphField
 from lgdist_scvi.data._validation import validate_genes, validate_setup
 from lgdist_scvi.data._view import SpotView
 from lgdist_scvi.module._lgdist import LGDiSTModule
 
 from ._evaluation import EvaluationMixin
-from ._training import TrainingMixin, seeded
+from ._prediction import PredictionMixin
+from ._spatialdata import SpatialDataMixin
+from ._training import TrainingMixin, relative_size, seeded
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
 
-class LGDiST(TrainingMixin, EvaluationMixin, BaseModelClass):
+MOST_FACTORS = 40
+
+
+class LGDiST(TrainingMixin, EvaluationMixin, PredictionMixin, SpatialDataMixin, BaseModelClass):
     """Latent gene diffusion for spatial transcriptomics completion (LGDiST, arXiv 2509.01864).
 
     A neighbourhood transformer encodes a spot, with part of its entries hidden, and its neighbours; a diffusion model
@@ -42,6 +47,7 @@ class LGDiST(TrainingMixin, EvaluationMixin, BaseModelClass):
         Seed of the weights, of the held-out entries and of the training.
     **module_kwargs
         Sizes and options of :class:`~lgdist_scvi.LGDiSTModule`: ``n_latent``, ``n_hidden``, ``loss``, ``condition``, ...
+        Of ``n > 3000`` spots ``n_factors`` is by default ``15 * (n / 3000)**0.5``, at most 40.
 
     Examples
     --------
@@ -70,10 +76,13 @@ class LGDiST(TrainingMixin, EvaluationMixin, BaseModelClass):
         **module_kwargs: Any,
     ) -> None:
         super().__init__(adata)
+        n_spots = self.summary_stats.n_cells
         # Saved with the model, so that it loads under other defaults of a later version.
         known = inspect.signature(LGDiSTModule).parameters
         fixed = ("n_genes", "n_image", "target_genes")
-        module_kwargs = {n: p.default for n, p in known.items() if n not in fixed} | module_kwargs
+        defaults = {n: p.default for n, p in known.items() if n not in fixed}
+        defaults["n_factors"] = min(MOST_FACTORS, round(defaults["n_factors"] * relative_size(n_spots) ** 0.5))
+        module_kwargs = defaults | module_kwargs
         if zeros_missing and module_kwargs["loss"] != "log":
             raise ValueError("zeros_missing=True leaves no zeros for a likelihood of counts: use it with loss='log'.")
         if n_rounds < 1:
@@ -126,7 +135,8 @@ class LGDiST(TrainingMixin, EvaluationMixin, BaseModelClass):
         batch_key
             Column of ``obs`` with groups of spots that share an average profile; by default each library.
         image_key
-            Key of image embeddings in ``obsm``.
+            Key of image embeddings in ``obsm``, as :func:`lgdist_scvi.pp.image_embeddings` writes them; a row of NaN
+            for a spot without an image.
         observed_layer
             Boolean layer, True where the entry was observed. Where it is False the count is never read. By default
             every entry is an observation, zeros included.
@@ -167,7 +177,7 @@ class LGDiST(TrainingMixin, EvaluationMixin, BaseModelClass):
         if size_factor_key is not None:
             fields.append(NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR, size_factor_key))
         if image_key is not None:
-            fields.append(ObsmField(REGISTRY_KEYS.IMAGE, image_key))
+            fields.append(ImageField(REGISTRY_KEYS.IMAGE, image_key))
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)

@@ -17,7 +17,7 @@ from lgdist_scvi.data._holdout import holdout_entries
 from lgdist_scvi.data._view import SpotView
 from lgdist_scvi.dataloaders._neighborhood import NeighborhoodDataModule
 from lgdist_scvi.train import AutoencoderPlan, DiffusionPlan
-from lgdist_scvi.train._plans import PhasePlan
+from lgdist_scvi.train._plans import WEIGHT_DECAY, PhasePlan
 
 from ._readout import fit_calibration
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from lgdist_scvi.module._lgdist import LGDiSTModule
 
+SECTION_SPOTS = 3000
+"""Spots of a Visium section. Up to as many the defaults stay the same; with more, the model learns more from them."""
 MIN_EPOCHS = 10
 VALIDATIONS = 25
 """Validations over a phase."""
@@ -81,8 +83,8 @@ class TrainingMixin:
         Parameters
         ----------
         max_epochs
-            Passes through the spots in each phase; by default as many as make 600 steps (autoencoder) or 400 (diffusion), at
-            least 10.
+            Passes through the spots in each phase; by default as many as make 600 steps (autoencoder) or 400 (diffusion), of
+            ``n > 3000`` spots ``(n / 3000)**0.75`` times as many, and at least 10.
         autoencoder_max_epochs, diffusion_max_epochs
             The same for one phase.
         accelerator, devices
@@ -95,7 +97,8 @@ class TrainingMixin:
         early_stopping
             Stop a phase when the held-out entries are no longer predicted better.
         autoencoder_plan_kwargs, diffusion_plan_kwargs
-            Options of the training plans: ``lr``, ``weight_decay``, ``ema_decay``.
+            Options of the training plans: ``lr``, ``weight_decay`` (by default 2, of ``n > 3000`` spots ``2 * 3000 / n``),
+            ``ema_decay``.
         **trainer_kwargs
             Further arguments of :class:`scvi.train.Trainer`.
         """
@@ -215,11 +218,12 @@ class TrainingMixin:
         trainer_kwargs: dict[str, Any],
     ) -> None:
         steps = len(data.train_dataloader())
-        epochs = max_epochs or max(MIN_EPOCHS, math.ceil(plan_cls.default_steps / steps))
+        size = relative_size(data.n_train)
+        epochs = max_epochs or max(MIN_EPOCHS, math.ceil(plan_cls.default_steps * size**0.75 / steps))
         self.module.phase = plan_cls.phase
         # The runner leaves the module in evaluation mode, in which the next phase would train.
         self.module.train()
-        plan = plan_cls(self.module, n_steps=epochs * steps, **plan_kwargs)
+        plan = plan_cls(self.module, n_steps=epochs * steps, **({"weight_decay": WEIGHT_DECAY / size} | plan_kwargs))
         early_stopping = bool(trainer_kwargs.pop("early_stopping")) and data.n_val > 0
         # A list of its own: the trainer adds to it, and the user's serves both phases.
         callbacks = list(trainer_kwargs.pop("callbacks", None) or [])
@@ -259,6 +263,11 @@ class TrainingMixin:
             # Without a step nothing was trained: the phase failed to start.
             if plan.n_averaged:
                 self.history_ = {**history, name: _extended(history.get(name, {}), runner.trainer.logger.history)}
+
+
+def relative_size(n_spots: int) -> float:
+    """Spots in units of a section of Visium, at least 1."""
+    return max(1.0, n_spots / SECTION_SPOTS)
 
 
 @contextmanager

@@ -80,7 +80,7 @@ class EncoderLayer(nn.Module):
 
 
 class NeighborhoodEncoder(nn.Module):
-    """Encodes a spot, its neighbours, pooled wider neighbourhoods and its image into a code per token.
+    """Encodes a spot, its neighbours, their images and pooled wider neighbourhoods into a code per token.
 
     Tokens of the same kind are told apart by content and distance only, never by their order.
 
@@ -118,7 +118,7 @@ class NeighborhoodEncoder(nn.Module):
         self.depth = nn.Linear(2, n_hidden)
         self.distance = nn.Linear(1, n_hidden)
         self.image = nn.Linear(n_image, n_hidden) if n_image else None
-        self.kinds = nn.Parameter(0.02 * torch.randn(3 + N_POOLS, n_hidden))
+        self.kinds = nn.Parameter(0.02 * torch.randn(2 + N_POOLS, n_hidden))
         self.layers = nn.ModuleList(EncoderLayer(n_hidden, n_heads, dropout) for _ in range(n_layers))
         self.norm = nn.LayerNorm(n_hidden)
         self.code = nn.Linear(n_hidden, n_latent)
@@ -133,9 +133,7 @@ class NeighborhoodEncoder(nn.Module):
         }.items():
             self.register_buffer(name, torch.ones(size))
 
-    def forward(
-        self, batch: Batch, visible: torch.Tensor, share: torch.Tensor, use_image: torch.Tensor | None = None
-    ) -> Codes:
+    def forward(self, batch: Batch, visible: torch.Tensor, share: torch.Tensor) -> Codes:
         """Encode with only the `visible` entries of the spots themselves.
 
         Parameters
@@ -146,8 +144,6 @@ class NeighborhoodEncoder(nn.Module):
             True where an entry of the spot may be used, ``(b, g)``; nothing is read where it is False.
         share
             Expected share of each gene in the depth, ``(g,)``.
-        use_image
-            True where the spot's image may be used, ``(b,)``; None uses all.
         """
         counts = batch.counts * visible
         depth = visible_depth(batch, visible, share)
@@ -155,23 +151,23 @@ class NeighborhoodEncoder(nn.Module):
         centre = self._expression(counts, visible, depth)
         centre = centre / fraction.clamp_min(0.05).sqrt()[:, None]
         log_depth = (depth.clamp_min(1).log() - self.log_depth[0]) / self.log_depth[1]
-        # With nothing visible the depth is unknown.
-        log_depth = torch.where(depth > 1, log_depth, 0)
+        # With nothing visible the depth is unknown, or a guess.
+        log_depth = torch.where((depth > 1) & (fraction > 0), log_depth, 0)
         centre = centre + self.depth(torch.stack([log_depth, fraction], dim=1)) + self.kinds[0]
 
         neighbors = self._expression(batch.neighbor_counts, batch.neighbor_observed, batch.neighbor_depth)
         neighbors = neighbors + self.distance(batch.neighbor_distance[..., None]) + self.kinds[1]
-        tokens = [centre[:, None], neighbors]
+        spots = torch.cat([centre[:, None], neighbors], dim=1)
+        if self.image is not None:
+            image = self.image(self.input_dropout((batch.image - self.image_mean) / self.image_std))
+            spots = spots + image * batch.image_mask[..., None]
+        tokens = [spots]
         pooled = self.input_dropout(batch.pooled / self.pooled_std)
         for i, embed in enumerate(self.pooled):
-            tokens.append((embed(pooled[:, i]) + self.kinds[3 + i])[:, None])
+            tokens.append((embed(pooled[:, i]) + self.kinds[2 + i])[:, None])
         n_spots = len(counts)
         present = torch.ones((n_spots, 1), dtype=torch.bool, device=counts.device)
         masks = [present, batch.neighbor_mask, present.expand(-1, N_POOLS)]
-        if self.image is not None:
-            image = self.image((batch.image - self.image_mean) / self.image_std) + self.kinds[2]
-            tokens.append(image[:, None])
-            masks.append(present if use_image is None else use_image[:, None])
         hidden, mask = torch.cat(tokens, dim=1), torch.cat(masks, dim=1)
         *earlier, last = self.layers
         for layer in earlier:

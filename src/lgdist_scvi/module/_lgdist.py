@@ -27,6 +27,11 @@ CODE_NOISE = 0.1
 MASK_POWER = 2.0
 """Masked shares of a spot are drawn as a uniform number to this power: mostly small, up to all."""
 
+NO_IMAGE = 0.1
+"""Share of the spots that are shown without images in training, where there are any."""
+IMAGE_ONLY = 0.1
+"""Share of the spots of which training shows nothing but the images of their neighbourhood."""
+
 Phase = Literal["autoencoder", "diffusion"]
 
 
@@ -140,8 +145,9 @@ class LGDiSTModule(BaseModuleClass):
         log_depth = batch.depth.clamp_min(1).log()
         encoder.log_depth.copy_(torch.stack([log_depth.mean(), log_depth.std(unbiased=False).clamp_min(0.05)]))
         if encoder.image is not None:
-            encoder.image_mean.copy_(batch.image.mean(0))
-            encoder.image_std.copy_(batch.image.std(0, unbiased=False).clamp_min(1e-6))
+            image = batch.image[:, 0][batch.image_mask[:, 0]]
+            encoder.image_mean.copy_(image.mean(0))
+            encoder.image_std.copy_(image.std(0, unbiased=False).clamp_min(1e-6))
 
     def fit_factors(self, view: SpotView, spots: NDArray[np.int64]) -> None:
         """Fit the factor model, where there is one, to what may be seen; parameters as in :meth:`fit_statistics`."""
@@ -161,9 +167,17 @@ class LGDiSTModule(BaseModuleClass):
         """Entries of the spots that the model may use, ``(b, g)``: the observed, or none when neighbours are all."""
         return batch.observed if self.condition == "neighborhood" else torch.zeros_like(batch.observed)
 
-    def encode(self, batch: Batch, visible: torch.Tensor, use_image: torch.Tensor | None = None) -> Codes:
+    def draw_context(self, batch: Batch) -> Batch:
+        """Take the image or all expression from some neighbourhoods, so that one model does with either."""
+        if self.encoder.image is None or not self.training:
+            return batch
+        chance = torch.rand(len(batch.counts), device=batch.counts.device)
+        no_image = chance < NO_IMAGE
+        return batch.without_images(no_image).images_only(~no_image & (chance < NO_IMAGE + IMAGE_ONLY))
+
+    def encode(self, batch: Batch, visible: torch.Tensor) -> Codes:
         """Encode the spots of a minibatch from their `visible` entries, ``(b, g)``, and their neighbourhood."""
-        return self.encoder(batch, visible, self.share, use_image)
+        return self.encoder(batch, visible, self.share)
 
     def decode(self, code: torch.Tensor, batch: Batch) -> Rates:
         """Decode codes, ``(b, d)``, of the spots of a minibatch."""
@@ -176,27 +190,28 @@ class LGDiSTModule(BaseModuleClass):
         return encoded, decoded, self.loss(tensors, encoded, decoded)
 
     def _get_inference_input(self, tensors: Batch) -> dict:
-        return {"batch": tensors, "visible": self.draw_visible(tensors)}
+        batch = self.draw_context(tensors)
+        return {"batch": batch, "visible": self.draw_visible(batch)}
 
     def inference(self, batch: Batch, visible: torch.Tensor) -> dict:
-        """Encode with `visible` entries; images are dropped for a tenth of the spots."""
-        use_image = torch.rand(len(visible), device=visible.device) >= 0.1 if self.training else None
-        code = self.encode(batch, visible, use_image).centre
+        """Encode with `visible` entries."""
+        code = self.encode(batch, visible).centre
         if self.training:
             noisy = torch.rand(len(code), 1, device=code.device) < 0.5
             code = code + CODE_NOISE * noisy * torch.randn_like(code)
-        return {"code": code, "masked": batch.observed & ~visible}
+        return {"code": code, "batch": batch, "visible": visible}
 
     def _get_generative_input(self, tensors: Batch, inference_outputs: dict) -> dict:
-        return {"batch": tensors, "code": inference_outputs["code"]}
+        return {"batch": inference_outputs["batch"], "code": inference_outputs["code"]}
 
     def generative(self, batch: Batch, code: torch.Tensor) -> dict:
         """Decode rates."""
         return {"rates": self.decode(code, batch)}
 
     def loss(self, tensors: Batch, inference_outputs: dict, generative_outputs: dict) -> LossOutput:
-        """Loss of the autoencoder, on the masked entries."""
-        return self.expression_loss(tensors, generative_outputs["rates"], inference_outputs["masked"])
+        """Loss of the autoencoder, on the entries that it did not see."""
+        masked = tensors.observed & ~inference_outputs["visible"]
+        return self.expression_loss(tensors, generative_outputs["rates"], masked)
 
     def expression_loss(self, batch: Batch, rates: Rates, entries: torch.Tensor) -> LossOutput:
         """Loss of rates on the given entries.
@@ -225,9 +240,9 @@ class LGDiSTModule(BaseModuleClass):
         return LossOutput(loss=total, n_obs_minibatch=len(batch.counts), extra_metrics=terms)
 
     @torch.no_grad()
-    def code_pairs(self, batch: Batch, visible: torch.Tensor) -> tuple[Codes, torch.Tensor]:
-        """Codes of masked neighbourhoods, and of the same spots with everything visible, ``(b, d)``."""
-        codes = self.encode(batch, visible)
+    def code_pairs(self, batch: Batch, context: Batch, visible: torch.Tensor) -> tuple[Codes, torch.Tensor]:
+        """Codes of masked neighbourhoods (`context`), and of the same spots with everything visible, ``(b, d)``."""
+        codes = self.encode(context, visible)
         if batch.completed.shape[1]:
             batch = batch._replace(counts=batch.completed, observed=torch.ones_like(batch.observed))
         return codes, self.encode(batch, batch.observed).centre
@@ -236,13 +251,15 @@ class LGDiSTModule(BaseModuleClass):
     def fit_code_statistics(self, view: SpotView, spots: NDArray[np.int64]) -> None:
         """Set the scales of codes and residuals that the denoiser works in; parameters as in :meth:`fit_statistics`."""
         batch = Batch(*(tensor.to(self.device) for tensor in view.gather(spots)))
-        codes, clean = self.code_pairs(batch, self.draw_visible(batch))
+        codes, clean = self.code_pairs(batch, batch, self.draw_visible(batch))
         self.denoiser.code_std.copy_(codes.tokens.flatten(0, 1).std(0).clamp_min(1e-3))
         self.denoiser.residual_std.copy_((clean - codes.centre).square().mean(0).sqrt().clamp_min(1e-3))
 
-    def diffusion_loss(self, batch: Batch, visible: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> LossOutput:
+    def diffusion_loss(
+        self, batch: Batch, context: Batch, visible: torch.Tensor, t: torch.Tensor, noise: torch.Tensor
+    ) -> LossOutput:
         """Squared error of the denoised residuals, in units of what a normal distribution leaves unexplained."""
-        codes, clean_code = self.code_pairs(batch, visible)
+        codes, clean_code = self.code_pairs(batch, context, visible)
         denoiser = self.denoiser
         clean = (clean_code - codes.centre) / denoiser.residual_std
         noisy = denoiser.schedule.add_noise(clean, noise, t)

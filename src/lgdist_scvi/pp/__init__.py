@@ -1,5 +1,8 @@
-"""Preprocessing: choice of genes."""
+"""Preprocessing: reading, choice of genes, image embeddings."""
 
+from ._descriptor import StainDescriptor
 from ._genes import select_genes
+from ._images import image_embeddings
+from ._visium import from_visium
 
-__all__ = ["select_genes"]
+__all__ = ["StainDescriptor", "from_visium", "image_embeddings", "select_genes"]

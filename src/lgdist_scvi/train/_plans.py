@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     ValidationBatch = tuple[Batch, torch.Tensor, torch.Tensor]
 
 WARMUP_STEPS = 50
+WEIGHT_DECAY = 2.0
 
 
 class PhasePlan(pl.LightningModule):
@@ -46,7 +47,12 @@ class PhasePlan(pl.LightningModule):
     default_steps: int
 
     def __init__(
-        self, module: LGDiSTModule, n_steps: int, lr: float = 1e-3, weight_decay: float = 2.0, ema_decay: float = 0.99
+        self,
+        module: LGDiSTModule,
+        n_steps: int,
+        lr: float = 1e-3,
+        weight_decay: float = WEIGHT_DECAY,
+        ema_decay: float = 0.99,
     ) -> None:
         super().__init__()
         self.module = module
@@ -156,7 +162,10 @@ class DiffusionPlan(PhasePlan):
         """Denoising loss at random noise levels and masks."""
         n_steps = self.module.denoiser.schedule.n_steps
         t = torch.randint(n_steps, (len(batch.counts),), device=self.device)
-        return self.module.diffusion_loss(batch, self.module.draw_visible(batch), t, self._noise(batch, None))
+        context = self.module.draw_context(batch)
+        return self.module.diffusion_loss(
+            batch, context, self.module.draw_visible(context), t, self._noise(batch, None)
+        )
 
     def validation_loss(self, batch: ValidationBatch) -> LossOutput:
         """Denoising loss with fixed noise levels, masks and noise."""
@@ -166,7 +175,7 @@ class DiffusionPlan(PhasePlan):
         t = torch.randint(n_steps, (len(seen.counts),), generator=generator).to(self.device)
         shown = torch.rand(seen.counts.shape, generator=generator).to(self.device) >= 0.25
         visible = self.module.visible(seen) & shown
-        return self.module.diffusion_loss(seen, visible, t, self._noise(seen, generator))
+        return self.module.diffusion_loss(seen, seen, visible, t, self._noise(seen, generator))
 
     def _noise(self, batch: Batch, generator: torch.Generator | None) -> torch.Tensor:
         shape = (len(batch.counts), len(self.module.denoiser.code_std))

@@ -1,0 +1,117 @@
+"""Expression at places that were never measured, from the image alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from lgdist_scvi._constants import REGISTRY_KEYS
+from lgdist_scvi.data._fields import check_embeddings
+from lgdist_scvi.data._neighbors import library_codes, spatial_graph
+from lgdist_scvi.data._validation import validate_places
+from lgdist_scvi.data._view import SpotView
+
+from ._completion import BATCH_SIZE, N_SAMPLES, N_STEPS, CompletionMixin, check_choice, gene_numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Literal
+
+    from anndata import AnnData
+
+
+class PredictionMixin(CompletionMixin):
+    """Prediction without counts."""
+
+    def predict_expression(
+        self,
+        adata: AnnData,
+        gene_list: Sequence[str] | None = None,
+        *,
+        n_samples: int = N_SAMPLES,
+        n_steps: int = N_STEPS,
+        return_std: bool = False,
+        scale: Literal["log1p", "rate"] = "log1p",
+        seed: int = 0,
+        batch_size: int = BATCH_SIZE,
+        silent: bool = False,
+    ) -> pd.DataFrame | tuple[pd.DataFrame, pd.DataFrame]:
+        """Expression at places of which there is only an image.
+
+        For a section that has been imaged and not sequenced, or a grid of places finer than the spots. The model must
+        have been trained with images, of sections like this one. Every place is predicted from its image and those of
+        its nearest places; counts, if `adata` has any, are not read. To predict places with the help of measured spots
+        around them, put both into one AnnData, hide the places by ``observed_layer`` and call
+        :meth:`get_completed_expression`.
+
+        Parameters
+        ----------
+        adata
+            Places, with positions and image embeddings under the keys of the model's setup, and with its
+            ``library_key``, unless all are of one section. Genes are not needed.
+        gene_list, n_samples, n_steps, return_std, seed, batch_size, silent
+            As in :meth:`get_completed_expression`.
+        scale
+            "log1p": log1p of counts per 10,000. "rate": share of a spot's depth.
+
+        Returns
+        -------
+        Table of shape ``(n_places, n_genes)``, and with `return_std` one of the standard deviations.
+
+        Raises
+        ------
+        ValueError
+            If the model was trained without images, a place has none, or the embeddings were made otherwise.
+        KeyError
+            If positions or embeddings are missing.
+        RuntimeError
+            If the model has not been trained.
+        """
+        check_choice("scale", scale, ("log1p", "rate"))
+        self._check_trained(diffusion=n_samples > 0)
+        setup = self.adata_manager.registry["setup_args"]
+        if setup["image_key"] is None:
+            raise ValueError(
+                "The model was trained without images: register them with setup_anndata(..., image_key=...) and train anew."
+            )
+        libraries = adata.obs.get(setup["library_key"]) if setup["library_key"] else None
+        state = self.adata_manager.get_state_registry(REGISTRY_KEYS.IMAGE)
+        check_embeddings(adata, setup["image_key"], state)
+        image = validate_places(adata, setup["spatial_key"], setup["image_key"], len(state["column_names"]))
+        connectivities, distances = spatial_graph(
+            np.asarray(adata.obsm[setup["spatial_key"]]), libraries, setup["n_neighbors"]
+        )
+        shape = (adata.n_obs, self.adata.n_vars)
+        view = SpotView(
+            sparse.csr_matrix(shape, dtype=np.float32),
+            sparse.csr_matrix(np.ones(shape, dtype=bool)),
+            np.ones(adata.n_obs, dtype=np.float32),
+            library_codes(libraries, adata.n_obs),
+            np.zeros(adata.n_obs, dtype=np.intp),
+            connectivities,
+            distances,
+            setup["n_neighbors"],
+            image,
+            self.module.share.cpu().numpy(),
+        )
+        genes = gene_numbers(gene_list, self.adata)
+        predicted = self._complete(
+            view,
+            np.arange(adata.n_obs),
+            genes=genes,
+            n_samples=n_samples,
+            n_steps=n_steps,
+            return_std=return_std,
+            scale=scale,
+            seed=seed,
+            batch_size=batch_size,
+            silent=silent,
+        )
+        labels = {"index": adata.obs_names, "columns": self.adata.var_names[genes]}
+        if return_std:
+            mean, std = (pd.DataFrame(values, **labels) for values in predicted)
+            return mean, std
+        return pd.DataFrame(predicted, **labels)

@@ -1,0 +1,72 @@
+"""Image embedding without weights: statistics of stain and texture at several scales."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+# Optical densities of haematoxylin, eosin and a residual in red, green and blue (Ruifrok and Johnston, 2001).
+_STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
+_WINDOWS = (1, 2, 4)
+"""Sides of the windows in quarters of the patch, around its centre."""
+_QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+_N_BANDS = 4
+"""Texture bands: detail of 1 to 2 pixels, 2 to 4, and so on."""
+
+
+class StainDescriptor(nn.Module):
+    """Embeds patches by how much haematoxylin, eosin and density they have, and how these vary.
+
+    For windows of a quarter, a half and the whole of the patch: mean, standard deviation and five quantiles of each of
+    four densities (haematoxylin, eosin, residual, overall), and the mean absolute detail of three of them in four bands
+    of a Laplacian pyramid. It needs no weights and no network, and works for any stain, though it is made for
+    haematoxylin and eosin: the densities come from colour deconvolution {cite:p}`ruifrok2001deconvolution`.
+
+    Shapes: takes ``(b, 3, p, p)`` with red, green and blue from 0 to 1 and returns ``(b, 120)``.
+    """
+
+    n_pixels = 128
+    """Side of the patches it was made for, in pixels."""
+    unmix: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        stains = F.normalize(torch.tensor(_STAINS, dtype=torch.float64), dim=1)
+        self.register_buffer("unmix", torch.linalg.inv(stains).float())
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """Describe patches ``(b, 3, p, p)``."""
+        if min(patches.shape[-2:]) < 2**_N_BANDS:
+            raise ValueError(f"The patches are {tuple(patches.shape[-2:])}; n_pixels must be {2**_N_BANDS} or more.")
+        density = -torch.log((patches * 255 + 1) / 256)
+        stains = torch.einsum("bcyx,cs->bsyx", density, self.unmix)
+        channels = torch.cat([stains, density.mean(dim=1, keepdim=True)], dim=1)
+        bands = _bands(channels[:, [0, 1, 3]])
+        quantiles = torch.tensor(_QUANTILES, device=patches.device)
+        features = []
+        for window in _WINDOWS:
+            values = _window(channels, window)
+            features += [values.mean(dim=2), values.std(dim=2)]
+            features.append(torch.quantile(values, quantiles, dim=2).movedim(0, 2).flatten(1))
+            features += [_window(band, window).mean(dim=2) for band in bands]
+        return torch.cat(features, dim=1)
+
+
+def _window(images: torch.Tensor, quarters: int) -> torch.Tensor:
+    """Pixels of the middle window of `quarters` quarters, ``(b, c, pixels)``."""
+    side = images.shape[-1]
+    size = max(2, side * quarters // 4)
+    start = (side - size) // 2
+    return images[..., start : start + size, start : start + size].flatten(2)
+
+
+def _bands(images: torch.Tensor) -> list[torch.Tensor]:
+    """Absolute detail of a Laplacian pyramid, finest first."""
+    bands = []
+    for _ in range(_N_BANDS):
+        coarse = F.avg_pool2d(images, 2)
+        smooth = F.interpolate(coarse, size=images.shape[-2:], mode="bilinear")
+        bands.append((images - smooth).abs())
+        images = coarse
+    return bands

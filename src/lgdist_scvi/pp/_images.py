@@ -1,0 +1,206 @@
+"""Image embeddings of spots."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from lgdist_scvi._compat import track
+from lgdist_scvi._constants import Keys
+from lgdist_scvi.data._slides import PATCH_SIZE, open_slides
+
+from ._descriptor import StainDescriptor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from anndata import AnnData
+    from numpy.typing import ArrayLike, NDArray
+    from spatialdata import SpatialData
+
+# Side of the patches for a model that does not say.
+_N_PIXELS = 224
+# A feature that does not vary is 0.
+_LEAST_STD = 1e-6
+
+
+def image_embeddings(
+    data: AnnData | SpatialData,
+    model: str | nn.Module | Callable[[torch.Tensor], ArrayLike] | None = None,
+    *,
+    image: str | Path | NDArray | Mapping[str, str | Path | NDArray] | None = None,
+    image_key: str | None = None,
+    library_key: str | None = None,
+    table_key: str = "table",
+    spatial_key: str = "spatial",
+    patch_size: float = PATCH_SIZE,
+    unit: Literal["spot", "um"] = "spot",
+    n_pixels: int | None = None,
+    standardize: bool = True,
+    scale: float = 1.0,
+    spot_diameter: float | None = None,
+    microns_per_pixel: float | None = None,
+    key_added: str = Keys.IMAGE,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    silent: bool = False,
+) -> None:
+    """Embed the image around every spot.
+
+    A square patch is cut around each spot, resampled and embedded. Large images are read piece by piece. Writes
+    ``obsm[key_added]``, float32 of shape ``(n_spots, n_features)``, and how it was made to ``uns[key_added]``, for
+    :meth:`LGDiST.setup_anndata(..., image_key=key_added) <lgdist_scvi.LGDiST.setup_anndata>`.
+
+    Parameters
+    ----------
+    data
+        Annotated spots with positions in pixels of the full-resolution image, or a SpatialData object whose table
+        annotates circles or polygons; changed in place.
+    model
+        None for :class:`~lgdist_scvi.pp.StainDescriptor`, which needs no weights. A name for a pretrained model of
+        `timm <https://huggingface.co/docs/timm>`_, without its classifier and with its own preparation of the input
+        (``pip install 'lgdist-scvi[image]'``). A module or any callable that takes ``(b, 3, n_pixels, n_pixels)``, red,
+        green and blue from 0 to 1, and returns ``(b, n_features)``.
+    image
+        Image file (TIFF, PNG, JPEG) or array ``(height, width[, channels])``, or a dictionary of these by library. By
+        default ``uns["spatial"][library]["images"]``. For SpatialData the name of an image, or a dictionary by region;
+        by default the one image in the coordinate system of the region.
+    image_key
+        Key in ``uns["spatial"][library]["images"]``; by default the image with the highest resolution.
+    library_key
+        Column of ``obs`` with the library of every spot; needed if there are several.
+    table_key
+        Table of the SpatialData.
+    spatial_key
+        Key of the positions (x, y) in ``obsm``.
+    patch_size
+        Side of a patch, in `unit`.
+    unit
+        "spot" for spot diameters, "um" for micrometres.
+    n_pixels
+        Pixels to which a patch is resampled; by default what the model was made for, else 224.
+    standardize
+        Give each feature mean 0 and standard deviation 1 over the spots of a library, because stains differ more between
+        slides than tissues do. Not for libraries of a few spots, or of places that were picked.
+    scale
+        Pixels of `image` per full-resolution pixel.
+    spot_diameter
+        Spot diameter in full-resolution pixels; by default that of the scale factors.
+    microns_per_pixel
+        Size of a full-resolution pixel; by default that of the scale factors. For SpatialData, size of a unit of the
+        region's own coordinates.
+    key_added
+        Key in ``obsm`` and ``uns``.
+    batch_size
+        Patches per batch.
+    device
+        Where a module runs; by default on a GPU if there is one.
+    silent
+        Show no progress bar.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If image, positions and scale do not fit; the message names the spots and the remedy.
+    ImportError
+        If a timm model is asked for and timm is not installed.
+
+    Notes
+    -----
+    Spots of libraries without an image get NaN, which the model reads as "no image"; a warning names the libraries.
+    """
+    for name, value in (("batch_size", batch_size), ("n_pixels", n_pixels)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name}={value} must be positive.")
+    if key_added in (spatial_key, "spatial"):
+        raise ValueError(f"key_added={key_added!r} would overwrite the positions or the images; choose another key.")
+    embed, name, preferred = _embedder(model, device)
+    n_pixels = n_pixels or preferred
+    table, slides = open_slides(
+        data,
+        image=image,
+        image_key=image_key,
+        library_key=library_key,
+        table_key=table_key,
+        spatial_key=spatial_key,
+        patch_size=patch_size,
+        unit=unit,
+        scale=scale,
+        spot_diameter=spot_diameter,
+        microns_per_pixel=microns_per_pixel,
+    )
+    plan = [(slide, side, spots) for slide, side in slides for spots in slide.batches(side, batch_size)]
+    embeddings = None
+    for slide, side, spots in track(plan, description="Embedding", style="tqdm", disable=silent):
+        values = embed(slide.cut(spots, side, n_pixels))
+        if values.ndim != 2 or len(values) != len(spots) or not np.isfinite(values).all():
+            raise ValueError(
+                f"The model {name!r} returned an array of shape {values.shape} for {len(spots)} patches, or values that "
+                f"are not finite; it must return finite ({len(spots)}, n_features)."
+            )
+        if embeddings is None:
+            embeddings = np.full((table.n_obs, values.shape[1]), np.nan, dtype=np.float32)
+        embeddings[slide.rows[spots]] = values
+    if standardize and embeddings is not None:
+        for slide, _ in slides:
+            features = embeddings[slide.rows]
+            embeddings[slide.rows] = (features - features.mean(axis=0)) / np.maximum(features.std(axis=0), _LEAST_STD)
+    table.obsm[key_added] = embeddings
+    table.uns[key_added] = {
+        "package": "lgdist-scvi",
+        "version": version("lgdist-scvi"),
+        "model": name,
+        "patch_size": float(patch_size),
+        "unit": unit,
+        "n_pixels": int(n_pixels),
+        "standardize": bool(standardize),
+        "libraries": [slide.library for slide, _ in slides],
+        "images": [slide.source for slide, _ in slides],
+        "patch_pixels": [float(side) for _, side in slides],
+    }
+
+
+def _embedder(
+    model: str | nn.Module | Callable[[torch.Tensor], ArrayLike] | None, device: str | torch.device | None
+) -> tuple[Callable[[torch.Tensor], NDArray], str, int]:
+    """A function from patches to embeddings, its name and the side of the patches it was made for."""
+    name, prepare = getattr(model, "__name__", type(model).__name__), None
+    if model is None:
+        model = StainDescriptor()
+        name = "StainDescriptor"
+    elif isinstance(model, str):
+        name = model
+        model, prepare = _timm(model)
+    n_pixels = getattr(model, "n_pixels", _N_PIXELS)
+    where = torch.device("cpu")
+    if isinstance(model, nn.Module):
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model = model.to(where).eval()
+
+    @torch.no_grad()
+    def embed(patches: torch.Tensor) -> NDArray:
+        patches = patches.to(where)
+        values = model(patches if prepare is None else prepare(patches))
+        return np.asarray(values.float().cpu() if isinstance(values, torch.Tensor) else values, dtype=np.float32)
+
+    return embed, name, n_pixels
+
+
+def _timm(name: str) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor]]:
+    """A pretrained model of timm, and the standardisation of its input."""
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError(
+            f"model={name!r} names a timm model, and timm is not installed: pip install 'lgdist-scvi[image]'."
+        ) from error
+    model = timm.create_model(name, pretrained=True, num_classes=0)
+    config = timm.data.resolve_model_data_config(model)
+    model.n_pixels = config["input_size"][-1]
+    mean, std = (torch.tensor(config[key])[:, None, None] for key in ("mean", "std"))
+    return model, lambda patches: (patches - mean.to(patches.device)) / std.to(patches.device)

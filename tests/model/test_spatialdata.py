@@ -1,0 +1,159 @@
+"""From SpatialData and back, in memory and on disk."""
+
+import warnings
+
+import matplotlib
+import numpy as np
+import pytest
+
+from lgdist_scvi import LGDiST, pp
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import spatialdata
+    from spatialdata.models import Image2DModel, ShapesModel, TableModel
+    from spatialdata.transformations import Identity, Scale
+
+matplotlib.use("Agg")
+
+
+def as_spatialdata(adata):
+    """Two sections with an image each, whose spots are in another order than the rows of the table."""
+    adata, images, shapes = adata.copy(), {}, {}
+    rng = np.random.default_rng(0)
+    adata.obs["region"] = [f"spots_{name}" for name in adata.obs["library_id"]]
+    instance = np.zeros(adata.n_obs, dtype=np.int64)
+    for name, section in adata.uns["spatial"].items():
+        rows = np.flatnonzero(adata.obs["library_id"] == name)
+        order = rng.permutation(len(rows))
+        instance[rows[order]] = np.arange(len(rows))
+        pixel = 1 / section["scalefactors"]["tissue_hires_scalef"]
+        images[f"image_{name}"] = Image2DModel.parse(
+            np.moveaxis(section["images"]["hires"], 2, 0),
+            dims=("c", "y", "x"),
+            transformations={name: Scale([pixel, pixel], axes=("x", "y"))},
+        )
+        shapes[f"spots_{name}"] = ShapesModel.parse(
+            adata.obsm["spatial"][rows[order]],
+            geometry=0,
+            radius=section["scalefactors"]["spot_diameter_fullres"] / 2,
+            transformations={name: Identity()},
+        )
+    adata.obs["instance"] = instance
+    adata.obs["region"] = adata.obs["region"].astype("category")
+    del adata.uns["spatial"], adata.obsm["spatial"], adata.obsm["X_image"]
+    table = TableModel.parse(adata, region=list(shapes), region_key="region", instance_key="instance")
+    return spatialdata.SpatialData(images=images, shapes=shapes, tables={"table": table})
+
+
+@pytest.fixture
+def adata(small):
+    adata = small.tissue(n_libraries=2)
+    # Every gene has a count in both sections.
+    adata.layers["counts"] = adata.layers["counts"].toarray()
+    adata.layers["counts"][[0, -1]] += 1
+    return adata[:, :30].copy()
+
+
+@pytest.fixture
+def sdata(adata):
+    return as_spatialdata(adata)
+
+
+def model_of(registered, small):
+    return small.fit(LGDiST(registered, **small.OPTIONS), max_epochs=1)
+
+
+def test_embeddings_are_those_of_the_same_spots_in_anndata(adata, sdata):
+    pp.image_embeddings(adata, library_key="library_id", silent=True)
+    pp.image_embeddings(sdata, silent=True)
+    np.testing.assert_allclose(sdata["table"].obsm["X_image"], adata.obsm["X_image"], rtol=1e-4, atol=1e-4)
+
+
+def test_setup_takes_positions_from_the_shapes(adata, sdata, small):
+    registered = LGDiST.setup_spatialdata(sdata, "counts")
+    assert registered is sdata["table"]
+    np.testing.assert_allclose(registered.obsm["spatial"], adata.obsm["spatial"])
+    one = model_of(registered, small).get_completed_expression(**small.READ)
+    other = small.fit(small.build(adata, library_key="library_id"), max_epochs=1).get_completed_expression(**small.READ)
+    np.testing.assert_array_equal(one, other)
+
+
+def test_completed_layers_survive_on_disk(sdata, small, tmp_path):
+    path = tmp_path / "section.zarr"
+    sdata.write(path)
+    sdata = spatialdata.read_zarr(path)
+    pp.image_embeddings(sdata, silent=True)
+    model = model_of(LGDiST.setup_spatialdata(sdata, "counts", image_key="X_image"), small)
+    counts = sdata["table"].layers["counts"].copy()
+    model.add_completed_table(sdata, return_std=True, **small.READ)
+    # Once more, as in a notebook that is run again.
+    model.add_completed_table(sdata, return_std=True, **small.READ)
+    back = spatialdata.read_zarr(path)["table"]
+    for name in ("lgdist", "lgdist_imputed", "lgdist_std"):
+        np.testing.assert_array_equal(back.layers[name], sdata["table"].layers[name])
+    np.testing.assert_array_equal(back.layers["counts"], counts)
+    assert back.uns["lgdist"]["package"] == "lgdist-scvi" and "spatialdata_attrs" in back.uns
+    np.testing.assert_array_equal(
+        back.layers["lgdist"], model.get_completed_expression(return_numpy=True, **small.READ)
+    )
+
+
+def test_one_region_of_two(sdata, small):
+    registered = LGDiST.setup_spatialdata(sdata, "counts", region="spots_section_2")
+    assert registered is not sdata["table"] and set(registered.obs["region"]) == {"spots_section_2"}
+    model = model_of(registered, small)
+    model.add_completed_table(sdata, **small.READ)
+    table = sdata["table"]
+    rows = (table.obs["region"] == "spots_section_2").to_numpy()
+    np.testing.assert_array_equal(table.layers["lgdist"][rows], registered.layers["lgdist"])
+    assert np.isnan(table.layers["lgdist"][~rows]).all() and not table.layers["lgdist_imputed"][~rows].any()
+
+
+def test_squidpy_and_spatialdata_plot_draw_the_completed_layer(sdata, small):
+    squidpy = pytest.importorskip("squidpy")
+    import matplotlib.pyplot as plt
+    import spatialdata_plot  # noqa: F401  adds sdata.pl
+
+    model = model_of(LGDiST.setup_spatialdata(sdata, "counts"), small)
+    model.add_completed_table(sdata, **small.READ)
+    gene = sdata["table"].var_names[0]
+    _, ax = plt.subplots()
+    sdata.pl.render_images("image_section_1").pl.render_shapes(
+        "spots_section_1", color=gene, table_name="table", table_layer="lgdist"
+    ).pl.show(coordinate_systems="section_1", ax=ax)
+    assert ax.collections
+    ax = plt.figure().gca()
+    squidpy.pl.spatial_scatter(
+        sdata["table"],
+        color=gene,
+        layer="lgdist",
+        shape=None,
+        library_key="region",
+        library_id="spots_section_1",
+        ax=ax,
+    )
+    assert ax.collections
+    plt.close("all")
+
+
+def test_bad_input(sdata, small):
+    with pytest.raises(KeyError, match="no 'cells'.*'table'.*table_key"):
+        LGDiST.setup_spatialdata(sdata, table_key="cells")
+    with pytest.raises(KeyError, match=r"annotates no \['brain'\].*spots_section_1.*region="):
+        LGDiST.setup_spatialdata(sdata, region="brain")
+    model = model_of(LGDiST.setup_spatialdata(sdata, "counts"), small)
+    del sdata.tables["table"]
+    with pytest.raises(KeyError, match="table_key"):
+        model.add_completed_table(sdata, **small.READ)
+
+
+def test_a_table_of_other_spots_is_refused(sdata, small):
+    model = model_of(LGDiST.setup_spatialdata(sdata, "counts"), small)
+    fewer = sdata["table"][5:].copy()
+    del sdata.tables["table"]
+    sdata["table"] = fewer
+    before = sorted(fewer.layers)
+    with pytest.raises(ValueError, match="not the spots and genes.*table_key"):
+        model.add_completed_table(sdata, **small.READ)
+    assert sorted(sdata["table"].layers) == before
