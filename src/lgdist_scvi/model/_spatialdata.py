@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lgdist_scvi._constants import Keys
+from lgdist_scvi.data._regions import annotating_table, regions
 
 from ._completion import CompletionMixin
 
@@ -64,11 +65,7 @@ class SpatialDataMixin(CompletionMixin):
         KeyError
             If table or regions are missing.
         """
-        from spatialdata.models import get_table_keys
-
-        table = _table(sdata, table_key)
-        annotated, region_key, instance_key = get_table_keys(table)
-        annotated = [annotated] if isinstance(annotated, str) else list(annotated)
+        table, annotated, region_key = annotating_table(sdata, table_key)
         wanted = annotated if region is None else [region] if isinstance(region, str) else list(region)
         if unknown := [name for name in wanted if name not in annotated]:
             raise KeyError(
@@ -78,10 +75,8 @@ class SpatialDataMixin(CompletionMixin):
             table = table[table.obs[region_key].isin(wanted).to_numpy()].copy()
         if spatial_key not in table.obsm:
             positions = np.full((table.n_obs, 2), np.nan)
-            for name in wanted:
-                rows = np.flatnonzero(table.obs[region_key].to_numpy() == name)
-                centroid = sdata[name].loc[table.obs[instance_key].to_numpy()[rows]].geometry.centroid
-                positions[rows] = np.column_stack([centroid.x, centroid.y])
+            for part in regions(sdata, table, wanted):
+                positions[part.rows] = part.centers
             table.obsm[spatial_key] = positions
         cls.setup_anndata(table, layer, spatial_key=spatial_key, library_key=library_key or region_key, **setup)
         return table
@@ -110,7 +105,7 @@ class SpatialDataMixin(CompletionMixin):
         ValueError
             If the table is not the one that the model was given.
         """
-        table = _table(sdata, table_key)
+        table, _, _ = annotating_table(sdata, table_key)
         rows = table.obs_names.get_indexer(self.adata.obs_names)
         if (rows < 0).any() or not table.var_names.equals(self.adata.var_names):
             raise ValueError(
@@ -130,12 +125,6 @@ class SpatialDataMixin(CompletionMixin):
             table.uns[key_added] = self.adata.uns[key_added]
         if sdata.is_backed() and f"tables/{table_key}" in sdata.elements_paths_on_disk():
             _write_layers(sdata, table_key, names, key_added)
-
-
-def _table(sdata: SpatialData, table_key: str) -> AnnData:
-    if table_key not in sdata.tables:
-        raise KeyError(f"sdata.tables has no {table_key!r} (found: {list(sdata.tables)}); correct table_key=...")
-    return sdata.tables[table_key]
 
 
 def _write_layers(sdata: SpatialData, table_key: str, names: list[str], key_added: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lgdist_scvi.data._entries import listing
-from lgdist_scvi.data._slides import open_slides
+from lgdist_scvi.data._slide_sources import open_slides
 from lgdist_scvi.pl._axes import axes_grid
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from torch import nn
 
 from lgdist_scvi._compat import track
 from lgdist_scvi._constants import Keys
-from lgdist_scvi.data._slides import PATCH_SIZE, open_slides
+from lgdist_scvi.data._slide_sources import PATCH_SIZE, open_slides
 
 from ._descriptor import StainDescriptor
 

@@ -1,0 +1,301 @@
+"""Where images come from: an AnnData, files, arrays, a SpatialData object."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ._entries import spot_listing
+from ._regions import annotating_table, regions
+from ._slides import Slide
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from ._regions import Region
+
+PATCH_SIZE = 4.0
+"""Side of a patch in spot diameters: the spot and what surrounds it."""
+
+
+def open_slides(
+    data: AnnData | SpatialData,
+    *,
+    image: Any = None,
+    image_key: str | None = None,
+    library_key: str | None = None,
+    table_key: str = "table",
+    spatial_key: str = "spatial",
+    patch_size: float = PATCH_SIZE,
+    unit: str = "spot",
+    scale: float = 1.0,
+    spot_diameter: float | None = None,
+    microns_per_pixel: float | None = None,
+) -> tuple[AnnData, list[tuple[Slide, float]]]:
+    """Open the images of all sections and check that the spots lie in them.
+
+    Arguments and errors are those of :func:`~lgdist_scvi.pp.image_embeddings`.
+
+    Returns
+    -------
+    The table of the spots, and each slide with the side of a patch in pixels of its image.
+    """
+    if unit not in ("spot", "um"):
+        raise ValueError(f"unit={unit!r} is unknown; choose 'spot' or 'um'.")
+    for name, value in (("patch_size", patch_size), ("scale", scale)):
+        if not value > 0:
+            raise ValueError(f"{name}={value} must be positive.")
+    if hasattr(data, "tables"):
+        others = {"image_key": image_key, "library_key": library_key, "spot_diameter": spot_diameter}
+        if given := [name for name, value in others.items() if value is not None] + ["scale"] * (scale != 1.0):
+            raise ValueError(
+                f"{', '.join(given)} do not apply to a SpatialData object: regions, shapes and transformations tell."
+            )
+        table = data.tables.get(table_key)
+        slides = _slides_of_spatialdata(data, image=image, table_key=table_key, microns_per_pixel=microns_per_pixel)
+    else:
+        table = data
+        slides = _slides_of_anndata(
+            data,
+            image=image,
+            image_key=image_key,
+            library_key=library_key,
+            spatial_key=spatial_key,
+            scale=scale,
+            spot_diameter=spot_diameter,
+            microns_per_pixel=microns_per_pixel,
+        )
+    sides = [slide.side(patch_size, unit) for slide in slides]
+    for slide in slides:
+        slide.check(table.obs_names.to_numpy())
+    return table, list(zip(slides, sides, strict=True))
+
+
+def _slides_of_anndata(
+    adata: AnnData,
+    *,
+    image: Any,
+    image_key: str | None,
+    library_key: str | None,
+    spatial_key: str,
+    scale: float,
+    spot_diameter: float | None,
+    microns_per_pixel: float | None,
+) -> list[Slide]:
+    """Images of the sections of an AnnData; arguments of :func:`~lgdist_scvi.pp.image_embeddings`."""
+    if spatial_key not in adata.obsm:
+        raise KeyError(f"adata.obsm[{spatial_key!r}] is missing (found: {list(adata.obsm)}); correct spatial_key=...")
+    if library_key is not None and library_key not in adata.obs:
+        raise KeyError(f"adata.obs[{library_key!r}] is missing (found: {list(adata.obs)}); correct library_key=...")
+    if library_key is not None and (absent := adata.obs[library_key].isna().to_numpy()).any():
+        raise ValueError(f"adata.obs[{library_key!r}] is NaN for {spot_listing(adata, absent)}; fill it in.")
+    positions = np.asarray(adata.obsm[spatial_key], dtype=np.float64)
+    if positions.ndim != 2 or positions.shape[1] not in (2, 3):
+        raise ValueError(
+            f"adata.obsm[{spatial_key!r}] has shape {positions.shape}; positions must be ({adata.n_obs}, 2) or "
+            f"({adata.n_obs}, 3), x and y (and z) of every spot."
+        )
+    positions = positions[:, :2]
+    finite = np.asarray(np.isfinite(positions).all(axis=1))
+    if not finite.all():
+        raise ValueError(f"adata.obsm[{spatial_key!r}] is not finite for {spot_listing(adata, ~finite)}; correct it.")
+    known = dict(adata.uns.get("spatial", {}))
+    if library_key is None:
+        if len(known) > 1:
+            raise ValueError(
+                f"adata.uns['spatial'] has the images of {list(known)}; say which spot is of which by library_key=..."
+            )
+        libraries = {next(iter(known), "section"): np.arange(adata.n_obs)}
+    else:
+        groups = adata.obs.groupby(library_key, observed=True, sort=False).indices
+        libraries = {str(name): np.asarray(rows) for name, rows in groups.items()}
+    given = image if isinstance(image, Mapping) else dict.fromkeys(libraries, image)
+    if image is not None and not isinstance(image, Mapping) and len(libraries) > 1:
+        raise ValueError(f"image=... is one image, and there are the libraries {list(libraries)}; pass a dictionary.")
+    if unknown := [name for name in given if name not in libraries]:
+        raise KeyError(f"image=... names {unknown}, which are no libraries (found: {list(libraries)}).")
+    slides, without = [], []
+    for name, rows in libraries.items():
+        entry = known.get(name, {})
+        factors = entry.get("scalefactors", {})
+        if given.get(name) is not None:
+            pixels, source, factor = *_open_image(given[name]), scale
+        elif image is None and entry.get("images"):
+            key = image_key or max(entry["images"], key=lambda k: factors.get(f"tissue_{k}_scalef", 0))
+            if key not in entry["images"]:
+                raise KeyError(
+                    f"adata.uns['spatial'][{name!r}]['images'] has no {key!r} (found: {list(entry['images'])}); correct "
+                    "image_key=..., or pass the image as image=..."
+                )
+            if f"tissue_{key}_scalef" not in factors:
+                raise KeyError(
+                    f"adata.uns['spatial'][{name!r}]['scalefactors'] has no 'tissue_{key}_scalef' (found: "
+                    f"{list(factors)}); add it, or pass the image as image=... with scale=..."
+                )
+            pixels, source, factor = (
+                entry["images"][key],
+                f"uns['spatial'] {key}",
+                float(factors[f"tissue_{key}_scalef"]),
+            )
+        else:
+            without.append(name)
+            continue
+        if not (np.isfinite(factor) and factor > 0):
+            raise ValueError(f"The scale factor of the image of {name!r} is {factor}; it must be a positive number.")
+        diameter = spot_diameter or factors.get("spot_diameter_fullres")
+        microns = microns_per_pixel or factors.get("microns_per_pixel")
+        slides.append(
+            Slide(
+                name,
+                source,
+                rows,
+                _checked_image(pixels, source),
+                positions[rows] * factor,
+                None if diameter is None else float(diameter) * factor,
+                None if microns is None else float(microns) / factor,
+            )
+        )
+    _report_missing(slides, without, "adata.uns['spatial'][library]['images'], or pass image=...")
+    return slides
+
+
+def _slides_of_spatialdata(
+    sdata: SpatialData, *, image: Any, table_key: str, microns_per_pixel: float | None
+) -> list[Slide]:
+    """Images of the regions that a table annotates, through their transformations."""
+    from spatialdata import get_pyramid_levels
+
+    table, annotated, _ = annotating_table(sdata, table_key)
+    given = image if isinstance(image, Mapping) else dict.fromkeys(annotated, image)
+    if unknown := [name for name in given if name not in annotated]:
+        raise KeyError(f"image=... names {unknown}, which are no regions of the table (found: {annotated}).")
+    slides, without = [], []
+    for region in regions(sdata, table, annotated):
+        name = given.get(region.name)
+        if name is None and (name := _only_image(sdata, region)) is None:
+            without.append(region.name)
+            continue
+        if not isinstance(name, str):
+            raise TypeError(
+                f"image=... must be the name of an image of the SpatialData (found: {list(sdata.images)}), or a "
+                f"dictionary of names by region; it is {type(name).__name__}."
+            )
+        if name not in sdata.images:
+            raise KeyError(f"sdata.images has no {name!r} (found: {list(sdata.images)}); correct image=...")
+        element = sdata.images[name]
+        matrix = _to_pixels(sdata, region, name)
+        scale = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
+        pixels = element if hasattr(element, "transpose") else get_pyramid_levels(element, n=0)
+        slides.append(
+            Slide(
+                region.name,
+                name,
+                region.rows,
+                _checked_image(pixels.transpose("y", "x", "c").data, name),
+                region.centers @ matrix[:2, :2].T + matrix[:2, 2],
+                region.diameter * scale,
+                None if microns_per_pixel is None else microns_per_pixel / scale,
+            )
+        )
+    _report_missing(slides, without, "sdata.images in the coordinate system of the region, or pass image=...")
+    return slides
+
+
+def _open_image(image: Any) -> tuple[Any, str]:
+    """Open an image file, lazily if it is a TIFF, or take an array as it is; return it and its name.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the file is not there or not an image.
+    """
+    if not isinstance(image, str | Path):
+        return image, "array"
+    path = Path(image)
+    if not path.is_file():
+        raise FileNotFoundError(f"The image {path} does not exist; correct image=...")
+    try:
+        if path.suffix.lower() in (".tif", ".tiff", ".btf", ".svs", ".ndpi"):
+            import tifffile
+            import zarr
+
+            store = zarr.open(tifffile.imread(path, aszarr=True, level=0), mode="r")
+            return _channels_last(store), path.name
+        from PIL import Image
+
+        # A whole slide has more pixels than what Pillow takes for an attack.
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            with Image.open(path) as opened:
+                plain = opened.mode in ("1", "L", "RGB", "RGBA") or opened.mode.startswith(("I", "F"))
+                return np.asarray(opened if plain else opened.convert("RGBA")), path.name
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    except Exception as error:
+        raise ValueError(f"{path} could not be read as an image ({error}); pass a TIFF, PNG or JPEG file.") from error
+
+
+def _checked_image(image: Any, source: str) -> Any:
+    """Check that an array is an image, ``(y, x)`` or ``(y, x, c)`` with 1, 3 or 4 channels.
+
+    Raises
+    ------
+    ValueError
+        If it is not.
+    """
+    shape = tuple(getattr(image, "shape", ()))
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)) or 0 in shape:
+        raise ValueError(
+            f"The image {source} has shape {shape}; it must be (height, width) or (height, width, channels) with 1 "
+            "(grey), 3 (RGB) or 4 (RGBA) channels."
+        )
+    return image
+
+
+def _only_image(sdata: SpatialData, region: Region) -> str | None:
+    from spatialdata.transformations import get_transformation
+
+    systems = set(get_transformation(sdata.shapes[region.name], get_all=True))
+    shared = [name for name, image in sdata.images.items() if systems & set(get_transformation(image, get_all=True))]
+    if len(shared) > 1:
+        raise ValueError(f"Several images share a coordinate system with a region: {shared}; choose by image=...")
+    return shared[0] if shared else None
+
+
+def _to_pixels(sdata: SpatialData, region: Region, name: str) -> NDArray[np.float64]:
+    """Matrix from coordinates of shapes to pixels of an image, by a coordinate system that both are in."""
+    from spatialdata.transformations import Sequence, get_transformation
+
+    elements = sdata.shapes[region.name], sdata.images[name]
+    placed, images = (get_transformation(element, get_all=True) for element in elements)
+    shared = [system for system in placed if system in images]
+    if not shared:
+        raise ValueError(
+            f"The image {name!r}, in the coordinate systems {list(images)}, and the region {region.name!r}, in "
+            f"{list(placed)}, share none; choose another by image=... or set a transformation."
+        )
+    path = Sequence([placed[shared[0]], images[shared[0]].inverse()])
+    return path.to_affine_matrix(("x", "y"), ("x", "y"))
+
+
+def _report_missing(slides: list[Slide], without: list[str], where: str) -> None:
+    if not slides:
+        raise KeyError(f"There is no image for any of {without}; expected in {where}")
+    if without:
+        warnings.warn(
+            f"There is no image for {without}, whose spots get NaN: the model takes them as spots without an image.",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
+def _channels_last(image: Any) -> Any:
+    if len(image.shape) == 3 and image.shape[0] in (1, 3, 4) and image.shape[2] not in (1, 3, 4):
+        return np.moveaxis(np.asarray(image), 0, 2)
+    return image
