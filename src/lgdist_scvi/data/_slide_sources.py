@@ -57,8 +57,8 @@ def open_slides(
             raise ValueError(
                 f"{', '.join(given)} do not apply to a SpatialData object: regions, shapes and transformations tell."
             )
-        table = data.tables.get(table_key)
-        slides = _slides_of_spatialdata(data, image=image, table_key=table_key, microns_per_pixel=microns_per_pixel)
+        table, annotated, _ = annotating_table(data, table_key)
+        slides = _slides_of_spatialdata(data, table, annotated, image=image, microns_per_pixel=microns_per_pixel)
     else:
         table = data
         slides = _slides_of_anndata(
@@ -166,12 +166,11 @@ def _slides_of_anndata(
 
 
 def _slides_of_spatialdata(
-    sdata: SpatialData, *, image: Any, table_key: str, microns_per_pixel: float | None
+    sdata: SpatialData, table: AnnData, annotated: list[str], *, image: Any, microns_per_pixel: float | None
 ) -> list[Slide]:
     """Images of the regions that a table annotates, through their transformations."""
     from spatialdata import get_pyramid_levels
 
-    table, annotated, _ = annotating_table(sdata, table_key)
     given = image if isinstance(image, Mapping) else dict.fromkeys(annotated, image)
     if unknown := [name for name in given if name not in annotated]:
         raise KeyError(f"image=... names {unknown}, which are no regions of the table (found: {annotated}).")
