@@ -222,10 +222,10 @@ def test_fold_that_does_not_leave_out_is_seen(small, monkeypatch):
     model = small.fit(small.build(adata, observed_layer="observed", library_key="library_id"), max_epochs=5)
     batch = model._view(share=model.module.share.numpy()).gather([4])
     gene = int(np.flatnonzero(~hidden[4])[0])
-    more = batch._replace(counts=batch.counts.clone(), depth=batch.depth + 40)
-    more.counts[0, gene] += 40
+    more = batch._replace(counts=batch.counts.clone(), depth=batch.depth + 400)
+    more.counts[0, gene] += 400
     honest = [predict(model.module, b, None, 1).network[0, gene] for b in (batch, more)]
     torch.testing.assert_close(*honest, rtol=2e-5, atol=0)
     monkeypatch.setattr("lgdist_scvi.model._readout.gene_folds", lambda n: torch.full((n,), -1))
     leaking = [predict(model.module, b, None, 1).network[0, gene] for b in (batch, more)]
-    assert abs(leaking[1] / leaking[0] - 1) > 2e-4
+    assert abs(leaking[1] / leaking[0] - 1) > 1e-3

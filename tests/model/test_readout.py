@@ -33,7 +33,7 @@ def test_moments_find_the_overdispersion():
 @pytest.mark.parametrize("options", [{}, {"n_factors": 0}])
 def test_detected_entries_that_were_hidden_are_read_out_without_bias(small, options):
     """Hiding non-zero entries only, as one protocol does, leaves their genes with too few detections."""
-    adata = small.tissue(n_spots=300)
+    adata = small.tissue(n_spots=600)
     counts = adata.layers["counts"].toarray()
     adata.layers["observed"] = (counts == 0) | (np.random.default_rng(0).random(counts.shape) >= 0.3)
     model = small.fit(small.build(adata, options, observed_layer="observed"), max_epochs=20)
@@ -41,8 +41,7 @@ def test_detected_entries_that_were_hidden_are_read_out_without_bias(small, opti
     read_out = model.get_completed_expression(read_out="detected", **(small.READ | {"return_numpy": True}))
     depth = model._view().depth[:, None]
     error = (read_out - np.log1p(counts / depth * 1e4))[hidden]
-    # Of 2,076 entries: two and a half standard errors.
-    assert abs(error.mean()) < 0.055 * error.std()
+    assert abs(error.mean()) < 0.04 * error.std()
     # The rate alone would be too low for them.
     rate = model.get_completed_expression(**(small.READ | {"return_numpy": True}))
     assert (rate - np.log1p(counts / depth * 1e4))[hidden].mean() < -0.1

@@ -10,12 +10,6 @@ from matplotlib import pyplot as plt
 from lgdist_scvi import pl
 
 
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
-
-
 def curve(name, values, start=0):
     epochs = pd.RangeIndex(start, start + len(values), name="epoch")
     return pd.DataFrame({name: values}, index=epochs, dtype=object)  # scvi-tools logs objects

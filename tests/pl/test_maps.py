@@ -11,12 +11,6 @@ from scipy import sparse
 from lgdist_scvi import pl
 
 
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
-
-
 @pytest.fixture
 def adata():
     """Two sections of 5 x 6 and 3 x 6 spots, 4 genes."""

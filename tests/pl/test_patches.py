@@ -8,12 +8,6 @@ from matplotlib import pyplot as plt
 from lgdist_scvi import pl
 
 
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
-
-
 @pytest.fixture
 def adata():
     y, x = np.mgrid[:100, :200] / 200
