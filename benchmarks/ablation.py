@@ -31,7 +31,7 @@ from lgdist_scvi.data._view import Batch
 from lgdist_scvi.model import _readout
 from lgdist_scvi.model._completion import N_SAMPLES, N_STEPS
 from lgdist_scvi.model._readout import predict
-from lgdist_scvi.module._autoencoder import TARGET_SUM, Codes, Rates, log_normalise, visible_depth
+from lgdist_scvi.module._autoencoder import TARGET_SUM, Codes, Rates, Surroundings, log_normalise, visible_depth
 from lgdist_scvi.module._lgdist import LGDiSTModule
 
 DEFAULT_SETS = ("her2_c4", "mob1", "hippo1", "cortex_151674")
@@ -90,7 +90,7 @@ class WithoutNeighbors(LGDiST):
 class ExpressionModule(LGDiSTModule):
     """Its codes are the log values themselves, standardised, so the diffusion runs on expression."""
 
-    def encode(self, batch: Batch, visible: torch.Tensor) -> Codes:
+    def encode(self, batch: Batch, visible: torch.Tensor, around: Surroundings | None = None) -> Codes:
         encoder = self.encoder
         depth = visible_depth(batch, visible, self.share)
         centre = (log_normalise(batch.counts, depth) - encoder.mean) / encoder.std * visible
@@ -99,8 +99,9 @@ class ExpressionModule(LGDiSTModule):
         mask = torch.cat([torch.ones_like(batch.neighbor_mask[:, :1]), batch.neighbor_mask], dim=1)
         return Codes(tokens, mask)
 
-    def decode(self, code: torch.Tensor, batch: Batch) -> Rates:
+    def decode(self, code: torch.Tensor, batch: Batch, genes: torch.Tensor | None = None) -> Rates:
         value = (code * self.encoder.std + self.encoder.mean).clamp_min(1e-3)
+        value = value if genes is None else value[:, genes]
         return Rates((value.expm1() / TARGET_SUM).log(), value)
 
 
@@ -129,7 +130,7 @@ class WithoutLatentSpace(LGDiST):
 VARIANTS: dict[str, tuple[str, type[LGDiST]]] = {
     "default": ("as it is", LGDiST),
     "autoencoder": ("without the diffusion: the autoencoder's own prediction", Autoencoder),
-    "one_sample": ("one sample of the diffusion instead of the mean of eight", OneSample),
+    "one_sample": ("one sample of the diffusion instead of the mean of several", OneSample),
     "two_rounds": ("a second round of diffusion, taught by the completed spots", with_options(n_rounds=2)),
     "no_factors": ("without the factor model: the network alone", with_options(n_factors=0)),
     "factors": ("the factor model alone", FactorsAlone),

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lgdist_scvi import PUBLISHED
+from lgdist_scvi import PUBLISHED, LGDiST
 from lgdist_scvi.metrics import count_distribution
 from lgdist_scvi.model._readout import draw_noise, predict
 
@@ -167,8 +167,8 @@ def test_odd_and_many_samples(trained, small):
     other = read(trained, small, n_samples=15, seed=3, keep_observed=False)
     assert np.abs(many - other).max() < 0.5
     noise = draw_noise(5, 8, 0)
-    assert noise.shape == (5, 1, 8)
-    torch.testing.assert_close(noise[1], -noise[0])
+    assert noise.shape == (1, 5, 8)
+    torch.testing.assert_close(noise[:, 1], -noise[:, 0])
 
 
 def test_without_samples_the_autoencoder_predicts(small):
@@ -393,16 +393,36 @@ def test_published_convention_sees_neighbors_only(published, small):
 
 def test_rounds_teach_with_the_completion(small, monkeypatch):
     model = small.build(small.tissue(), PUBLISHED)
-    taught = []
-    pairs = type(model.module).code_pairs
+    taught, clean = [], []
+    cls = type(model.module)
+    loss, codes = cls.diffusion_loss, LGDiST._clean_codes
 
-    def spy(module, batch, *shown):
-        taught.append(batch.completed.shape[1])
-        return pairs(module, batch, *shown)
+    def spy_on_loss(module, batch, *arguments):
+        if module.training:
+            taught[-1].append(batch.clean)
+        return loss(module, batch, *arguments)
 
-    monkeypatch.setattr(type(model.module), "code_pairs", spy)
+    def spy_on_codes(self, view, *, completed):
+        taught.append([])
+        clean.append((completed, codes(self, view, completed=completed)))
+        return clean[-1][1]
+
+    monkeypatch.setattr(cls, "diffusion_loss", spy_on_loss)
+    monkeypatch.setattr(LGDiST, "_clean_codes", spy_on_codes)
     small.fit(model)
-    assert taught == sorted(taught) and set(taught) == {0, model.adata.n_vars}
+    assert [completed for completed, _ in clean] == [False, True]
+    for batches, (_, known) in zip(taught, clean, strict=True):
+        shown = torch.cat(batches)
+        nearest = (shown[:, None] - torch.from_numpy(known)).abs().amax(dim=2).amin(dim=1)
+        assert len(shown) and (nearest < 1e-5).all()
+    # The first round's teachers know the detected entries only.
+    assert np.abs(clean[1][1] - clean[0][1]).mean() > 0.01
+
+
+def test_clean_codes_are_those_of_all_that_may_be_seen(trained):
+    view = trained._view(share=trained.module.share.numpy())
+    expected = trained.get_latent_representation()
+    np.testing.assert_allclose(trained._clean_codes(view, completed=False), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -52,8 +52,8 @@ def test_calibration_undoes_a_shift(small, monkeypatch):
     model = small.build(adata, observed_layer="observed")
     decode = type(model.module).decode
 
-    def shifted(self, code, batch):
-        rates = decode(self, code, batch)
+    def shifted(self, code, batch, *genes):
+        rates = decode(self, code, batch, *genes)
         return rates._replace(detected=rates.detected - 1)
 
     plain = small.fit(small.build(adata.copy(), observed_layer="observed"))

@@ -7,6 +7,7 @@ from scipy import stats
 
 from lgdist_scvi.data._view import N_POOLS, Batch
 from lgdist_scvi.module._autoencoder import TARGET_SUM, log_normalise
+from lgdist_scvi.module._blocks import Dropout
 from lgdist_scvi.module._lgdist import LGDiSTModule, negative_binomial_loss
 
 B, K, G, E, D = 7, 5, 12, 3, 8
@@ -45,7 +46,7 @@ def make_batch(seed=0):
         pooled=uniform(B, N_POOLS, G) - 0.5,
         image=uniform(B, 1 + K, E),
         image_mask=torch.cat([torch.ones(B, 1, dtype=torch.bool), mask], dim=1),
-        completed=torch.zeros(B, 0),
+        clean=torch.zeros(B, 0),
     )
 
 
@@ -262,3 +263,31 @@ def test_decoder_starts_from_the_pools(module, batch):
     assert (wider.log_rate > rates.log_rate).all()
     one_count = log_normalise(torch.ones(B, 1), batch.depth)
     assert (rates.detected >= one_count).all()
+
+
+def test_dropout_keeps_the_mean():
+    torch.manual_seed(0)
+    dropout = Dropout(0.3)
+    values = torch.full((400, 500), 2.0)
+    dropped = dropout(values)
+    assert abs((dropped == 0).float().mean() - 0.3) < 0.005
+    torch.testing.assert_close(dropped[dropped != 0], torch.tensor(2 / 0.7).expand(int((dropped != 0).sum())))
+    assert torch.equal(dropout.eval()(values), values)
+
+
+def test_surroundings_do_not_know_the_spot(module, batch):
+    other = batch._replace(counts=batch.counts + 5, observed=~batch.observed, depth=batch.depth * 3)
+    for one, same in zip(module.encoder.surroundings(batch), module.encoder.surroundings(other), strict=True):
+        assert torch.equal(one, same)
+    # Computed once, they serve every mask.
+    for visible in (batch.observed, batch.observed & (torch.rand(B, G) < 0.5)):
+        around = module.encoder.surroundings(batch)
+        for one, same in zip(module.encode(batch, visible), module.encode(batch, visible, around), strict=True):
+            assert torch.equal(one, same)
+
+
+def test_chosen_genes_are_decoded_as_among_all(module, batch):
+    code, genes = torch.randn(B, D), torch.tensor([7, 0, 3])
+    torch.nn.init.normal_(module.decoder.pooled_weight)
+    for whole, part in zip(module.decode(code, batch), module.decode(code, batch, genes), strict=True):
+        torch.testing.assert_close(part, whole[:, genes])

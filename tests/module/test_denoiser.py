@@ -29,7 +29,7 @@ def codes():
 
 def estimate(denoiser, noisy, t, codes):
     with torch.no_grad():
-        return denoiser(noisy, t, codes, denoiser.context(codes))
+        return denoiser(noisy[:, None], t, codes, denoiser.context(codes))[:, 0]
 
 
 def test_fresh_denoiser_is_the_mean_given_normal_codes(codes):
@@ -51,7 +51,7 @@ def test_layers_start_as_the_identity(codes):
 def test_every_weight_gets_a_gradient(codes):
     denoiser = make_denoiser(trained=True).train()
     noisy, t = torch.randn(B, D), torch.randint(STEPS, (B,))
-    denoiser(noisy, t, codes, denoiser.context(codes)).square().mean().backward()
+    denoiser(noisy[:, None], t, codes, denoiser.context(codes)).square().mean().backward()
     assert [name for name, p in denoiser.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
@@ -83,16 +83,23 @@ def test_samples_scatter_around_the_masked_code(codes):
     module = LGDiSTModule(n_genes=10, n_latent=D, n_diffusion_steps=1000, **size).eval()
     spread = torch.linspace(0.5, 2, D)
     module.denoiser.residual_std.copy_(spread)
-    noise = torch.randn(3000, B, D)
+    noise = torch.randn(B, 3000, D)
     drawn = module.sample_codes(codes, noise, n_steps=50)
-    assert drawn.shape == (3000, B, D)
-    torch.testing.assert_close(drawn.mean(0), codes.centre, rtol=0, atol=0.2)
-    torch.testing.assert_close(drawn.std(0), spread.expand(B, D), rtol=0.1, atol=0)
-    # Samples do not mix.
-    torch.testing.assert_close(module.sample_codes(codes, noise[5:7], 50), drawn[5:7], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(
-        module.sample_codes(Codes(codes.tokens[2:3], codes.mask[2:3]), noise[:4, 2:3], 50), drawn[:4, 2:3]
-    )
+    assert drawn.shape == (B, 3000, D)
+    torch.testing.assert_close(drawn.mean(1), codes.centre, rtol=0, atol=0.2)
+    torch.testing.assert_close(drawn.std(1), spread.expand(B, D), rtol=0.1, atol=0)
+
+
+def test_samples_do_not_mix(codes):
+    torch.manual_seed(0)
+    size = {"n_hidden": 32, "n_heads": 2, "n_denoiser_hidden": 32, "n_denoiser_layers": 1}
+    module = LGDiSTModule(n_genes=10, n_latent=D, n_diffusion_steps=100, **size).eval()
+    module.denoiser = make_denoiser(trained=True)
+    noise = torch.randn(B, 9, D)
+    drawn = module.sample_codes(codes, noise, n_steps=5)
+    torch.testing.assert_close(module.sample_codes(codes, noise[:, 5:7], 5), drawn[:, 5:7], rtol=1e-4, atol=1e-4)
+    alone = Codes(codes.tokens[2:3], codes.mask[2:3])
+    torch.testing.assert_close(module.sample_codes(alone, noise[2:3, :4], 5), drawn[2:3, :4], rtol=1e-4, atol=1e-4)
 
 
 def test_context_is_that_of_each_noise_level(codes):
@@ -102,4 +109,5 @@ def test_context_is_that_of_each_noise_level(codes):
     noisy = torch.randn(B, D)
     for time in (0, 50, STEPS - 1):
         t = torch.full((B,), time)
-        torch.testing.assert_close(denoiser(noisy, t, codes, context), estimate(denoiser, noisy, t, codes))
+        shared = denoiser(noisy[:, None], t, codes, context)[:, 0]
+        torch.testing.assert_close(shared, estimate(denoiser, noisy, t, codes))

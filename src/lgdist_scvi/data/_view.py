@@ -58,8 +58,12 @@ class Batch(NamedTuple):
     """Image embeddings of the spots and their neighbours, ``(b, 1 + k, e)``; e is 0 without images."""
     image_mask: torch.Tensor
     """True where a spot or neighbour has an image, ``(b, 1 + k)``."""
-    completed: torch.Tensor
-    """Completed counts that teach a second round of diffusion, ``(b, g)``; ``(b, 0)`` in the first."""
+    clean: torch.Tensor
+    """Codes that the diffusion learns to draw, ``(b, d)``; d is 0 where it is not being trained."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Copy on a device."""
+        return Batch(*(tensor.to(device) for tensor in self))
 
     def without_images(self, spots: torch.Tensor) -> Batch:
         """Hide all images in the neighbourhoods of the given spots, ``(b,)``."""
@@ -128,7 +132,7 @@ class SpotView:
         self.neighbor_distance = (length / max(float(typical), 1e-12)).astype(np.float32)
         self.image_mask = np.isfinite(image).all(axis=1)
         self.image = np.where(self.image_mask[:, None], image, 0).astype(np.float32)
-        self.completed = np.zeros((self.n_spots, 0), dtype=np.float32)
+        self.clean = np.zeros((self.n_spots, 0), dtype=np.float32)
         self.share = _shares(counts, hidden, self.depth) if share is None else np.asarray(share, dtype=np.float64)
         self._radii = hop_weights(connectivities, HOPS)
         # A spot gets the profile of the half of its section that it is not in. The profile of the whole would hold the
@@ -271,7 +275,7 @@ class SpotView:
             self._pool(rows) if self._cache is None else self._cache[rows],
             self.image[around],
             self.image_mask[around] & np.concatenate([np.ones((b, 1), dtype=bool), mask], axis=1),
-            self.completed[rows],
+            self.clean[rows],
         )
         return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 

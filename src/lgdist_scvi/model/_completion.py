@@ -12,7 +12,6 @@ import torch
 from lgdist_scvi._compat import track
 from lgdist_scvi._constants import Keys
 from lgdist_scvi.data._validation import validate_genes, validate_setup
-from lgdist_scvi.data._view import Batch, SpotView
 from lgdist_scvi.metrics import count_distribution
 from lgdist_scvi.module._autoencoder import TARGET_SUM
 
@@ -25,13 +24,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from scvi.data import AnnDataManager
 
+    from lgdist_scvi.data._view import Batch, SpotView
     from lgdist_scvi.module._lgdist import LGDiSTModule
 
 Scale = Literal["log1p", "rate", "counts"]
 ReadOut = Literal["expected", "detected"]
 
-N_SAMPLES = 8
-N_STEPS = 6
+N_SAMPLES = 4
+N_STEPS = 4
 BATCH_SIZE = 256
 
 
@@ -286,7 +286,7 @@ class CompletionMixin:
         completed = np.empty((len(rows), n_genes), dtype=np.float32)
         spread = np.empty_like(completed) if return_std else None
         for place, batch in self._batches(view, rows, batch_size, silent):
-            prediction = predict(module, batch, noise, n_steps)
+            prediction = predict(module, batch, noise, n_steps, detected=read_out == "detected")
             depth = batch.depth[:, None]
             measured = batch.observed & (batch.counts > 0)
             rate, variance = posterior(prediction, batch, batch.observed, module)
@@ -317,8 +317,7 @@ class CompletionMixin:
         starts = range(0, len(rows), batch_size)
         for start in track(starts, description="Completing", style="tqdm", disable=silent):
             place = slice(start, min(start + batch_size, len(rows)))
-            batch = view.gather(rows[place])
-            yield place, Batch(*(tensor.to(self.module.device) for tensor in batch))
+            yield place, view.gather(rows[place]).to(self.module.device)
 
     def _trained_view(
         self, adata: AnnData | None, *, diffusion: bool, use_image: bool = True

@@ -13,7 +13,7 @@ from lgdist_scvi.metrics import deviance_explained, gene_pearson, masked_mse
 from lgdist_scvi.module._autoencoder import TARGET_SUM
 
 from ._completion import BATCH_SIZE, N_SAMPLES, N_STEPS, CompletionMixin
-from ._readout import predict_from
+from ._readout import predict
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +103,7 @@ class EvaluationMixin(CompletionMixin):
         """Rate and log value given detection, as far as entries are hidden from the view."""
         rate, log_value = (np.empty((len(rows), view.n_genes), dtype=np.float32) for _ in range(2))
         for place, batch in self._batches(view, rows, BATCH_SIZE, silent):
-            prediction = predict_from(self.module, batch, self.module.visible(batch), noise, n_steps)
+            prediction = predict(self.module, batch, noise, n_steps, observed=False, detected=True)
             rate[place], log_value[place] = prediction.rate.cpu(), prediction.detected.cpu()
         return rate, log_value
 

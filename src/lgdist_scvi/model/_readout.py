@@ -60,18 +60,26 @@ def gene_folds(n_genes: int) -> torch.Tensor:
 
 
 def draw_noise(n_samples: int, n_latent: int, seed: int) -> torch.Tensor:
-    """Starting noise of the samples, ``(n_samples, 1, d)``, shared by all spots.
+    """Starting noise of the samples, ``(1, n_samples, d)``, shared by all spots.
 
     Noise comes in pairs of opposite sign, which cancels most of the sampling error of a mean, and is the same for all
     spots, so that neighbouring spots differ by what is known of them only and results do not depend on the minibatch.
     """
     generator = torch.Generator().manual_seed(seed)
     half = torch.randn((n_samples + 1) // 2, 1, n_latent, generator=generator)
-    return torch.stack([half, -half], dim=1).flatten(0, 1)[:n_samples]
+    return torch.stack([half, -half], dim=1).flatten(0, 2)[None, :n_samples]
 
 
 @torch.no_grad()
-def predict(module: LGDiSTModule, batch: Batch, noise: torch.Tensor | None, n_steps: int) -> Prediction:
+def predict(
+    module: LGDiSTModule,
+    batch: Batch,
+    noise: torch.Tensor | None,
+    n_steps: int,
+    *,
+    observed: bool = True,
+    detected: bool = False,
+) -> Prediction:
     """Predict every entry of a minibatch without its own count.
 
     Unobserved entries are predicted from all that is visible; observed ones from passes that leave a part of the genes
@@ -87,55 +95,75 @@ def predict(module: LGDiSTModule, batch: Batch, noise: torch.Tensor | None, n_st
         Noise from :func:`draw_noise`; None decodes the autoencoder's own code.
     n_steps
         Steps of the sampler.
+    observed
+        Predict the observed entries as well; else they stay 0.
+    detected
+        Fill `detected` as well; else it is 0 everywhere.
     """
     visible = module.visible(batch)
-    prediction = predict_from(module, batch, visible, noise, n_steps)
-    for known, rest in _left_out(visible):
-        left_out = predict_from(module, batch, rest, noise, n_steps)
-        replaced = {
-            name: torch.where(known, getattr(left_out, name), getattr(prediction, name))
-            for name in ("network", "network_variance", "detected")
-        }
-        prediction = prediction._replace(**replaced)
-    return prediction
+    around = module.encoder.surroundings(batch)
+    network, variance, log_value = (torch.zeros_like(batch.counts) for _ in range(3))
+    for wanted, rest, genes in _passes(visible, observed=observed):
+        codes = module.encode(batch, rest, around)
+        samples = codes.centre[:, None]
+        if noise is not None:
+            samples = module.sample_codes(codes, noise.expand(len(samples), -1, -1), n_steps)
+        parts = _decode_samples(module, batch, samples, genes)
+        if detected:
+            parts = (*parts[:2], _calibrated(module, batch, rest, genes, parts[2]))
+        for whole, part in zip((network, variance, log_value), parts, strict=True):
+            whole[:, genes] = torch.where(wanted[:, genes], part, whole[:, genes])
+    factor, weight = network, network.new_zeros(len(network), 1)
+    if module.factors is not None:
+        linear = module.factors(batch, visible, module.share)
+        factor, weight = linear.log_rate.exp(), FACTOR_WEIGHT * linear.known[:, None]
+    return Prediction(network, variance, factor, weight, log_value)
 
 
-def _left_out(visible: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Entries to predict and the visible entries to do it from, together all the visible entries, ``(b, g)``."""
+def _passes(visible: torch.Tensor, *, observed: bool) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Entries to predict and the visible entries to do it from, each ``(b, g)``, and the numbers of the genes to predict."""
+    hidden = ~visible
+    if hidden.any():
+        yield hidden, visible, hidden.any(dim=0).nonzero()[:, 0]
+    if observed:
+        yield from _left_out(visible)
+
+
+def _left_out(visible: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """The passes over visible entries, in each of which a part of the genes is left out; see :func:`_passes`."""
     if visible.any():
         folds = gene_folds(visible.shape[1]).to(visible.device)
         for fold in range(N_FOLDS):
-            yield visible & (folds == fold), visible & (folds != fold)
+            left_out = folds == fold
+            yield visible & left_out, visible & ~left_out, left_out.nonzero()[:, 0]
 
 
-@torch.no_grad()
-def predict_from(
-    module: LGDiSTModule, batch: Batch, visible: torch.Tensor, noise: torch.Tensor | None, n_steps: int
-) -> Prediction:
-    """Predict every entry of a minibatch from the `visible` ones, ``(b, g)``; arguments as for :func:`predict`."""
-    codes = module.encode(batch, visible)
-    if noise is None:
-        samples = codes.centre[None]
-    else:
-        samples = module.sample_codes(codes, noise.expand(-1, len(visible), -1), n_steps)
-    mean = mean_square = detected = torch.zeros((), device=visible.device)
-    for i, sample in enumerate(samples):
-        decoded = module.decode(sample, batch)
+def _decode_samples(
+    module: LGDiSTModule, batch: Batch, samples: torch.Tensor, genes: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mean and variance over samples of the rate, and mean log value given detection, of the given genes."""
+    mean = mean_square = detected = torch.zeros((), device=samples.device)
+    for i, sample in enumerate(samples.unbind(dim=1)):
+        decoded = module.decode(sample, batch, genes)
         rate = _rate(module, decoded)
         # Running means keep one sample at a time in memory.
         delta = rate - mean
         mean = mean + delta / (i + 1)
         mean_square = mean_square + delta * (rate - mean)
         detected = detected + (decoded.detected - detected) / (i + 1)
-    factor, weight, parts = mean, mean.new_zeros(len(mean), 1), [detected]
+    return mean, mean_square / samples.shape[1], detected
+
+
+def _calibrated(
+    module: LGDiSTModule, batch: Batch, visible: torch.Tensor, genes: torch.Tensor, network: torch.Tensor
+) -> torch.Tensor:
+    """Log value given detection from what network and factor model say of it, at least that of one count."""
+    shift, slope, factor_slope = module.detected_calibration
+    detected = shift + slope * network
     if module.factors is not None:
-        linear = module.factors(batch, visible, module.share)
-        factor, weight = linear.log_rate.exp(), FACTOR_WEIGHT * linear.known[:, None]
-        parts.append(linear.detected)
-    shift, *slopes = module.detected_calibration
-    detected = shift + sum(slope * part for slope, part in zip(slopes, parts, strict=False))
+        detected = detected + factor_slope * module.factors(batch, visible, module.share).detected[:, genes]
     one_count = log_normalise(torch.ones_like(batch.depth)[:, None], batch.depth)
-    return Prediction(mean, mean_square / len(samples), factor, weight, torch.maximum(detected, one_count))
+    return torch.maximum(detected, one_count)
 
 
 def _rate(module: LGDiSTModule, decoded: Rates) -> torch.Tensor:
@@ -216,7 +244,7 @@ def fit_calibration(module: LGDiSTModule, data: NeighborhoodDataModule, seed: in
     blocks = np.array_split(np.sort(rows), max(1, len(rows) // 256))
     network, factor = _Moments(module.dispersion), _Moments(module.dispersion)
     for block in blocks:
-        batch = _to_device(data.view.gather(block), module.device)
+        batch = data.view.gather(block).to(module.device)
         prediction = predict(module, batch, None, 1)
         network.add(prediction.network, batch)
         factor.add(prediction.factor, batch)
@@ -253,9 +281,9 @@ def _factor_blocks(
     """The factor model's log rates without the own counts, and the minibatches they are of."""
     assert module.factors is not None
     for block in blocks:
-        batch = _to_device(data.view.gather(block), module.device)
+        batch = data.view.gather(block).to(module.device)
         log_rate = torch.zeros_like(batch.counts)
-        for known, rest in _left_out(batch.observed):
+        for known, rest, _ in _left_out(batch.observed):
             log_rate = torch.where(known, module.factors(batch, rest, module.share).log_rate, log_rate)
         yield log_rate, batch
 
@@ -267,7 +295,7 @@ def _fit_detected(module: LGDiSTModule, data: NeighborhoodDataModule) -> None:
     penalty = torch.diag(torch.tensor([1e-3] + n_parts * [_DETECTED_PRIOR_ENTRIES], dtype=torch.float64))
     products, targets = penalty.clone(), penalty @ prior
     for seen, counts, held_out in data.val_dataloader():
-        batch = _to_device(seen, module.device)
+        batch = seen.to(module.device)
         visible = module.visible(batch)
         with torch.no_grad():
             parts = [module.decode(module.encode(batch, visible).centre, batch).detected]
@@ -279,7 +307,3 @@ def _fit_detected(module: LGDiSTModule, data: NeighborhoodDataModule) -> None:
         weighted = module.gene_weight.expand_as(entries)[entries].double().cpu()[:, None] * x
         products, targets = products + weighted.T @ x, targets + weighted.T @ y
     module.detected_calibration[: n_parts + 1] = torch.linalg.solve(products, targets).float()
-
-
-def _to_device(batch: Batch, device: torch.device | str) -> Batch:
-    return type(batch)(*(tensor.to(device) for tensor in batch))

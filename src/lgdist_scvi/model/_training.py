@@ -19,11 +19,15 @@ from lgdist_scvi.dataloaders._neighborhood import NeighborhoodDataModule
 from lgdist_scvi.train import AutoencoderPlan, DiffusionPlan
 from lgdist_scvi.train._plans import WEIGHT_DECAY, PhasePlan
 
+from ._completion import BATCH_SIZE
 from ._readout import fit_calibration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from numpy.typing import NDArray
+
+    from lgdist_scvi.data._view import Batch
     from lgdist_scvi.module._lgdist import LGDiSTModule
 
 SECTION_SPOTS = 3000
@@ -45,6 +49,7 @@ class TrainingMixin:
     module: LGDiSTModule
     _view: Callable[..., SpotView]
     _complete: Callable[..., Any]
+    _batches: Callable[..., Iterator[tuple[slice, Batch]]]
     seed_: int
     n_rounds_: int
     held_out_: float
@@ -187,18 +192,32 @@ class TrainingMixin:
         trainer_kwargs |= {"accelerator": accelerator, "devices": devices, "early_stopping": early_stopping}
         data = self._training_data(self.held_out_, batch_size)
         for number in range(1, self.n_rounds_ + 1):
-            if number > 1:
-                # The completed spots teach the next round what a clean code is; the condition stays what was measured.
-                data.view.completed = self._complete(data.view, np.arange(data.view.n_spots), scale="counts")
+            data.view.clean = self._clean_codes(data.view, completed=number > 1)
             with seeded(self.seed_ + number):
                 self.module.fit_code_statistics(data.view, self._statistics_spots(data))
             name = "diffusion" if number == 1 else f"diffusion_round_{number}"
             self._run_phase(DiffusionPlan, name, data, max_epochs, plan_kwargs or {}, dict(trainer_kwargs))
 
-    def _statistics_spots(self, data: NeighborhoodDataModule) -> np.ndarray:
+    @torch.no_grad()
+    def _clean_codes(self, view: SpotView, *, completed: bool) -> NDArray[np.float32]:
+        """Codes of all spots from all that may be seen of them, ``(n_spots, d)``.
+
+        The autoencoder rests while the diffusion is trained, so they are computed once. From the second round on the
+        completed spots teach what a clean code is; what is around them stays as it was measured.
+        """
+        codes = []
+        for place, batch in self._batches(view, np.arange(view.n_spots), BATCH_SIZE, silent=True):
+            if completed:
+                counts = self._complete(view, np.arange(view.n_spots)[place], scale="counts")
+                counts = torch.from_numpy(counts).to(self.module.device)
+                batch = batch._replace(counts=counts, observed=torch.ones_like(batch.observed))
+            codes.append(self.module.encode(batch, batch.observed).centre.cpu().numpy())
+        return np.concatenate(codes)
+
+    def _statistics_spots(self, data: NeighborhoodDataModule) -> NDArray[np.int64]:
         return self._some_spots(data, STATISTICS_SPOTS)
 
-    def _some_spots(self, data: NeighborhoodDataModule, n_spots: int) -> np.ndarray:
+    def _some_spots(self, data: NeighborhoodDataModule, n_spots: int) -> NDArray[np.int64]:
         return np.sort(np.random.default_rng(self.seed_).permutation(data.n_train)[:n_spots])
 
     def _training_data(self, validation_size: float, batch_size: int) -> NeighborhoodDataModule:

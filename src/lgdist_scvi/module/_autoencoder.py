@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lgdist_scvi.data._view import N_POOLS
 
-from ._blocks import Attention, feed_forward
+from ._blocks import Attention, Dropout, feed_forward
 
 if TYPE_CHECKING:
     from lgdist_scvi.data._view import Batch
@@ -48,6 +48,17 @@ class Codes(NamedTuple):
         return self.tokens[:, 0]
 
 
+class Surroundings(NamedTuple):
+    """What a neighbourhood is before attention, but for the spot's own entries; the same whatever of them is masked."""
+
+    own: torch.Tensor
+    """What the spot's own token gets from its image, ``(b, h)``; 0 without images."""
+    others: torch.Tensor
+    """Tokens of the neighbours and of the pooled neighbourhoods, ``(b, t - 1, h)``."""
+    mask: torch.Tensor
+    """True where a token exists, ``(b, t)``."""
+
+
 class Rates(NamedTuple):
     """Decoded expression of `b` spots and `g` genes."""
 
@@ -66,7 +77,7 @@ class EncoderLayer(nn.Module):
         self.attention = Attention(n_hidden, n_heads)
         self.forward_norm = nn.LayerNorm(n_hidden)
         self.forward_ = feed_forward(n_hidden, dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor, n_updated: int | None = None) -> torch.Tensor:
         """Update the first `n_updated` of the tokens ``(b, t, h)``, by default all, and return those.
@@ -122,7 +133,7 @@ class NeighborhoodEncoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(n_hidden, n_heads, dropout) for _ in range(n_layers))
         self.norm = nn.LayerNorm(n_hidden)
         self.code = nn.Linear(n_hidden, n_latent)
-        self.input_dropout = nn.Dropout(input_dropout)
+        self.input_dropout = Dropout(input_dropout)
         for name, size in {
             "mean": (n_genes,),
             "std": (n_genes,),
@@ -133,7 +144,24 @@ class NeighborhoodEncoder(nn.Module):
         }.items():
             self.register_buffer(name, torch.ones(size))
 
-    def forward(self, batch: Batch, visible: torch.Tensor, share: torch.Tensor) -> Codes:
+    def surroundings(self, batch: Batch) -> Surroundings:
+        """Embed all of the neighbourhoods but the spots' own entries."""
+        neighbors = self._expression(batch.neighbor_counts, batch.neighbor_observed, batch.neighbor_depth)
+        neighbors = neighbors + self.distance(batch.neighbor_distance[..., None]) + self.kinds[1]
+        own = neighbors.new_zeros(())
+        if self.image is not None:
+            image = self.image(self.input_dropout((batch.image - self.image_mean) / self.image_std))
+            image = image * batch.image_mask[..., None]
+            own, neighbors = image[:, 0], neighbors + image[:, 1:]
+        pooled = self.input_dropout(batch.pooled / self.pooled_std)
+        tokens = [(embed(pooled[:, i]) + self.kinds[2 + i])[:, None] for i, embed in enumerate(self.pooled)]
+        present = torch.ones((len(batch.depth), 1), dtype=torch.bool, device=batch.depth.device)
+        mask = torch.cat([present, batch.neighbor_mask, present.expand(-1, N_POOLS)], dim=1)
+        return Surroundings(own, torch.cat([neighbors, *tokens], dim=1), mask)
+
+    def forward(
+        self, batch: Batch, visible: torch.Tensor, share: torch.Tensor, around: Surroundings | None = None
+    ) -> Codes:
         """Encode with only the `visible` entries of the spots themselves.
 
         Parameters
@@ -144,7 +172,10 @@ class NeighborhoodEncoder(nn.Module):
             True where an entry of the spot may be used, ``(b, g)``; nothing is read where it is False.
         share
             Expected share of each gene in the depth, ``(g,)``.
+        around
+            The :meth:`surroundings` of `batch`, where they are at hand from another call.
         """
+        around = self.surroundings(batch) if around is None else around
         counts = batch.counts * visible
         depth = visible_depth(batch, visible, share)
         fraction = visible.float().mean(dim=1)
@@ -153,28 +184,15 @@ class NeighborhoodEncoder(nn.Module):
         log_depth = (depth.clamp_min(1).log() - self.log_depth[0]) / self.log_depth[1]
         # With nothing visible the depth is unknown, or a guess.
         log_depth = torch.where((depth > 1) & (fraction > 0), log_depth, 0)
-        centre = centre + self.depth(torch.stack([log_depth, fraction], dim=1)) + self.kinds[0]
+        centre = centre + self.depth(torch.stack([log_depth, fraction], dim=1)) + self.kinds[0] + around.own
 
-        neighbors = self._expression(batch.neighbor_counts, batch.neighbor_observed, batch.neighbor_depth)
-        neighbors = neighbors + self.distance(batch.neighbor_distance[..., None]) + self.kinds[1]
-        spots = torch.cat([centre[:, None], neighbors], dim=1)
-        if self.image is not None:
-            image = self.image(self.input_dropout((batch.image - self.image_mean) / self.image_std))
-            spots = spots + image * batch.image_mask[..., None]
-        tokens = [spots]
-        pooled = self.input_dropout(batch.pooled / self.pooled_std)
-        for i, embed in enumerate(self.pooled):
-            tokens.append((embed(pooled[:, i]) + self.kinds[2 + i])[:, None])
-        n_spots = len(counts)
-        present = torch.ones((n_spots, 1), dtype=torch.bool, device=counts.device)
-        masks = [present, batch.neighbor_mask, present.expand(-1, N_POOLS)]
-        hidden, mask = torch.cat(tokens, dim=1), torch.cat(masks, dim=1)
+        hidden = torch.cat([centre[:, None], around.others], dim=1)
         *earlier, last = self.layers
         for layer in earlier:
-            hidden = layer(hidden, mask)
+            hidden = layer(hidden, around.mask)
         # The decoder reads the spot's own token only, so the last layer updates no other.
-        hidden = torch.cat([last(hidden, mask, n_updated=1), hidden[:, 1:]], dim=1)
-        return Codes(self.code(self.norm(hidden)), mask)
+        hidden = torch.cat([last(hidden, around.mask, n_updated=1), hidden[:, 1:]], dim=1)
+        return Codes(self.code(self.norm(hidden)), around.mask)
 
     def _expression(self, counts: torch.Tensor, observed: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
         standardised = (log_normalise(counts, depth) - self.mean) / self.std * observed
@@ -194,7 +212,7 @@ class RateDecoder(nn.Module):
 
     def __init__(self, n_genes: int, n_latent: int, n_hidden: int, dropout: float) -> None:
         super().__init__()
-        self.network = nn.Sequential(nn.Linear(n_latent, 2 * n_hidden), nn.GELU(), nn.Dropout(dropout))
+        self.network = nn.Sequential(nn.Linear(n_latent, 2 * n_hidden), nn.GELU(), Dropout(dropout))
         self.out = nn.Linear(2 * n_hidden, 2 * n_genes)
         self.linear = nn.Linear(n_latent, 2 * n_genes, bias=False)
         for layer in (self.out, self.linear):
@@ -206,13 +224,19 @@ class RateDecoder(nn.Module):
         self.detected_slope = nn.Parameter(torch.ones(n_genes))
         self.log_size = nn.Parameter(torch.ones(n_genes))
 
-    def forward(self, code: torch.Tensor, batch: Batch, share: torch.Tensor) -> Rates:
-        """Decode codes ``(b, d)`` of the spots of `batch`."""
-        rate_shift, detected_shift = (self.out(self.network(code)) + self.linear(code)).float().chunk(2, dim=-1)
-        pooled = (batch.pooled * self.pooled_weight).sum(dim=1)
-        log_rate = (share.log() + pooled + rate_shift).clamp(-25, 2)
+    def forward(
+        self, code: torch.Tensor, batch: Batch, share: torch.Tensor, genes: torch.Tensor | None = None
+    ) -> Rates:
+        """Decode codes ``(b, d)`` of the spots of `batch`, to rates of the genes of given numbers or of all."""
+        chosen = slice(None) if genes is None else genes
+        rows = slice(None) if genes is None else torch.cat([genes, genes + len(share)])
+        shift = F.linear(self.network(code), self.out.weight[rows], self.out.bias[rows])
+        shift = shift + F.linear(code, self.linear.weight[rows])
+        rate_shift, detected_shift = shift.float().chunk(2, dim=-1)
+        pooled = (batch.pooled[..., chosen] * self.pooled_weight[:, chosen]).sum(dim=1)
+        log_rate = (share[chosen].log() + pooled + rate_shift).clamp(-25, 2)
         # A detected entry is at least one count; above that its log grows like a softplus of the log expected count.
         one_count = torch.log1p(TARGET_SUM / batch.depth.clamp_min(1.0))[:, None]
         log_expected = log_rate + batch.depth.clamp_min(1e-6).log()[:, None]
-        above = F.softplus(self.detected_shift + self.detected_slope * log_expected + detected_shift)
+        above = F.softplus(self.detected_shift[chosen] + self.detected_slope[chosen] * log_expected + detected_shift)
         return Rates(log_rate, one_count + above)

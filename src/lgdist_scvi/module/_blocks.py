@@ -45,8 +45,18 @@ class Attention(nn.Module):
         return tokens.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
 
 
+class Dropout(nn.Dropout):
+    """Dropout that is quick on CPUs, where PyTorch draws its Bernoulli numbers one by one."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Drop a random part of `values` in training, and scale up the rest."""
+        if not self.training or values.device.type != "cpu":
+            return super().forward(values)
+        return values * (torch.rand_like(values) >= self.p) * (1 / (1 - self.p))
+
+
 def feed_forward(n_hidden: int, dropout: float) -> nn.Sequential:
     """Two-layer perceptron applied to each token."""
     return nn.Sequential(
-        nn.Linear(n_hidden, 4 * n_hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * n_hidden, n_hidden)
+        nn.Linear(n_hidden, 4 * n_hidden), nn.GELU(), Dropout(dropout), nn.Linear(4 * n_hidden, n_hidden)
     )

@@ -45,7 +45,7 @@ class DenoiserLayer(nn.Module):
         keys_values: tuple[torch.Tensor, torch.Tensor],
         mask: torch.Tensor,
     ) -> torch.Tensor:
-        """Update tokens ``(b, 1, h)`` given signals ``(b, h)`` of noise level and condition."""
+        """Update tokens ``(b, s, h)`` of `s` samples given signals ``(b, h)`` of noise level and condition."""
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = self.modulation(signal)[:, None].chunk(6, dim=-1)
         normed = self.attention_norm(token) * (1 + scale_a) + shift_a
         token = token + gate_a * self.attention(normed, keys_values, mask)
@@ -98,22 +98,23 @@ class Denoiser(nn.Module):
         Parameters
         ----------
         noisy
-            Noisy residuals, ``(b, d)``: differences of clean codes to the codes of the masked spots, in units of
-            `residual_std`, after :meth:`NoiseSchedule.add_noise`.
+            Noisy residuals of `s` samples, ``(b, s, d)``: differences of clean codes to the codes of the masked spots, in
+            units of `residual_std`, after :meth:`NoiseSchedule.add_noise`.
         t
             Noise levels, ``(b,)``.
         codes, context
             Codes of the masked neighbourhoods and :meth:`context` of them.
         """
-        alpha, sigma = self.schedule.alpha(t, 2), self.schedule.sigma(t, 2)
+        alpha, sigma = self.schedule.alpha(t, 3), self.schedule.sigma(t, 3)
         centre = self.condition(codes.centre / self.code_std)
+        # Samples differ in their noise only: they share signal, keys and values.
         signal = self.time(self._time_features(t)) + centre
-        token = (self.noisy(noisy) + centre)[:, None]
+        token = self.noisy(noisy) + centre[:, None]
         for layer, keys_values in zip(self.layers, context, strict=True):
             token = layer(token, signal, keys_values, codes.mask)
         # Residuals have unit variance, so alpha * noisy is their mean given `noisy` if they are normal, and sigma the
         # standard deviation that is left for the network to explain.
-        return alpha * noisy + sigma * self.out(self.norm(token[:, 0]))
+        return alpha * noisy + sigma * self.out(self.norm(token))
 
     def _time_features(self, t: torch.Tensor) -> torch.Tensor:
         angles = t.float()[:, None] * self.frequencies

@@ -10,15 +10,15 @@ import torch
 from scvi.module.base import BaseModuleClass, LossOutput
 from torch import nn
 
-from lgdist_scvi.data._view import Batch, SpotView
-
-from ._autoencoder import Codes, NeighborhoodEncoder, RateDecoder, Rates, log_normalise
+from ._autoencoder import Codes, NeighborhoodEncoder, RateDecoder, Rates, Surroundings, log_normalise
 from ._denoiser import Denoiser
 from ._factors import FactorModel
 from ._schedule import NoiseSchedule, ddim, dpm_solver_pp
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from lgdist_scvi.data._view import Batch, SpotView
 
 TARGET_WEIGHT = 0.9
 """Share of the target genes in the loss, as published; context genes have the rest."""
@@ -134,7 +134,7 @@ class LGDiSTModule(BaseModuleClass):
         """
         encoder = self.encoder
         self.share.copy_(torch.from_numpy(view.share))
-        batch = Batch(*(tensor.to(self.device) for tensor in view.gather(spots)))
+        batch = view.gather(spots).to(self.device)
         seen = batch.observed.float()
         n_seen = seen.sum(0).clamp_min(1)
         values = log_normalise(batch.counts, batch.depth) * seen
@@ -175,13 +175,13 @@ class LGDiSTModule(BaseModuleClass):
         no_image = chance < NO_IMAGE
         return batch.without_images(no_image).images_only(~no_image & (chance < NO_IMAGE + IMAGE_ONLY))
 
-    def encode(self, batch: Batch, visible: torch.Tensor) -> Codes:
+    def encode(self, batch: Batch, visible: torch.Tensor, around: Surroundings | None = None) -> Codes:
         """Encode the spots of a minibatch from their `visible` entries, ``(b, g)``, and their neighbourhood."""
-        return self.encoder(batch, visible, self.share)
+        return self.encoder(batch, visible, self.share, around)
 
-    def decode(self, code: torch.Tensor, batch: Batch) -> Rates:
-        """Decode codes, ``(b, d)``, of the spots of a minibatch."""
-        return self.decoder(code, batch, self.share)
+    def decode(self, code: torch.Tensor, batch: Batch, genes: torch.Tensor | None = None) -> Rates:
+        """Decode codes, ``(b, d)``, of the spots of a minibatch, for the genes of given numbers or for all."""
+        return self.decoder(code, batch, self.share, genes)
 
     def forward(self, tensors: Batch) -> tuple[dict, dict, LossOutput]:
         """Encode, decode and score a minibatch; scvi-tools' own forward expects a dictionary."""
@@ -240,30 +240,33 @@ class LGDiSTModule(BaseModuleClass):
         return LossOutput(loss=total, n_obs_minibatch=len(batch.counts), extra_metrics=terms)
 
     @torch.no_grad()
-    def code_pairs(self, batch: Batch, context: Batch, visible: torch.Tensor) -> tuple[Codes, torch.Tensor]:
-        """Codes of masked neighbourhoods (`context`), and of the same spots with everything visible, ``(b, d)``."""
-        codes = self.encode(context, visible)
-        if batch.completed.shape[1]:
-            batch = batch._replace(counts=batch.completed, observed=torch.ones_like(batch.observed))
-        return codes, self.encode(batch, batch.observed).centre
-
-    @torch.no_grad()
     def fit_code_statistics(self, view: SpotView, spots: NDArray[np.int64]) -> None:
         """Set the scales of codes and residuals that the denoiser works in; parameters as in :meth:`fit_statistics`."""
-        batch = Batch(*(tensor.to(self.device) for tensor in view.gather(spots)))
-        codes, clean = self.code_pairs(batch, batch, self.draw_visible(batch))
+        batch = view.gather(spots).to(self.device)
+        codes = self.encode(batch, self.draw_visible(batch))
         self.denoiser.code_std.copy_(codes.tokens.flatten(0, 1).std(0).clamp_min(1e-3))
-        self.denoiser.residual_std.copy_((clean - codes.centre).square().mean(0).sqrt().clamp_min(1e-3))
+        self.denoiser.residual_std.copy_((batch.clean - codes.centre).square().mean(0).sqrt().clamp_min(1e-3))
 
-    def diffusion_loss(
-        self, batch: Batch, context: Batch, visible: torch.Tensor, t: torch.Tensor, noise: torch.Tensor
-    ) -> LossOutput:
-        """Squared error of the denoised residuals, in units of what a normal distribution leaves unexplained."""
-        codes, clean_code = self.code_pairs(batch, context, visible)
+    def diffusion_loss(self, batch: Batch, visible: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> LossOutput:
+        """Squared error of the denoised residuals, in units of what a normal distribution leaves unexplained.
+
+        Parameters
+        ----------
+        batch
+            Minibatch of `b` spots with their clean codes.
+        visible
+            True where an entry of the spot may be used, ``(b, g)``.
+        t
+            Noise levels, ``(b,)``.
+        noise
+            Standard normal numbers, ``(b, d)``.
+        """
         denoiser = self.denoiser
-        clean = (clean_code - codes.centre) / denoiser.residual_std
+        with torch.no_grad():
+            codes = self.encode(batch, visible)
+        clean = (batch.clean - codes.centre) / denoiser.residual_std
         noisy = denoiser.schedule.add_noise(clean, noise, t)
-        estimate = denoiser(noisy, t, codes, denoiser.context(codes))
+        estimate = denoiser(noisy[:, None], t, codes, denoiser.context(codes))[:, 0]
         # Divided by sigma^2 every noise level is worth about 1; near the clean end that would count rounding.
         error = (estimate - clean) / denoiser.schedule.sigma(t, 2).clamp_min(0.05)
         return LossOutput(loss=error.square().mean(), n_obs_minibatch=len(clean))
@@ -277,29 +280,24 @@ class LGDiSTModule(BaseModuleClass):
         codes
             Codes of the masked neighbourhoods of `b` spots.
         noise
-            Standard normal numbers, ``(n_samples, b, d)``.
+            Standard normal numbers, ``(b, n_samples, d)``.
         n_steps
             Steps of the sampler.
 
         Returns
         -------
-        Codes, ``(n_samples, b, d)``.
+        Codes, ``(b, n_samples, d)``.
         """
-        n_samples = len(noise)
         denoiser = self.denoiser
-        context = [
-            (keys.repeat(n_samples, 1, 1, 1), values.repeat(n_samples, 1, 1, 1))
-            for keys, values in denoiser.context(codes)
-        ]
-        repeated = Codes(codes.tokens.repeat(n_samples, 1, 1), codes.mask.repeat(n_samples, 1))
+        context = denoiser.context(codes)
 
         def denoise(noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            return denoiser(noisy, t, repeated, context)
+            return denoiser(noisy, t, codes, context)
 
         # Even in time, few steps of the second-order solver would get the spread of the samples wrong.
         sampler = ddim if self.sampler == "ddim" else partial(dpm_solver_pp, spacing="log_snr")
-        residual = sampler(denoise, noise.flatten(0, 1), denoiser.schedule, n_steps)
-        return (repeated.centre + residual * denoiser.residual_std).unflatten(0, (n_samples, -1))
+        residual = sampler(denoise, noise, denoiser.schedule, n_steps)
+        return codes.centre[:, None] + residual * denoiser.residual_std
 
     def train(self, mode: bool = True) -> LGDiSTModule:
         """Set training mode; in the diffusion phase the frozen autoencoder stays in evaluation mode."""

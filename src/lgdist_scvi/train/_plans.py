@@ -163,9 +163,7 @@ class DiffusionPlan(PhasePlan):
         n_steps = self.module.denoiser.schedule.n_steps
         t = torch.randint(n_steps, (len(batch.counts),), device=self.device)
         context = self.module.draw_context(batch)
-        return self.module.diffusion_loss(
-            batch, context, self.module.draw_visible(context), t, self._noise(batch, None)
-        )
+        return self.module.diffusion_loss(context, self.module.draw_visible(context), t, self._noise(batch, None))
 
     def validation_loss(self, batch: ValidationBatch) -> LossOutput:
         """Denoising loss with fixed noise levels, masks and noise."""
@@ -175,7 +173,7 @@ class DiffusionPlan(PhasePlan):
         t = torch.randint(n_steps, (len(seen.counts),), generator=generator).to(self.device)
         shown = torch.rand(seen.counts.shape, generator=generator).to(self.device) >= 0.25
         visible = self.module.visible(seen) & shown
-        return self.module.diffusion_loss(seen, seen, visible, t, self._noise(seen, generator))
+        return self.module.diffusion_loss(seen, visible, t, self._noise(seen, generator))
 
     def _noise(self, batch: Batch, generator: torch.Generator | None) -> torch.Tensor:
         shape = (len(batch.counts), len(self.module.denoiser.code_std))
