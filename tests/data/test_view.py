@@ -149,11 +149,13 @@ def test_minibatches():
 def test_with_and_without_a_cache(monkeypatch):
     rows = np.random.default_rng(0).permutation(80)[:20]
     cached = make_view(0.3)
+    assert cached._pooled is not None
     monkeypatch.setattr(_view, "_BLOCK_BYTES", 1000)
     in_blocks = make_view(0.3)
+    assert in_blocks._pooled is not None
     monkeypatch.setattr(_view, "_CACHE_BYTES", 0)
     direct = make_view(0.3)
-    assert cached._cache is not None and direct._cache is None
+    assert direct._pooled is None
     for other in (in_blocks, direct):
         for name, one, two in zip(Batch._fields, cached.gather(rows), other.gather(rows), strict=True):
             torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6, msg=name)

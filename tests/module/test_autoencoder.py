@@ -8,7 +8,7 @@ from scipy import stats
 from lgdist_scvi.data._view import N_POOLS, Batch
 from lgdist_scvi.module._autoencoder import TARGET_SUM, log_normalise
 from lgdist_scvi.module._blocks import Dropout
-from lgdist_scvi.module._lgdist import LGDiSTModule, negative_binomial_loss
+from lgdist_scvi.module._lgdist import LGDiSTModule, _Moments, negative_binomial_loss
 
 B, K, G, E, D = 7, 5, 12, 3, 8
 SIZE = {
@@ -291,3 +291,20 @@ def test_chosen_genes_are_decoded_as_among_all(module, batch):
     torch.nn.init.normal_(module.decoder.pooled_weight)
     for whole, part in zip(module.decode(code, batch), module.decode(code, batch, genes), strict=True):
         torch.testing.assert_close(part, whole[:, genes])
+
+
+def test_moments_over_blocks():
+    values = 1000 + torch.randn(50, 3)
+    counted = torch.rand(50, 3) < 0.7
+    counted[:, 2] = False
+    moments, weighted = _Moments(), _Moments()
+    for block in torch.arange(50).split(17):
+        moments.add(values[block])
+        weighted.add(values[block], weight=counted[block])
+    torch.testing.assert_close(moments.mean, values.double().mean(0))
+    torch.testing.assert_close(moments.std, values.double().std(0, unbiased=False))
+    for gene in range(2):
+        shown = values[counted[:, gene], gene].double()
+        torch.testing.assert_close(weighted.mean[gene], shown.mean())
+        torch.testing.assert_close(weighted.std[gene], shown.std(unbiased=False))
+    assert weighted.mean[2] == 0 and weighted.std[2] == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -107,6 +109,8 @@ class SpotView:
         Image embeddings, ``(n_spots, e)``; NaN for spots without an image.
     share
         Expected share of each gene in a spot's depth, ``(n_genes,)``; computed from this view if None.
+    radii
+        Spots within each of the :data:`HOPS`, where they are at hand from a view with the same graph.
     """
 
     def __init__(
@@ -121,6 +125,7 @@ class SpotView:
         n_neighbors: int,
         image: NDArray,
         share: NDArray | None = None,
+        radii: list[sparse.csr_matrix] | None = None,
     ) -> None:
         self.counts, self.hidden = counts, hidden
         self._counted = np.asarray(depth, dtype=np.float32)
@@ -134,7 +139,9 @@ class SpotView:
         self.image = np.where(self.image_mask[:, None], image, 0).astype(np.float32)
         self.clean = np.zeros((self.n_spots, 0), dtype=np.float32)
         self.share = _shares(counts, hidden, self.depth) if share is None else np.asarray(share, dtype=np.float64)
-        self._radii = hop_weights(connectivities, HOPS)
+        self._radii = hop_weights(connectivities, HOPS) if radii is None else radii
+        # What is hidden of the depth, which pooling takes off.
+        self._hidden_depth = hidden.multiply(self.depth[:, None]).tocsr()
         # A spot gets the profile of the half of its section that it is not in. The profile of the whole would hold the
         # spot's own counts, and that of the whole without the spot would give them away as what is missing from it.
         half_section = 2 * section + half
@@ -145,11 +152,6 @@ class SpotView:
         )
         self._half_total = halves @ counts
         self._half_depth = self._visible_depth(halves, np.arange(halves.shape[0]))
-        self._cache: NDArray | None = None
-        if self.n_spots * N_POOLS * self.n_genes * 4 <= _CACHE_BYTES:
-            step = max(1, _BLOCK_BYTES // (8 * self.n_genes))
-            blocks = [np.arange(i, min(i + step, self.n_spots)) for i in range(0, self.n_spots, step)]
-            self._cache = np.concatenate([self._pool(block) for block in blocks])
 
     @classmethod
     def from_manager(
@@ -171,9 +173,7 @@ class SpotView:
         setup = manager.registry["setup_args"]
         matrix = adata.X if setup["layer"] is None else adata.layers[setup["layer"]]
         observed = observed_matrix(adata, setup["observed_layer"])
-        blocks = list(observed_entries(matrix, observed))
-        row, col, value = (np.concatenate([block[i] for block in blocks]) for i in range(3))
-        counts = sparse.csr_matrix((value.astype(np.float32), (row, col)), shape=adata.shape)
+        counts = _observed_counts(matrix, observed)
         hidden = sparse.csr_matrix(adata.shape, dtype=bool)
         if zeros_missing:
             hidden = _complement(counts.astype(bool))
@@ -203,6 +203,15 @@ class SpotView:
             image,
             share,
         )
+
+    @cached_property
+    def _pooled(self) -> NDArray[np.float32] | None:
+        """Pooled neighbourhoods of all spots, ``(n_spots, s, n_genes)``; None where they would take too much memory."""
+        if self.n_spots * N_POOLS * self.n_genes * 4 > _CACHE_BYTES:
+            return None
+        step = max(1, _BLOCK_BYTES // (8 * self.n_genes))
+        blocks = [np.arange(i, min(i + step, self.n_spots)) for i in range(0, self.n_spots, step)]
+        return np.concatenate([self._pool(block) for block in blocks])
 
     @property
     def graph(self) -> sparse.csr_matrix:
@@ -241,7 +250,8 @@ class SpotView:
         expected = _shares(kept, hidden, depth) if share is None else share
         lost = np.minimum(np.asarray((entries - self.hidden.multiply(entries)) @ expected).ravel(), 0.99)
         image = np.where(self.image_mask[:, None], self.image, np.nan)
-        return SpotView(kept, hidden, depth / (1 - lost), self.section, self.half, *self._graph, image, share)
+        filled = depth / (1 - lost)
+        return SpotView(kept, hidden, filled, self.section, self.half, *self._graph, image, share, self._radii)
 
     def gather(self, rows: NDArray[np.int64] | list[int]) -> Batch:
         """Collect the minibatch of the given spots.
@@ -272,12 +282,24 @@ class SpotView:
             self.depth[self.neighbors[rows]],
             mask,
             self.neighbor_distance[rows],
-            self._pool(rows) if self._cache is None else self._cache[rows],
+            self.pooled(rows),
             self.image[around],
             self.image_mask[around] & np.concatenate([np.ones((b, 1), dtype=bool), mask], axis=1),
             self.clean[rows],
         )
         return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+
+    def digest(self) -> str:
+        """Hash of everything that what a model says of these spots depends on."""
+        digest = hashlib.sha256(repr((self.counts.shape, HOPS)).encode())
+        matrices = (self.counts, self.hidden, self.graph)
+        for array in (
+            *(part for matrix in matrices for part in (matrix.indptr, matrix.indices, matrix.data)),
+            *(self.neighbors, self.neighbor_mask, self.neighbor_distance),
+            *(self.depth, self.section, self.half, self.image, self.image_mask, self.share),
+        ):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
     def _visible_depth(self, weights: sparse.csr_matrix, rows: NDArray) -> NDArray:
         """Depth of the pooled spots, ``(b, 1)``, or per gene, ``(b, g)``, where entries of some are hidden."""
@@ -285,8 +307,12 @@ class SpotView:
         total = np.asarray(chosen @ self.depth)[:, None]
         if not self.hidden.nnz:
             return total
-        lost = chosen @ self.hidden.multiply(self.depth[:, None]).tocsr()
+        lost = chosen @ self._hidden_depth
         return np.maximum(total - lost.toarray(), 0)
+
+    def pooled(self, rows: NDArray) -> NDArray[np.float32]:
+        """Log ratio of each pooled share to the next wider one, as in :class:`Batch`, ``(b, s, n_genes)``."""
+        return self._pool(rows) if self._pooled is None else self._pooled[rows]
 
     def _pool(self, rows: NDArray) -> NDArray[np.float32]:
         other = self._other_half[rows]
@@ -299,6 +325,22 @@ class SpotView:
             ratios.append(np.log(share / wider))
             wider = share
         return np.stack(ratios, axis=1).astype(np.float32)
+
+
+def _observed_counts(matrix: Matrix, observed: Matrix | None) -> sparse.csr_matrix:
+    """Observed counts by rows, put together from blocks that take little memory."""
+    if sparse.issparse(matrix):
+        matrix = matrix.tocsr()
+    length = np.zeros(matrix.shape[0], dtype=np.int64)
+    columns, values = [np.zeros(0, dtype=np.int32)], [np.zeros(0, dtype=np.float32)]
+    for row, col, value in observed_entries(matrix, observed):
+        length += np.bincount(row, minlength=len(length))
+        columns.append(col.astype(np.int32))
+        values.append(value.astype(np.float32))
+    indptr = np.concatenate([[0], np.cumsum(length)])
+    counts = sparse.csr_matrix((np.concatenate(values), np.concatenate(columns), indptr), shape=matrix.shape)
+    counts.sort_indices()
+    return counts
 
 
 def _shrink(total: NDArray, depth: NDArray, prior: NDArray, strength: float) -> NDArray:

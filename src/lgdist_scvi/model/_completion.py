@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 from lgdist_scvi._compat import track
-from lgdist_scvi._constants import Keys
+from lgdist_scvi._memory import require_memory
 from lgdist_scvi.data._validation import validate_genes, validate_setup
 from lgdist_scvi.metrics import count_distribution
 from lgdist_scvi.module._autoencoder import TARGET_SUM
 
+from ._arguments import BATCH_SIZE, N_SAMPLES, N_STEPS, Reading, gene_numbers, row_numbers
 from ._readout import draw_noise, posterior, predict
 
 if TYPE_CHECKING:
@@ -27,12 +27,7 @@ if TYPE_CHECKING:
     from lgdist_scvi.data._view import Batch, SpotView
     from lgdist_scvi.module._lgdist import LGDiSTModule
 
-Scale = Literal["log1p", "rate", "counts"]
-ReadOut = Literal["expected", "detected"]
-
-N_SAMPLES = 4
-N_STEPS = 4
-BATCH_SIZE = 256
+    from ._arguments import ReadOut, Scale
 
 
 class CompletionMixin:
@@ -118,35 +113,20 @@ class CompletionMixin:
             If the model has not been trained.
         ValueError
             If an argument or `adata` does not fit the model.
+        MemoryError
+            If the result would take more than half of the memory that is available.
         """
-        check_choice("scale", scale, ("log1p", "rate", "counts"))
-        check_choice("read_out", read_out, ("expected", "detected"))
-        for name, number, least in (
-            ("n_samples", n_samples, 0),
-            ("n_steps", n_steps, 1),
-            ("batch_size", batch_size, 1),
-        ):
-            if number < least:
-                raise ValueError(f"{name}={number} must be at least {least}.")
-        if read_out == "detected" and return_std:
-            raise ValueError("return_std goes with read_out='expected'.")
-        adata, view = self._trained_view(adata, diffusion=n_samples > 0, use_image=use_image)
-        rows = _row_numbers(indices, adata)
-        genes = gene_numbers(gene_list, adata)
-        completed = self._complete(
-            view,
-            rows,
-            genes=genes,
-            n_samples=n_samples,
-            n_steps=n_steps,
-            keep_observed=keep_observed,
-            return_std=return_std,
-            scale=scale,
-            read_out=read_out,
-            seed=seed,
-            batch_size=batch_size,
-            silent=silent,
+        reading = Reading(n_samples, n_steps, keep_observed, return_std, scale, read_out, use_image, seed, batch_size)
+        self._check_trained(diffusion=n_samples > 0)
+        data = self.adata if adata is None else adata
+        rows, genes = row_numbers(indices, data), gene_numbers(gene_list, data)
+        require_memory(
+            4 * len(rows) * len(genes) * (1 + return_std),
+            f"The completed expression of {len(rows)} spots and {len(genes)} genes",
+            "Ask for part of it with `indices` or `gene_list`, or write all of it to disk with write_completed().",
         )
+        adata, view = self._trained_view(adata, diffusion=n_samples > 0, use_image=use_image)
+        completed = self._complete(view, rows, reading, genes=genes, silent=silent)
         if return_numpy:
             return completed
         labels = {"index": adata.obs_names[rows], "columns": adata.var_names[genes]}
@@ -190,54 +170,27 @@ class CompletionMixin:
         ------
         ValueError
             If a quantile is not between 0 and 1, or the depth is not positive.
+        MemoryError
+            If the tables would take more than half of the memory that is available.
         """
         if wrong := [q for q in quantiles if not 0 < q < 1]:
             raise ValueError(f"Quantiles must lie between 0 and 1, got {wrong}.")
         if depth is not None and not depth > 0:
             raise ValueError(f"`depth` must be positive, got {depth}.")
+        data = self.adata if adata is None else adata
+        n_entries = len(row_numbers(indices, data)) * len(gene_numbers(gene_list, data))
+        # Mean and standard deviation at single precision, quantiles at double.
+        require_memory(
+            n_entries * (8 + 8 * len(quantiles)),
+            f"{len(quantiles)} quantiles of {n_entries} counts",
+            "Ask for a part with `indices` or `gene_list`.",
+        )
         options: dict[str, Any] = {"n_samples": n_samples, "n_steps": n_steps, "seed": seed, "batch_size": batch_size}
         options |= {"scale": "counts" if depth is None else "rate", "keep_observed": False, "return_std": True}
         mean, std = self.get_completed_expression(adata, indices, gene_list, silent=silent, **options)
         distribution = count_distribution(mean * (depth or 1.0), std * (depth or 1.0))
         labels = {"index": mean.index, "columns": mean.columns}
         return {q: pd.DataFrame(distribution.ppf(q), **labels) for q in quantiles}
-
-    def add_completed_layer(
-        self, adata: AnnData | None = None, *, key_added: str = Keys.LAYER, return_std: bool = False, **options: Any
-    ) -> None:
-        """Write the completed expression to `adata`, with what was imputed and how.
-
-        Writes ``layers[key_added]`` (float32), ``layers[key_added + "_imputed"]`` (True where the value is imputed),
-        with `return_std` ``layers[key_added + "_std"]``, and ``uns[key_added]``. The counts are left alone.
-
-        Parameters
-        ----------
-        adata
-            Spots to complete; by default those of the model.
-        key_added
-            Name of the layer.
-        return_std
-            Also write the standard deviation.
-        **options
-            Options of :meth:`get_completed_expression`, but for `indices`, `gene_list` and `return_numpy`.
-        """
-        completed = self.get_completed_expression(adata, return_std=return_std, return_numpy=True, **options)
-        adata, view = self._trained_view(adata, diffusion=False)
-        values, std = completed if return_std else (completed, None)
-        adata.layers[key_added] = values
-        if std is not None:
-            adata.layers[f"{key_added}_std"] = std
-        measured = view.counts.astype(bool).toarray()
-        adata.layers[f"{key_added}_imputed"] = ~measured
-        defaults = {"n_samples": N_SAMPLES, "n_steps": N_STEPS, "keep_observed": True, "scale": "log1p"}
-        defaults |= {"read_out": "expected", "use_image": True, "seed": 0}
-        adata.uns[key_added] = {
-            "model": type(self).__name__,
-            "package": "lgdist-scvi",
-            "version": version("lgdist-scvi"),
-            **defaults,
-            **{name: value for name, value in options.items() if name in defaults},
-        }
 
     def get_latent_representation(
         self,
@@ -257,7 +210,7 @@ class CompletionMixin:
         Array of shape ``(n_spots, n_latent)``, for example for ``adata.obsm["X_lgdist"]``.
         """
         adata, view = self._trained_view(adata, diffusion=False)
-        rows = _row_numbers(indices, adata)
+        rows = row_numbers(indices, adata)
         codes = []
         with torch.no_grad():
             for _, batch in self._batches(view, rows, batch_size, silent=True):
@@ -268,31 +221,33 @@ class CompletionMixin:
         self,
         view: SpotView,
         rows: NDArray[np.int64],
+        reading: Reading,
         *,
         genes: NDArray[np.int64] | slice = slice(None),
-        n_samples: int = N_SAMPLES,
-        n_steps: int = N_STEPS,
-        keep_observed: bool = True,
-        return_std: bool = False,
-        scale: Scale = "log1p",
-        read_out: ReadOut = "expected",
-        seed: int = 0,
-        batch_size: int = BATCH_SIZE,
         silent: bool = True,
     ) -> Any:
-        """Completed rows of a view, in preallocated arrays; parameters as in :meth:`get_completed_expression`."""
-        module, noise = self.module, self._noise(n_samples, seed)
+        """Completed rows of a view in one array, or with `return_std` in two."""
         n_genes = len(np.arange(view.n_genes)[genes])
-        completed = np.empty((len(rows), n_genes), dtype=np.float32)
-        spread = np.empty_like(completed) if return_std else None
-        for place, batch in self._batches(view, rows, batch_size, silent):
-            prediction = predict(module, batch, noise, n_steps, detected=read_out == "detected")
+        arrays = [np.empty((len(rows), n_genes), dtype=np.float32) for _ in range(1 + reading.return_std)]
+        for place, *parts in self._completed_batches(view, rows, reading, silent=silent):
+            for array, part in zip(arrays, parts, strict=False):
+                array[place] = part[:, genes]
+        return tuple(arrays) if reading.return_std else arrays[0]
+
+    def _completed_batches(
+        self, view: SpotView, rows: NDArray[np.int64], reading: Reading, *, silent: bool
+    ) -> Iterator[tuple[slice, NDArray[np.float32], NDArray[np.float32]]]:
+        """Places among the rows, completed values and their standard deviations, a minibatch at a time."""
+        module, noise, scale = self.module, self._noise(reading.n_samples, reading.seed), reading.scale
+        detected = reading.read_out == "detected"
+        for place, batch in self._batches(view, rows, reading.batch_size, silent):
+            prediction = predict(module, batch, noise, reading.n_steps, detected=detected)
             depth = batch.depth[:, None]
             measured = batch.observed & (batch.counts > 0)
             rate, variance = posterior(prediction, batch, batch.observed, module)
-            if read_out == "detected":
+            if detected:
                 rate = prediction.detected.expm1() / TARGET_SUM
-            if keep_observed:
+            if reading.keep_observed:
                 rate = torch.where(measured, batch.counts / depth, rate)
                 variance = torch.where(measured, 0, variance)
             std = variance.sqrt()
@@ -301,10 +256,7 @@ class CompletionMixin:
                 rate = torch.log1p(rate * TARGET_SUM)
             elif scale == "counts":
                 rate, std = rate * depth, std * depth
-            completed[place] = rate.cpu().numpy()[:, genes]
-            if spread is not None:
-                spread[place] = std.cpu().numpy()[:, genes]
-        return completed if spread is None else (completed, spread)
+            yield place, rate.cpu().numpy(), std.cpu().numpy()
 
     def _noise(self, n_samples: int, seed: int) -> torch.Tensor | None:
         if not n_samples:
@@ -342,35 +294,3 @@ class CompletionMixin:
 
 def _validated(setup: dict) -> dict:
     return {name: value for name, value in setup.items() if name != "neighbors_key"}
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, choices))}.")
-
-
-def _row_numbers(indices: Sequence[int] | None, adata: AnnData) -> NDArray[np.int64]:
-    if indices is None:
-        return np.arange(adata.n_obs)
-    rows = np.asarray(indices)
-    if rows.dtype == bool:
-        if rows.shape != (adata.n_obs,):
-            raise ValueError(f"The mask `indices` has shape {rows.shape}; it must have one entry per spot.")
-        return np.flatnonzero(rows)
-    if rows.ndim != 1 or rows.dtype.kind not in "iu":
-        raise ValueError("`indices` must be a list of row numbers or a boolean mask of the spots.")
-    if len(rows) and (rows.min() < 0 or rows.max() >= adata.n_obs):
-        raise ValueError(f"`indices` must lie in 0..{adata.n_obs - 1}, got {rows.min()}..{rows.max()}.")
-    return rows.astype(np.int64)
-
-
-def gene_numbers(gene_list: Sequence[str] | None, adata: AnnData) -> NDArray[np.int64]:
-    if gene_list is None:
-        return np.arange(adata.n_vars)
-    if isinstance(gene_list, str):
-        raise ValueError(f"`gene_list` must be a list of genes; did you mean [{gene_list!r}]?")
-    numbers = adata.var_names.get_indexer(pd.Index(gene_list))
-    unknown = [gene for gene, number in zip(gene_list, numbers, strict=True) if number < 0]
-    if unknown:
-        raise ValueError(f"{len(unknown)} genes of `gene_list` are not in adata.var_names: {unknown[:5]}.")
-    return numbers

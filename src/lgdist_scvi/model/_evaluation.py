@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from lgdist_scvi.data._holdout import holdout_entries
 from lgdist_scvi.data._neighbors import hop_weights
 from lgdist_scvi.metrics import deviance_explained, gene_pearson, masked_mse
 from lgdist_scvi.module._autoencoder import TARGET_SUM
 
-from ._completion import BATCH_SIZE, N_SAMPLES, N_STEPS, CompletionMixin
+from ._arguments import BATCH_SIZE, N_SAMPLES, N_STEPS
+from ._completion import CompletionMixin
 from ._readout import predict
 
 if TYPE_CHECKING:
@@ -108,16 +110,18 @@ class EvaluationMixin(CompletionMixin):
         return rate, log_value
 
 
-def _log_values(view: SpotView) -> NDArray[np.float32]:
-    return np.log1p(view.counts.multiply(TARGET_SUM / view.depth[:, None]).toarray())
+def _log_values(view: SpotView) -> sparse.csr_matrix:
+    values = view.counts.multiply(TARGET_SUM / view.depth[:, None]).tocsr()
+    values.data = np.log1p(values.data)
+    return values
 
 
 def _gene_means(view: SpotView, rows: NDArray[np.int64]) -> tuple[NDArray, NDArray]:
     """Mean share of each gene, and mean log value where detected."""
     values, shape = _log_values(view), (len(rows), view.n_genes)
-    seen = np.asarray((view.depth @ ~view.hidden.toarray()), dtype=np.float64)
-    share = np.asarray(view.counts.sum(axis=0)).ravel() / np.maximum(seen, 1)
-    mean = values.sum(axis=0) / np.maximum((values > 0).sum(axis=0), 1)
+    depth = view.depth.astype(np.float64)
+    share = np.asarray(view.counts.sum(axis=0)).ravel() / np.maximum(depth.sum() - view.hidden.T @ depth, 1)
+    mean = np.asarray(values.sum(axis=0)).ravel() / np.maximum(values.getnnz(axis=0), 1)
     return np.broadcast_to(share, shape), np.broadcast_to(mean, shape)
 
 
@@ -125,8 +129,9 @@ def _neighbor_means(view: SpotView, rows: NDArray[np.int64]) -> tuple[NDArray, N
     """The same over the spots within two hops, and over all spots where those have none."""
     near = hop_weights(view.graph, (NEIGHBOR_HOPS,))[0][rows]
     share, mean = _gene_means(view, rows)
-    values = _log_values(view)
-    seen = near @ (view.depth[:, None] * ~view.hidden.toarray())
-    n_detected = near @ (values > 0).astype(np.float32)
-    rate = np.where(seen > 0, (near @ view.counts).toarray() / np.maximum(seen, 1e-9), share)
-    return rate, np.where(n_detected > 0, (near @ values) / np.maximum(n_detected, 1), mean)
+    values, depth = _log_values(view), view.depth.astype(np.float64)
+    hidden = near @ view.hidden.multiply(depth[:, None]).tocsr()
+    seen = (near @ depth)[:, None] - hidden.toarray()
+    n_detected = (near @ (values > 0).astype(np.float32)).toarray()
+    rate = np.where(seen > 0.5, (near @ view.counts).toarray() / np.maximum(seen, 0.5), share)
+    return rate, np.where(n_detected > 0, (near @ values).toarray() / np.maximum(n_detected, 1), mean)

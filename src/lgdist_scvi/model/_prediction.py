@@ -14,7 +14,8 @@ from lgdist_scvi.data._neighbors import library_codes, spatial_graph
 from lgdist_scvi.data._validation import validate_places
 from lgdist_scvi.data._view import SpotView
 
-from ._completion import BATCH_SIZE, N_SAMPLES, N_STEPS, CompletionMixin, check_choice, gene_numbers
+from ._arguments import BATCH_SIZE, N_SAMPLES, N_STEPS, Reading, check_choice, gene_numbers
+from ._completion import CompletionMixin
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,6 +72,7 @@ class PredictionMixin(CompletionMixin):
             If the model has not been trained.
         """
         check_choice("scale", scale, ("log1p", "rate"))
+        reading = Reading(n_samples, n_steps, return_std=return_std, scale=scale, seed=seed, batch_size=batch_size)
         self._check_trained(diffusion=n_samples > 0)
         setup = self.adata_manager.registry["setup_args"]
         if setup["image_key"] is None:
@@ -98,18 +100,7 @@ class PredictionMixin(CompletionMixin):
             self.module.share.cpu().numpy(),
         )
         genes = gene_numbers(gene_list, self.adata)
-        predicted = self._complete(
-            view,
-            np.arange(adata.n_obs),
-            genes=genes,
-            n_samples=n_samples,
-            n_steps=n_steps,
-            return_std=return_std,
-            scale=scale,
-            seed=seed,
-            batch_size=batch_size,
-            silent=silent,
-        )
+        predicted = self._complete(view, np.arange(adata.n_obs), reading, genes=genes, silent=silent)
         labels = {"index": adata.obs_names, "columns": self.adata.var_names[genes]}
         if return_std:
             mean, std = (pd.DataFrame(values, **labels) for values in predicted)

@@ -9,7 +9,7 @@ import numpy as np
 from lgdist_scvi._constants import Keys
 from lgdist_scvi.data._regions import annotating_table, regions
 
-from ._completion import CompletionMixin
+from ._output import OutputMixin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
-class SpatialDataMixin(CompletionMixin):
+class SpatialDataMixin(OutputMixin):
     """Setup from a table of a SpatialData object, and completed layers written back to it."""
 
     setup_anndata: Callable[..., None]

@@ -19,7 +19,7 @@ from lgdist_scvi.dataloaders._neighborhood import NeighborhoodDataModule
 from lgdist_scvi.train import AutoencoderPlan, DiffusionPlan
 from lgdist_scvi.train._plans import WEIGHT_DECAY, PhasePlan
 
-from ._completion import BATCH_SIZE
+from ._arguments import BATCH_SIZE, Reading
 from ._readout import fit_calibration
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ class TrainingMixin:
         codes = []
         for place, batch in self._batches(view, np.arange(view.n_spots), BATCH_SIZE, silent=True):
             if completed:
-                counts = self._complete(view, np.arange(view.n_spots)[place], scale="counts")
+                counts = self._complete(view, np.arange(view.n_spots)[place], Reading(scale="counts"))
                 counts = torch.from_numpy(counts).to(self.module.device)
                 batch = batch._replace(counts=counts, observed=torch.ones_like(batch.observed))
             codes.append(self.module.encode(batch, batch.observed).centre.cpu().numpy())

@@ -32,6 +32,9 @@ NO_IMAGE = 0.1
 IMAGE_ONLY = 0.1
 """Share of the spots of which training shows nothing but the images of their neighbourhood."""
 
+STATISTICS_ENTRIES = 1 << 19
+"""Entries of the blocks in which statistics are computed."""
+
 Phase = Literal["autoencoder", "diffusion"]
 
 
@@ -134,18 +137,20 @@ class LGDiSTModule(BaseModuleClass):
         """
         encoder = self.encoder
         self.share.copy_(torch.from_numpy(view.share))
-        batch = view.gather(spots).to(self.device)
-        seen = batch.observed.float()
-        n_seen = seen.sum(0).clamp_min(1)
-        values = log_normalise(batch.counts, batch.depth) * seen
-        encoder.mean.copy_(values.sum(0) / n_seen)
-        encoder.std.copy_((((values - encoder.mean) ** 2 * seen).sum(0) / n_seen).sqrt().clamp_min(0.05))
+        depth = torch.from_numpy(view.depth[spots])
+        values, pooled = _Moments(), _Moments()
+        for block in np.array_split(spots, -(-len(spots) * view.n_genes // STATISTICS_ENTRIES)):
+            counts, hidden = (torch.from_numpy(part[block].toarray()) for part in (view.counts, view.hidden))
+            values.add(log_normalise(counts, torch.from_numpy(view.depth[block])), weight=~hidden)
+            pooled.add(torch.from_numpy(view.pooled(block)))
+        encoder.mean.copy_(values.mean)
+        encoder.std.copy_(values.std.clamp_min(0.05))
         # Sections that hardly differ must not be told apart by rounding: hence the floor.
-        encoder.pooled_std.copy_(batch.pooled.std(0, unbiased=False).clamp_min(0.1))
-        log_depth = batch.depth.clamp_min(1).log()
+        encoder.pooled_std.copy_(pooled.std.clamp_min(0.1))
+        log_depth = depth.clamp_min(1).log()
         encoder.log_depth.copy_(torch.stack([log_depth.mean(), log_depth.std(unbiased=False).clamp_min(0.05)]))
         if encoder.image is not None:
-            image = batch.image[:, 0][batch.image_mask[:, 0]]
+            image = torch.from_numpy(view.image[spots][view.image_mask[spots]])
             encoder.image_mean.copy_(image.mean(0))
             encoder.image_std.copy_(image.std(0, unbiased=False).clamp_min(1e-6))
 
@@ -242,10 +247,14 @@ class LGDiSTModule(BaseModuleClass):
     @torch.no_grad()
     def fit_code_statistics(self, view: SpotView, spots: NDArray[np.int64]) -> None:
         """Set the scales of codes and residuals that the denoiser works in; parameters as in :meth:`fit_statistics`."""
-        batch = view.gather(spots).to(self.device)
-        codes = self.encode(batch, self.draw_visible(batch))
-        self.denoiser.code_std.copy_(codes.tokens.flatten(0, 1).std(0).clamp_min(1e-3))
-        self.denoiser.residual_std.copy_((batch.clean - codes.centre).square().mean(0).sqrt().clamp_min(1e-3))
+        tokens, residuals = _Moments(), _Moments()
+        for block in np.array_split(spots, -(-len(spots) * view.n_genes // STATISTICS_ENTRIES)):
+            batch = view.gather(block).to(self.device)
+            codes = self.encode(batch, self.draw_visible(batch))
+            tokens.add(codes.tokens.flatten(0, 1))
+            residuals.add((batch.clean - codes.centre).square())
+        self.denoiser.code_std.copy_(tokens.std.clamp_min(1e-3))
+        self.denoiser.residual_std.copy_(residuals.mean.sqrt().clamp_min(1e-3))
 
     def diffusion_loss(self, batch: Batch, visible: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> LossOutput:
         """Squared error of the denoised residuals, in units of what a normal distribution leaves unexplained.
@@ -306,6 +315,34 @@ class LGDiSTModule(BaseModuleClass):
             for part in (self.encoder, self.decoder):
                 nn.Module.train(part, False)
         return self
+
+
+class _Moments:
+    """Mean and standard deviation over the rows of blocks."""
+
+    def __init__(self) -> None:
+        self._weight: torch.Tensor | float = 0.0
+        self._sum: torch.Tensor | float = 0.0
+        self._square: torch.Tensor | float = 0.0
+
+    def add(self, values: torch.Tensor, weight: torch.Tensor | None = None) -> None:
+        """Add the rows of a block, of which those with a zero `weight` do not count."""
+        values = values.double()
+        weight = torch.ones_like(values) if weight is None else weight.double()
+        self._weight = self._weight + weight.sum(0)
+        self._sum = self._sum + (weight * values).sum(0)
+        self._square = self._square + (weight * values.square()).sum(0)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """Mean over the rows, 0 where none counts."""
+        return torch.as_tensor(self._sum) / torch.as_tensor(self._weight).clamp_min(1)
+
+    @property
+    def std(self) -> torch.Tensor:
+        """Standard deviation over the rows, without Bessel's correction."""
+        square = torch.as_tensor(self._square) / torch.as_tensor(self._weight).clamp_min(1)
+        return (square - self.mean.square()).clamp_min(0).sqrt()
 
 
 def negative_binomial_loss(counts: torch.Tensor, log_mean: torch.Tensor, log_size: torch.Tensor) -> torch.Tensor:

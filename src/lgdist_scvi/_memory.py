@@ -1,0 +1,56 @@
+"""Refusal of arrays that would not fit in memory."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import psutil
+
+USABLE = 0.5
+"""Share of the available memory that one result may take: what is done with it needs as much again."""
+# Limits of a container or a cluster's job: version 2 of Linux's control groups, then version 1.
+_LIMITS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take: of the machine, of its container, and of its own limit."""
+    free = [psutil.virtual_memory().available]
+    for limit, used in _LIMITS:
+        try:
+            free.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):
+            continue  # there is no such limit, or it is "max"
+    if sys.platform != "win32":
+        import resource
+
+        own, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if own != resource.RLIM_INFINITY:
+            free.append(own - psutil.Process().memory_info().vms)
+    return max(0, min(free))
+
+
+def require_memory(n_bytes: int, what: str, remedy: str) -> None:
+    """Refuse a result that would not fit.
+
+    Parameters
+    ----------
+    n_bytes
+        Size of the result.
+    what, remedy
+        What it is, and what to do instead, for the message.
+
+    Raises
+    ------
+    MemoryError
+        If it takes more than half of what is available.
+    """
+    available = available_memory()
+    if n_bytes > USABLE * available:
+        raise MemoryError(
+            f"{what} would take {n_bytes / 1e9:.1f} GB, and {available / 1e9:.1f} GB of memory are available, of which up to "
+            f"half is used for one result. {remedy}"
+        )

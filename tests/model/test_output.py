@@ -1,0 +1,191 @@
+"""Completed layers in memory and on disk: the same, whatever happens on the way."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+from scipy import sparse
+
+from lgdist_scvi import LGDiST
+from lgdist_scvi.model import _output
+
+OPTIONS = {"n_samples": 2, "n_steps": 2, "silent": True, "batch_size": 32}
+
+
+@pytest.fixture
+def blocks(monkeypatch):
+    """Blocks of one minibatch each: 150 spots make five."""
+    monkeypatch.setattr(_output, "BLOCK_BYTES", 1)
+
+
+def read(path):
+    return ad.read_zarr(path) if path.suffix == ".zarr" else ad.read_h5ad(path)
+
+
+def equal(one, other):
+    return np.array_equal(*(a.toarray() if sparse.issparse(a) else np.asarray(a) for a in (one, other)))
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+@pytest.mark.parametrize("return_std", [False, True])
+def test_file_is_that_of_the_completed_layer(trained, blocks, tmp_path, suffix, return_std):
+    before = trained.adata.copy()
+    path = tmp_path / f"completed{suffix}"
+    trained.write_completed(path, return_std=return_std, key_added="full", **OPTIONS)
+    written = read(path)
+    assert set(trained.adata.layers) == set(before.layers) and set(trained.adata.uns) == set(before.uns)
+    expected = trained.adata.copy()
+    trained.add_completed_layer(expected, return_std=return_std, key_added="full", **OPTIONS)
+    assert list(written.obs_names) == list(expected.obs_names) and list(written.var_names) == list(expected.var_names)
+    assert set(written.layers) == set(expected.layers)
+    for name in expected.layers:
+        assert written.layers[name].dtype == expected.layers[name].dtype
+        assert equal(written.layers[name], expected.layers[name]), name
+    for part in ("obsm", "obsp", "varm"):
+        assert set(getattr(written, part)) == set(getattr(expected, part))
+        assert all(equal(value, getattr(expected, part)[name]) for name, value in getattr(written, part).items())
+    assert written.uns["full"] == expected.uns["full"] and written.uns["full"]["n_samples"] == 2
+    assert written.obs.equals(expected.obs)
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_written_file_serves_the_model_again(trained, tmp_path):
+    trained.write_completed(tmp_path / "a.h5ad", **OPTIONS)
+    again = trained.get_completed_expression(ad.read_h5ad(tmp_path / "a.h5ad"), return_numpy=True, **OPTIONS)
+    np.testing.assert_array_equal(again, ad.read_h5ad(tmp_path / "a.h5ad").layers["lgdist"])
+
+
+def test_goes_on_where_it_was(trained, blocks, tmp_path, monkeypatch):
+    trained.write_completed(tmp_path / "whole.h5ad", **OPTIONS)
+    path, save, saved = tmp_path / "part.h5ad", _output._Blocks.save, []
+
+    def interrupted(self, block, arrays):
+        save(self, block, arrays)
+        saved.append(block)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_output._Blocks, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trained.write_completed(path, **OPTIONS)
+    assert not path.exists()
+    trained.write_completed(path, **OPTIONS)
+    assert saved == list(range(5))
+    assert path.read_bytes() == (tmp_path / "whole.h5ad").read_bytes()
+
+
+def test_full_disk(trained, blocks, tmp_path, monkeypatch):
+    savez, calls = np.savez, []
+
+    def full(file, *arrays):
+        calls.append(file)
+        if len(calls) == 3:
+            file.write(b"half a block")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        savez(file, *arrays)
+
+    monkeypatch.setattr(np, "savez", full)
+    path = tmp_path / "a.h5ad"
+    with pytest.raises(OSError, match="No space left") as caught:
+        trained.write_completed(path, **OPTIONS)
+    assert "a.h5ad.partial; repeat the call" in caught.value.__notes__[0]
+    kept = sorted(os.listdir(tmp_path / "a.h5ad.partial"))
+    assert kept == ["block_000000.npz", "block_000001.npz", "job.json"]
+    trained.write_completed(path, **OPTIONS)
+    assert len(calls) == 3 + 3 and read(path).layers["lgdist"].shape == trained.adata.shape
+
+
+def test_part_of_another_completion(trained, blocks, small, tmp_path, monkeypatch):
+    path = tmp_path / "a.h5ad"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(_output, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        trained.write_completed(path, **OPTIONS)
+    with pytest.raises(ValueError, match=r"a\.h5ad\.partial holds a part of another completion \(seed differ\)"):
+        trained.write_completed(path, seed=1, **OPTIONS)
+    changed = trained.adata.copy()
+    changed.layers["counts"] = changed.layers["counts"].copy()
+    changed.layers["counts"].data[0] += 1
+    with pytest.raises(ValueError, match=r"\(data differ\)"):
+        trained.write_completed(path, changed, **OPTIONS)
+    trained.write_completed(path, **OPTIONS)
+
+
+def test_unusable_targets(trained, tmp_path):
+    (tmp_path / "there.zarr").mkdir()
+    (tmp_path / "there.h5ad").write_text("mine")
+    for name in ("there.h5ad", "there.zarr"):
+        with pytest.raises(FileExistsError, match="overwrite=True"):
+            trained.write_completed(tmp_path / name, **OPTIONS)
+    with pytest.raises(FileNotFoundError, match="make it first"):
+        trained.write_completed(tmp_path / "nowhere" / "a.h5ad", **OPTIONS)
+    with pytest.raises(ValueError, match=r"\.h5ad or \.zarr"):
+        trained.write_completed(tmp_path / "a.csv", **OPTIONS)
+    with pytest.raises(TypeError, match="gene_list"):
+        trained.write_completed(tmp_path / "a.h5ad", gene_list=["gene_0"], **OPTIONS)
+    with pytest.raises(ValueError, match="n_steps=0"):
+        trained.write_completed(tmp_path / "a.h5ad", **(OPTIONS | {"n_steps": 0}))
+    assert sorted(os.listdir(tmp_path)) == ["there.h5ad", "there.zarr"]
+    assert (tmp_path / "there.h5ad").read_text() == "mine"
+    for name in ("there.h5ad", "there.zarr"):
+        trained.write_completed(tmp_path / name, overwrite=True, **OPTIONS)
+        assert "lgdist" in read(tmp_path / name).layers
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from lgdist_scvi import LGDiST
+from lgdist_scvi.model import _output
+
+folder, path, when = sys.argv[1:]
+_output.BLOCK_BYTES = 1
+kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+savez, write, n = np.savez, _output._write, 0
+
+def half_a_block(file, *arrays):
+    global n
+    n += 1
+    if n == 3:
+        file.write(b"half"); file.flush(); kill()
+    savez(file, *arrays)
+
+def half_a_file(adata, layers, uns, path):
+    write(adata, layers, uns, path)
+    with open(path, "r+b") as file:
+        file.truncate(1000)
+    kill()
+
+if when == "block":
+    np.savez = half_a_block
+if when == "file":
+    _output._write = half_a_file
+LGDiST.load(folder).write_completed(path, n_samples=2, n_steps=2, silent=True, batch_size=32)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_killed_and_repeated(trained, tmp_path):
+    trained.save(tmp_path / "model", save_anndata=True)
+    reloaded = LGDiST.load(tmp_path / "model")
+    reloaded.write_completed(tmp_path / "whole.h5ad", **OPTIONS)
+    path, codes = tmp_path / "killed.h5ad", []
+    for when in ("block", "block", "file", "never"):
+        run = subprocess.run(
+            [sys.executable, "-c", KILLED, str(tmp_path / "model"), str(path), when], capture_output=True, check=False
+        )
+        codes.append(run.returncode)
+        assert path.exists() == (when == "never"), run.stderr.decode()
+    assert codes == [-signal.SIGKILL] * 3 + [0]
+    # All but the numbers that scvi-tools gives each registration.
+    written, whole = (ad.read_h5ad(file) for file in (path, tmp_path / "whole.h5ad"))
+    for name in whole.layers:
+        assert equal(written.layers[name], whole.layers[name]), name
+    assert written.obs.equals(whole.obs) and written.uns["lgdist"] == whole.uns["lgdist"]
+    assert not Path(f"{path}.partial").exists()
