@@ -9,9 +9,16 @@ from scvi.train._progress import ProgressBar
 from scvi.utils import track
 
 if TYPE_CHECKING:
+    import pandas as pd
     from lightning.pytorch import LightningModule, Trainer
 
-__all__ = ["PhaseProgressBar", "track"]
+__all__ = ["PhaseProgressBar", "logged_history", "track"]
+
+
+def logged_history(trainer: Trainer) -> dict[str, pd.DataFrame]:
+    """What scvi-tools' logger has recorded; nothing in processes other than the first, which do not log."""
+    history = getattr(trainer.logger, "history", None)
+    return history if isinstance(history, dict) else {}
 
 
 class PhaseProgressBar(ProgressBar):

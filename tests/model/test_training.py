@@ -261,7 +261,7 @@ def test_best_weights_are_kept(small, model):
         plan_kwargs={"lr": 0.5, "ema_decay": 0.1},
     )
     data = model._training_data(0.1, 64)
-    plan = AutoencoderPlan(model.module, n_steps=1)
+    plan = AutoencoderPlan(model.module)
     with torch.no_grad():
         losses = [plan.validation_loss(batch).loss for batch in data.val_dataloader()]
     assert len(losses) == 1

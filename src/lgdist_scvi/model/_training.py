@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from scvi.train import TrainRunner
 
-from lgdist_scvi._compat import PhaseProgressBar
+from lgdist_scvi._compat import PhaseProgressBar, logged_history
 from lgdist_scvi.data._holdout import holdout_entries
 from lgdist_scvi.data._view import SpotView
 from lgdist_scvi.dataloaders._neighborhood import NeighborhoodDataModule
@@ -242,7 +242,10 @@ class TrainingMixin:
         self.module.phase = plan_cls.phase
         # The runner leaves the module in evaluation mode, in which the next phase would train.
         self.module.train()
-        plan = plan_cls(self.module, n_steps=epochs * steps, **({"weight_decay": WEIGHT_DECAY / size} | plan_kwargs))
+        plan = plan_cls(self.module, **({"weight_decay": WEIGHT_DECAY / size} | plan_kwargs))
+        # What rests gets no gradient, which processes that train together would wait for.
+        for child, part in self.module.named_children():
+            part.requires_grad_(child in plan_cls.trained)
         early_stopping = bool(trainer_kwargs.pop("early_stopping")) and data.n_val > 0
         # A list of its own: the trainer adds to it, and the user's serves both phases.
         callbacks = list(trainer_kwargs.pop("callbacks", None) or [])
@@ -274,14 +277,20 @@ class TrainingMixin:
                 # The frozen autoencoder is meant to be in evaluation mode.
                 warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
                 runner()
+                # The first process alone has logged.
+                logged = runner.trainer.strategy.broadcast(logged_history(runner.trainer))
+        except BaseException:
+            logged = logged_history(runner.trainer)
+            raise
         finally:
             # Also after an interruption: what was learnt is kept.
             plan.keep_best()
+            self.module.requires_grad_(True)
             self.module.phase = "autoencoder"
             self.module.eval()
             # Without a step nothing was trained: the phase failed to start.
             if plan.n_averaged:
-                self.history_ = {**history, name: _extended(history.get(name, {}), runner.trainer.logger.history)}
+                self.history_ = {**history, name: _extended(history.get(name, {}), logged)}
 
 
 def relative_size(n_spots: int) -> float:

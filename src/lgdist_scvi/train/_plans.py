@@ -34,10 +34,8 @@ class PhasePlan(pl.LightningModule):
     ----------
     module
         Module to train.
-    n_steps
-        Expected number of steps; the learning rate falls to zero over them.
     lr, weight_decay
-        Peak learning rate, and decay of the weights that multiply features.
+        Peak learning rate, which falls to zero over the training, and decay of the weights that multiply features.
     ema_decay
         Decay per step of the averaged weights.
     """
@@ -49,15 +47,14 @@ class PhasePlan(pl.LightningModule):
     def __init__(
         self,
         module: LGDiSTModule,
-        n_steps: int,
         lr: float = 1e-3,
         weight_decay: float = WEIGHT_DECAY,
         ema_decay: float = 0.99,
     ) -> None:
         super().__init__()
         self.module = module
-        self.n_steps, self.lr, self.weight_decay = max(n_steps, 1), lr, weight_decay
-        self._average = AveragedModel(self._parts(), multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
+        self.lr, self.weight_decay = lr, weight_decay
+        self._average = AveragedModel(self._parts(), multi_avg_fn=get_ema_multi_avg_fn(ema_decay)).requires_grad_(False)
         self._best: dict | None = None
         self._best_loss = math.inf
 
@@ -79,7 +76,7 @@ class PhasePlan(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with warm-up and a cosine to zero."""
-        parameters = [p for p in self._parts().parameters() if p.requires_grad]
+        parameters = list(self._parts().parameters())
         matrices = [p for p in parameters if p.ndim > 1]
         others = [p for p in parameters if p.ndim <= 1]
         optimizer = torch.optim.AdamW(
@@ -88,8 +85,10 @@ class PhasePlan(pl.LightningModule):
             betas=(0.9, 0.98),
         )
 
+        n_steps = max(1, self.trainer.estimated_stepping_batches)
+
         def factor(step: int) -> float:
-            return min(1.0, (step + 1) / WARMUP_STEPS) * max(0.01, _cosine(step / self.n_steps))
+            return min(1.0, (step + 1) / WARMUP_STEPS) * max(0.01, _cosine(step / n_steps))
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -127,9 +126,11 @@ class PhasePlan(pl.LightningModule):
 
     def _log(self, output: LossOutput, split: str, name: str) -> None:
         n_spots = output.n_obs_minibatch
-        self.log(name, output.loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=n_spots)
+        # Processes that train together must agree on the best epoch.
+        options = {"on_step": False, "on_epoch": True, "sync_dist": True, "batch_size": n_spots}
+        self.log(name, output.loss, prog_bar=True, **options)
         for key, value in (output.extra_metrics or {}).items():
-            self.log(f"{key}_{split}", value, on_step=False, on_epoch=True, batch_size=n_spots)
+            self.log(f"{key}_{split}", value, **options)
 
 
 class AutoencoderPlan(PhasePlan):
