@@ -19,7 +19,7 @@ PEER_PYTHON ?= $(bin)/python
 BENCHMARK_ARGS ?=
 
 .PHONY: help install demo test test-quick lint format types docs benchmark benchmark-quick benchmark-ablation benchmark-calibration \
-	benchmark-images benchmark-biology clean
+	benchmark-images benchmark-biology benchmark-speed clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -35,6 +35,7 @@ help:
 	@echo "make benchmark-ablation     what each part of the model is worth; about two hours"
 	@echo "make benchmark-calibration  whether intervals hold what they promise; some twenty minutes"
 	@echo "make benchmark-images  what the histology image adds; about two hours"
+	@echo "make benchmark-speed   time and memory, beside other methods; about three hours"
 	@echo "make benchmark-biology  layers, markers and absent genes of four cortex sections; about an hour"
 	@echo "make install     only the environment, in $(VENV)"
 	@echo "make clean       remove the environment and everything that was built"
@@ -89,8 +90,8 @@ benchmark-quick: benchmark
 benchmark-ablation benchmark-calibration benchmark-images: benchmark-%: $(VENV)/.stamp-package
 	$(bin)/python benchmarks/$*.py $(BENCHMARK_ARGS)
 
-benchmark-biology: $(VENV)/.stamp-package
-	$(bin)/python benchmarks/biology.py --peer-python $(PEER_PYTHON) $(BENCHMARK_ARGS)
+benchmark-biology benchmark-speed: benchmark-%: $(VENV)/.stamp-package
+	$(bin)/python benchmarks/$*.py --peer-python $(PEER_PYTHON) $(BENCHMARK_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist demo docs/_build docs/generated docs/tutorials .pytest_cache .mypy_cache .ruff_cache \

@@ -118,7 +118,10 @@ class FactorModel(nn.Module):
         counts = batch.counts * seen
         expected = share * depth[:, None]
         loadings, n_factors = self.loadings, self.loadings.shape[1]
-        products = (loadings[:, :, None] * loadings[:, None, :]).flatten(1)
+        # A symmetric matrix for each spot: half of it is computed.
+        row, col = torch.tril_indices(n_factors, n_factors, device=loadings.device)
+        products = loadings[:, row] * loadings[:, col]
+        precision = loadings.new_empty(len(counts), n_factors, n_factors)
         prior = PENALTY * torch.eye(n_factors, device=loadings.device)
         factors = torch.zeros(len(counts), n_factors, device=loadings.device)
         # The mode of the posterior by Fisher scoring.
@@ -126,7 +129,8 @@ class FactorModel(nn.Module):
             mean = expected * _bounded(factors @ loadings.T).exp()
             weight = seen / (1 + mean / SIZE)
             gradient = (weight * (counts - mean)) @ loadings - PENALTY * factors
-            precision = ((weight * mean) @ products).unflatten(1, (n_factors, n_factors)) + prior
+            precision[:, row, col] = precision[:, col, row] = (weight * mean) @ products
+            precision += prior
             step = torch.linalg.solve(precision, gradient[..., None])[..., 0]
             # A step from far away must not overshoot.
             longest = (step @ loadings.T).abs().amax(dim=1, keepdim=True)
