@@ -66,3 +66,12 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
         report.outcome = "failed"
         report.longrepr = f"skipped although {_REQUIRE_DATA}=1 says that the real sections are here: {report.longrepr}"
     return report
+
+
+@pytest.fixture
+def benchmarks(pytestconfig: pytest.Config) -> Path:
+    """Folder of the benchmarks, which an installed package does not have."""
+    folder = pytestconfig.rootpath / "benchmarks"
+    if not folder.is_dir():
+        pytest.skip("the benchmarks are not part of this installation")
+    return folder

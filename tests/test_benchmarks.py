@@ -27,14 +27,6 @@ file.write_text(json.dumps({"info": {"data": o.data}, "results": results}))
 
 
 @pytest.fixture
-def benchmarks(pytestconfig: pytest.Config) -> Path:
-    folder = pytestconfig.rootpath / "benchmarks"
-    if not folder.is_dir():
-        pytest.skip("the benchmarks are not part of this installation")
-    return folder
-
-
-@pytest.fixture
 def report(benchmarks: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(benchmarks)
     return importlib.import_module("report")
