@@ -10,11 +10,8 @@ from sklearn.metrics import roc_auc_score
 
 
 @pytest.fixture
-def biology(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    folder = pytestconfig.rootpath / "benchmarks"
-    if not folder.is_dir():
-        pytest.skip("the benchmarks are not part of this installation")
-    monkeypatch.syspath_prepend(folder)
+def biology(benchmarks: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(benchmarks)
     return importlib.import_module("biology")
 
 

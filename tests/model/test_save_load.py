@@ -1,5 +1,7 @@
 """A saved model reads the same data alike, and data with other genes not at all."""
 
+import os
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scvi.model.base import BaseModelClass
 
 from lgdist_scvi import LGDiST
 
@@ -153,3 +156,71 @@ def test_another_process(saved, small, tmp_path):
     out = tmp_path / "completed.pkl"
     subprocess.run([sys.executable, "-c", script, str(folder), str(out)], check=True, capture_output=True)
     np.testing.assert_allclose(pd.read_pickle(out), completed, atol=1e-5)
+
+
+class Bomb:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("place", ["attr_dict", "var_names", "model_state_dict", "file"])
+def test_file_that_would_execute_code(saved, tmp_path, monkeypatch, place):
+    folder, sign = tmp_path / "model", tmp_path / "executed"
+    shutil.copytree(saved[2], folder)
+    content = torch.load(folder / "model.pt", weights_only=False)
+    if place == "file":
+        content = Bomb(sign)
+    elif place == "var_names":
+        content[place] = Bomb(sign)
+    else:
+        content[place]["more"] = Bomb(sign)
+    torch.save(content, folder / "model.pt")
+    # The file is dangerous where nothing is forbidden, and stays harmless where a user has allowed everything.
+    torch.load(folder / "model.pt", weights_only=False)
+    assert sign.exists()
+    sign.unlink()
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(ValueError, match=r"model\.pt holds more than weights .* Nothing of it was executed"):
+        LGDiST.load(folder)
+    assert not sign.exists()
+    assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "flipped"])
+def test_damaged_file(saved, tmp_path, damage):
+    folder = tmp_path / "model"
+    shutil.copytree(saved[2], folder)
+    path = folder / "model.pt"
+    content = path.read_bytes()
+    middle = len(content) // 2
+    path.write_bytes(
+        {
+            "truncated": content[:middle],
+            "empty": b"",
+            "text": b"not a model",
+            "flipped": content[:100] + bytes(b ^ 255 for b in content[100:400]) + content[400:],
+        }[damage]
+    )
+    with pytest.raises(ValueError, match=r"model\.pt (is damaged|holds more)"):
+        LGDiST.load(folder)
+    torch.save([torch.zeros(3)], path)
+    with pytest.raises(ValueError, match=r"model\.pt is not a saved model"):
+        LGDiST.load(folder)
+
+
+def test_no_model_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no saved model at .*nowhere.*model\.pt"):
+        LGDiST.load(tmp_path / "nowhere")
+
+
+def test_model_of_scvi_tools_itself(saved, small):
+    """Interoperable: what we save is read by scvi-tools' own load, and read the same."""
+    _, completed, folder = saved
+    theirs = BaseModelClass.load.__func__(LGDiST, str(folder))
+    pd.testing.assert_frame_equal(read(theirs, small), completed)

@@ -18,6 +18,7 @@ from lgdist_scvi.module._lgdist import LGDiSTModule
 
 from ._evaluation import EvaluationMixin
 from ._prediction import PredictionMixin
+from ._saving import SavingMixin
 from ._spatialdata import SpatialDataMixin
 from ._training import TrainingMixin, relative_size, seeded
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 MOST_FACTORS = 40
 
 
-class LGDiST(TrainingMixin, EvaluationMixin, PredictionMixin, SpatialDataMixin, BaseModelClass):
+class LGDiST(TrainingMixin, EvaluationMixin, PredictionMixin, SpatialDataMixin, SavingMixin, BaseModelClass):
     """Latent gene diffusion for spatial transcriptomics completion (LGDiST, arXiv 2509.01864).
 
     A neighbourhood transformer encodes a spot, with part of its entries hidden, and its neighbours; a diffusion model
