@@ -79,7 +79,7 @@ def complete(autoencoder: Autoencoder, denoiser: Denoiser, expression: torch.Ten
     schedule = denoiser.schedule
     times = schedule.respaced(N_STEPS).tolist()
     for time, following in zip(times, [*times[1:], None], strict=True):
-        t = torch.full((len(noisy),), time)
+        t = torch.full((len(noisy),), time, device=noisy.device)
         clean = schedule.clean_from(denoiser(noisy, condition, t), noisy, t, "noise").clamp(-1, 1)
         if following is not None:
             noisy = schedule.add_noise(clean, torch.randn_like(noisy), torch.full_like(t, following))
@@ -91,7 +91,7 @@ def training_losses(autoencoder: Autoencoder, denoiser: Denoiser, expression: to
     reconstruction = F.mse_loss(autoencoder.decode(autoencoder.encode(expression)[:, 0]), expression[:, 0])
     with torch.no_grad():
         codes = autoencoder.encode(expression)
-    noise, t = torch.randn_like(codes), torch.randint(N_TRAINING_STEPS, (len(codes),))
+    noise, t = torch.randn_like(codes), torch.randint(N_TRAINING_STEPS, (len(codes),), device=codes.device)
     predicted = denoiser(denoiser.schedule.add_noise(codes, noise, t), _without_centre(codes), t)
     return [reconstruction, F.mse_loss(predicted[:, 0], noise[:, 0])]
 

@@ -184,13 +184,22 @@ def task_sampling(options: argparse.Namespace) -> Record:
     LGDiST.setup_anndata(adata)
     model = LGDiST(adata)
     model.train(max_epochs=1, enable_progress_bar=False)
-    module, view = model.module, model._view()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module, view = model.module.to(device), model._view()
     view.clean = model._clean_codes(view, completed=False)
-    noise = draw_noise(N_SAMPLES, module.denoiser.code_std.numel(), 0)
+    noise = draw_noise(N_SAMPLES, module.denoiser.code_std.numel(), 0).to(device)
     n_published, n_training = 8, 128
-    theirs = published.Autoencoder(adata.n_vars), published.Denoiser()
-    expression = torch.rand(n_training, published.N_TOKENS, adata.n_vars)
-    rows = np.arange(BATCH_SIZE)
+    theirs = published.Autoencoder(adata.n_vars).to(device), published.Denoiser().to(device)
+    expression = torch.rand(n_training, published.N_TOKENS, adata.n_vars, device=device)
+    completed, trained = np.arange(BATCH_SIZE), np.arange(n_training)
+    plans = [AutoencoderPlan(module), DiffusionPlan(module)]
+
+    def timed(run: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
 
     def step(losses: Callable[[], list[torch.Tensor]], parameters: list[torch.nn.Parameter]) -> Callable[[], None]:
         optimizer = torch.optim.AdamW(parameters, 1e-5)
@@ -202,38 +211,38 @@ def task_sampling(options: argparse.Namespace) -> Record:
 
         return run
 
-    batch = view.gather(np.arange(n_training))
-    plans = [AutoencoderPlan(module), DiffusionPlan(module)]
-    module.train()
+    def losses() -> list[torch.Tensor]:
+        batch = view.gather(trained).to(device)
+        module.train()
+        return [plan.loss(batch).loss for plan in plans]
+
     work = {
-        "completion": lambda: predict(module.eval(), view.gather(rows), noise, N_STEPS),
+        "completion": lambda: predict(module.eval(), view.gather(completed).to(device), noise, N_STEPS),
         "published completion": lambda: published.complete(
             theirs[0].eval(), theirs[1].eval(), expression[:n_published]
         ),
-        "training step": step(lambda: [plan.loss(batch).loss for plan in plans], list(module.parameters())),
+        "training step": step(losses, list(module.parameters())),
         "published training step": step(
             lambda: published.training_losses(theirs[0].train(), theirs[1].train(), expression),
             [*theirs[0].parameters(), *theirs[1].parameters()],
         ),
     }
-    spots = {"completion": len(rows), "published completion": n_published}
+    spots = {"completion": len(completed), "published completion": n_published}
     times: dict[str, list[float]] = {name: [] for name in work}
     for round_ in range(options.rounds + 1):
         for name, run in work.items():
-            start = time.perf_counter()
-            run()
+            seconds = timed(run)
             if round_:  # the first warms up
-                times[name].append((time.perf_counter() - start) / spots.get(name, 1))
+                times[name].append(seconds / spots.get(name, 1))
     flops = {}
     for name, run in work.items():
         with FlopCounterMode(display=False) as counter:
             run()
         flops[name] = counter.get_total_flops() / spots.get(name, 1)
-    square = torch.rand(2048, 2048)
-    start = time.perf_counter()
-    for _ in range(10):
-        square @ square
-    return {"times": times, "flops": flops, "flops_per_s": 10 * 2 * 2048**3 / (time.perf_counter() - start)}
+    square = torch.rand(2048, 2048, device=device)
+    rate = 2 * 2048**3 / median(timed(lambda: square @ square) for _ in range(10))
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    return {"times": times, "flops": flops, "flops_per_s": rate, "device": name}
 
 
 def task_section(options: argparse.Namespace) -> Record:
@@ -371,7 +380,8 @@ def ratio(one: float, other: float) -> str:
 
 
 def where(found: Record) -> str:
-    return f"{found['machine']}, {found['threads']} threads, commit {found['commit']}."
+    threads = f"{found['threads']} thread{'s' * (found['threads'] > 1)}"
+    return f"{found.get('device', 'CPU')} ({found['machine']}, {threads}), commit {found['commit']}."
 
 
 def main() -> None:
