@@ -139,12 +139,12 @@ class OutputMixin(CompletionMixin):
             raise FileExistsError(f"{path} exists; choose another name or pass overwrite=True.")
         reading = Reading(**options)
         adata, view = self._trained_view(adata, diffusion=reading.n_samples > 0, use_image=reading.use_image)
-        job = {**asdict(reading), "weights": self._weights_hash(), "data": view.digest()}
+        job = {**asdict(reading), **self._provenance(reading), "weights": self._weights_hash(), "data": view.digest()}
         blocks = _Blocks(path.with_name(f"{path.name}.partial"), view, reading.batch_size, job)
         spread_out = distributed.is_available() and distributed.is_initialized()
         rank, n_ranks = (distributed.get_rank(), distributed.get_world_size()) if spread_out else (0, 1)
         try:
-            todo = blocks.missing()[rank::n_ranks]
+            todo = [block for block in blocks.missing() if block % n_ranks == rank]
             rows = [blocks.rows(block) for block in todo]
             batches = self._completed_batches(view, np.concatenate([[], *rows]).astype(int), reading, silent=silent)
             for block, spots in zip(todo, rows, strict=True):
@@ -217,11 +217,15 @@ class _Blocks:
 
     def layer(self, number: int) -> da.Array:
         """One of the saved arrays, of all spots, ``(n_spots, n_genes)``; read block by block."""
-        return self._lazy(lambda block: np.load(self._file(block))[f"arr_{number}"], np.float32)
+        return self._lazy(lambda block: self._load(block, number), np.float32)
 
     def imputed(self) -> da.Array:
         """True where an entry is imputed, ``(n_spots, n_genes)``; computed block by block."""
         return self._lazy(lambda block: _imputed(self._view, self.rows(block)), bool)
+
+    def _load(self, block: int, number: int) -> NDArray[np.float32]:
+        with np.load(self._file(block)) as arrays:
+            return arrays[f"arr_{number}"]
 
     def _lazy(self, read: Callable[[int], NDArray], dtype: type) -> da.Array:
         def part(block: int) -> da.Array:

@@ -112,7 +112,9 @@ def _check(path: Path) -> None:
             f"with. Nothing of it was executed. PyTorch says: {' '.join(str(error).split())}"
         ) from error
     except Exception as error:  # damaged bytes can mean anything to the reader
-        raise ValueError(f"{path} is damaged or not a saved model. PyTorch says: {type(error).__name__} {error}") from error
+        raise ValueError(
+            f"{path} is damaged or not a saved model. PyTorch says: {type(error).__name__} {error}"
+        ) from error
     if not isinstance(content, dict) or not {"model_state_dict", "var_names", "attr_dict"} <= set(content):
         raise ValueError(f"{path} is not a saved model of scvi-tools.")
 
