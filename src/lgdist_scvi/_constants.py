@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+PACKAGE = "lgdist-scvi"
+"""What the package calls itself in provenance."""
+IMPUTED_SUFFIX = "_imputed"
+"""Added to the name of a completed layer for that of the mask of imputed entries."""
+STD_SUFFIX = "_std"
+"""The same for the standard deviation."""
+
 
 class RegistryKeys(NamedTuple):
     """Keys of the fields in the registry of scvi-tools' AnnDataManager."""

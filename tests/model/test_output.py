@@ -200,3 +200,16 @@ def test_killed_and_repeated(trained, tmp_path):
     assert codes == [-signal.SIGKILL] * 3 + [0]
     assert_same(path, tmp_path / "whole.h5ad")
     assert not Path(f"{path}.partial").exists()
+
+
+@pytest.mark.parametrize("suffix", ["", "_imputed", "_std"])
+@pytest.mark.parametrize("role", ["layer", "observed_layer"])
+def test_completed_layers_are_not_measurements(trained, suffix, role):
+    adata = trained.adata.copy()
+    trained.add_completed_layer(adata, return_std=True, key_added="full", **OPTIONS)
+    names = {"layer": "counts", "observed_layer": "observed"} | {role: f"full{suffix}"}
+    with pytest.raises(ValueError, match=rf"layers\['full{suffix}'\] was written by a completion .*what was measured"):
+        LGDiST.setup_anndata(adata, library_key="library_id", **names)
+    # A name that only looks like one is fine.
+    adata.layers["counts_std"] = adata.layers["counts"].copy()
+    LGDiST.setup_anndata(adata, library_key="library_id", layer="counts_std", observed_layer="observed")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from lgdist_scvi._constants import IMPUTED_SUFFIX, PACKAGE, STD_SUFFIX
 
 from ._entries import count_matrix, count_observed, listing, observed_entries, observed_matrix, spot_listing
 
@@ -38,6 +41,8 @@ def check_counts(
     KeyError, TypeError, ValueError
         If the matrices are missing or unreadable, hold other values, or a spot or gene is empty.
     """
+    for name, what in {layer: "counts", observed_layer: "the mask of observed entries"}.items():
+        _refuse_completed(adata, name, what)
     counts, where = count_matrix(adata, layer)
     observed = observed_matrix(adata, observed_layer)
     spot_sums, gene_sums = check_count_values(adata, counts, observed, where)
@@ -56,6 +61,18 @@ def check_counts(
             "scanpy.pp.filter_genes(adata, min_counts=1)"
             + (" or hide them in all spots of the observed layer." if observed_layer is not None else ".")
         )
+
+
+def _refuse_completed(adata: AnnData, layer: str | None, what: str) -> None:
+    """Refuse layers that a completion has written: they are not measurements."""
+    for suffix in ("", IMPUTED_SUFFIX, STD_SUFFIX):
+        source = (layer or "").removesuffix(suffix)
+        written = adata.uns.get(source)
+        if isinstance(written, Mapping) and written.get("package") == PACKAGE:
+            raise ValueError(
+                f"adata.layers[{layer!r}] was written by a completion (see adata.uns[{source!r}]) and cannot serve as {what}; "
+                "name the layer of what was measured."
+            )
 
 
 def check_count_values(

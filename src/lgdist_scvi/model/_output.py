@@ -19,7 +19,7 @@ import numpy as np
 from anndata import AnnData
 from torch import distributed
 
-from lgdist_scvi._constants import Keys
+from lgdist_scvi._constants import IMPUTED_SUFFIX, PACKAGE, STD_SUFFIX, Keys
 from lgdist_scvi._memory import require_memory
 
 from ._arguments import Reading
@@ -77,8 +77,8 @@ class OutputMixin(CompletionMixin):
         values, std = completed if reading.return_std else (completed, None)
         adata.layers[key_added] = values
         if std is not None:
-            adata.layers[f"{key_added}_std"] = std
-        adata.layers[f"{key_added}_imputed"] = _imputed(view, slice(None))
+            adata.layers[f"{key_added}{STD_SUFFIX}"] = std
+        adata.layers[f"{key_added}{IMPUTED_SUFFIX}"] = _imputed(view, slice(None))
         adata.uns[key_added] = self._provenance(reading)
 
     def write_completed(
@@ -154,9 +154,9 @@ class OutputMixin(CompletionMixin):
             if spread_out:
                 distributed.barrier()
             if rank == 0:
-                layers = {key_added: blocks.layer(0), f"{key_added}_imputed": blocks.imputed()}
+                layers = {key_added: blocks.layer(0), f"{key_added}{IMPUTED_SUFFIX}": blocks.imputed()}
                 if reading.return_std:
-                    layers[f"{key_added}_std"] = blocks.layer(1)
+                    layers[f"{key_added}{STD_SUFFIX}"] = blocks.layer(1)
                 written = blocks.folder / path.name
                 _write(adata, layers, {key_added: self._provenance(reading)}, written)
                 if path.is_dir():
@@ -171,7 +171,7 @@ class OutputMixin(CompletionMixin):
 
     def _provenance(self, reading: Reading) -> dict[str, Any]:
         options = {name: value for name, value in asdict(reading).items() if name not in _TECHNICAL}
-        return {"model": type(self).__name__, "package": "lgdist-scvi", "version": version("lgdist-scvi"), **options}
+        return {"model": type(self).__name__, "package": PACKAGE, "version": version(PACKAGE), **options}
 
     def _weights_hash(self) -> str:
         digest = hashlib.sha256()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lgdist_scvi._constants import Keys
+from lgdist_scvi._constants import IMPUTED_SUFFIX, STD_SUFFIX, Keys
 from lgdist_scvi.data._regions import annotating_table, regions
 
 from ._output import OutputMixin
@@ -113,7 +113,11 @@ class SpatialDataMixin(OutputMixin):
                 "registered into the object, or name the right one by table_key=..."
             )
         self.add_completed_layer(key_added=key_added, **options)
-        names = [name for name in (key_added, f"{key_added}_imputed", f"{key_added}_std") if name in self.adata.layers]
+        names = [
+            name
+            for name in (key_added, f"{key_added}{IMPUTED_SUFFIX}", f"{key_added}{STD_SUFFIX}")
+            if name in self.adata.layers
+        ]
         if table is not self.adata:
             for name in names:
                 values = self.adata.layers[name]

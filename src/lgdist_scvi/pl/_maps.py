@@ -8,7 +8,7 @@ import numpy as np
 from scipy import sparse
 from scipy.spatial import KDTree
 
-from lgdist_scvi._constants import Keys
+from lgdist_scvi._constants import STD_SUFFIX, Keys
 from lgdist_scvi.data._entries import count_matrix, listing, observed_entries, observed_matrix
 from lgdist_scvi.pl._axes import axes_grid
 
@@ -102,7 +102,7 @@ def uncertainty(
     adata: AnnData,
     genes: str | Sequence[str],
     *,
-    layer: str = f"{Keys.LAYER}_std",
+    layer: str = f"{Keys.LAYER}{STD_SUFFIX}",
     spatial_key: str = "spatial",
     library_key: str | None = None,
     library: Hashable | None = None,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lgdist_scvi._compat import track
-from lgdist_scvi._constants import Keys
+from lgdist_scvi._constants import PACKAGE, Keys
 from lgdist_scvi.data._slide_sources import PATCH_SIZE, open_slides
 
 from ._descriptor import StainDescriptor
@@ -152,8 +152,8 @@ def image_embeddings(
             embeddings[slide.rows] = (features - features.mean(axis=0)) / np.maximum(features.std(axis=0), _LEAST_STD)
     table.obsm[key_added] = embeddings
     table.uns[key_added] = {
-        "package": "lgdist-scvi",
-        "version": version("lgdist-scvi"),
+        "package": PACKAGE,
+        "version": version(PACKAGE),
         "model": name,
         "patch_size": float(patch_size),
         "unit": unit,
