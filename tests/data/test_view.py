@@ -217,3 +217,20 @@ def test_depth_of_spots_without_an_observed_count():
     same_section = (view.section == view.section[11]) & (view._counted > 0)
     assert view._counted[11] == 0
     assert view.depth[11] == np.median(view.depth[same_section])
+
+
+def test_sections_may_be_measured_in_different_units():
+    one = make_view(n_sections=2)
+    graph, distances, k = one._graph
+    row = distances.tocoo()
+    stretched = sparse.csr_matrix((row.data * np.where(row.row % 2, 1000, 1), (row.row, row.col)), shape=row.shape)
+    parts = (one.counts, one.hidden, one.depth, one.section, one.half)
+    other = SpotView(*parts, graph, stretched, k, one.image)
+    np.testing.assert_allclose(other.neighbor_distance, one.neighbor_distance, rtol=1e-5)
+    for section in range(2):
+        of_section = one.neighbor_distance[one.section == section][one.neighbor_mask[one.section == section]]
+        assert np.median(of_section) == pytest.approx(1, rel=1e-5)
+    # A spot without neighbours, and sections of nothing else, have no distance.
+    assert (one.neighbor_distance[79] == 0).all()
+    alone = sparse.csr_matrix(graph.shape, dtype=np.float32)
+    assert (SpotView(*parts, alone, alone, k, one.image).neighbor_distance == 0).all()

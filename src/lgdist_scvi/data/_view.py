@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from pandas.util import hash_array
 from scipy import sparse
@@ -133,8 +134,10 @@ class SpotView:
         self.section, self.half = section, half
         self._graph = (connectivities, distances, n_neighbors)
         self.neighbors, length, self.neighbor_mask = neighbor_index(connectivities, distances, n_neighbors)
-        typical = np.median(length[self.neighbor_mask]) if self.neighbor_mask.any() else 1.0
-        self.neighbor_distance = (length / max(float(typical), 1e-12)).astype(np.float32)
+        # Sections may be measured in different units.
+        of_section = np.repeat(section, self.neighbor_mask.sum(axis=1))
+        typical = pd.Series(length[self.neighbor_mask]).groupby(of_section).median().reindex(section).to_numpy()
+        self.neighbor_distance = (length / np.fmax(typical, 1e-12)[:, None]).astype(np.float32)
         self.image_mask = np.isfinite(image).all(axis=1)
         self.image = np.where(self.image_mask[:, None], image, 0).astype(np.float32)
         self.clean = np.zeros((self.n_spots, 0), dtype=np.float32)
