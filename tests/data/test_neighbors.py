@@ -254,3 +254,13 @@ def test_agrees_with_squidpy_where_nothing_is_dropped():
     connectivities, distances = spatial_graph(adata.obsm["spatial"], None, 4)
     np.testing.assert_allclose(connectivities.toarray(), adata.obsp["spatial_connectivities"].toarray())
     np.testing.assert_allclose(distances.toarray(), adata.obsp["spatial_distances"].toarray())
+
+
+def test_order_of_the_spots_does_not_matter():
+    """On a square grid six neighbours are four and two of four that are equally far."""
+    positions = np.stack(np.divmod(np.arange(100), 10), axis=1).astype(float)
+    libraries = np.arange(100) // 50
+    order = np.random.default_rng(0).permutation(100)
+    graph, _ = spatial_graph(positions, libraries, 6)
+    shuffled, _ = spatial_graph(positions[order], libraries[order], 6)
+    np.testing.assert_array_equal(shuffled.toarray(), graph.toarray()[np.ix_(order, order)])

@@ -78,7 +78,8 @@ def spatial_graph(
     coordinates = np.asarray(coordinates, dtype=np.float64)
     n_obs = len(coordinates)
     codes = library_codes(libraries, n_obs)
-    order = np.argsort(codes, kind="stable")
+    # By position within a library, so that the graph does not depend on the order of the spots where distances are equal.
+    order = np.lexsort((*coordinates.T, codes))
     members = np.split(order, np.cumsum(np.bincount(codes))[:-1]) if n_obs else []
 
     rows, cols, lengths = [], [], []
