@@ -292,6 +292,10 @@ class SpotView:
         )
         return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 
+    def measured_share(self) -> NDArray[np.float64]:
+        """Share of each gene in the depth of these spots, ``(n_genes,)``, whatever the data that the model was trained on."""
+        return _shares(self.counts, self.hidden, self.depth)
+
     def digest(self) -> str:
         """Hash of everything that what a model says of these spots depends on."""
         digest = hashlib.sha256(repr((self.counts.shape, HOPS)).encode())

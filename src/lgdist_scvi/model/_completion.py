@@ -15,6 +15,7 @@ from lgdist_scvi.metrics import count_distribution
 from lgdist_scvi.module._autoencoder import TARGET_SUM
 
 from ._arguments import BATCH_SIZE, N_SAMPLES, N_STEPS, Reading, gene_numbers, row_numbers
+from ._guards import warn_if_unlike
 from ._readout import draw_noise, posterior, predict
 
 if TYPE_CHECKING:
@@ -280,7 +281,10 @@ class CompletionMixin:
             validate_genes(self._gene_names(), adata)
             validate_setup(adata, **_validated(self.adata_manager.registry["setup_args"]), query=True)
         adata = self._validate_anndata(adata, copy_if_view=False)
-        view = self._view(adata, self.module.share.cpu().numpy())
+        share = self.module.share.cpu().numpy()
+        view = self._view(adata, share)
+        if adata is not self.adata:
+            warn_if_unlike(view, share)
         view.image_mask &= use_image
         return adata, view
 

@@ -15,6 +15,7 @@ from lgdist_scvi.module._autoencoder import TARGET_SUM
 
 from ._arguments import BATCH_SIZE, N_SAMPLES, N_STEPS
 from ._completion import CompletionMixin
+from ._guards import warn_if_no_better_than_means
 from ._readout import predict
 
 if TYPE_CHECKING:
@@ -97,7 +98,9 @@ class EvaluationMixin(CompletionMixin):
             }
             for name, (rate, log_value) in predictions.items()
         }
-        return pd.DataFrame.from_dict(scores, orient="index")
+        table = pd.DataFrame.from_dict(scores, orient="index")
+        warn_if_no_better_than_means(table)
+        return table
 
     def _predict_hidden(
         self, view: SpotView, rows: NDArray[np.int64], noise: torch.Tensor | None, n_steps: int, silent: bool

@@ -20,6 +20,7 @@ from lgdist_scvi.train import AutoencoderPlan, DiffusionPlan
 from lgdist_scvi.train._plans import WEIGHT_DECAY, PhasePlan
 
 from ._arguments import BATCH_SIZE, Reading
+from ._guards import warn_if_collapsed
 from ._readout import fit_calibration
 
 if TYPE_CHECKING:
@@ -193,6 +194,7 @@ class TrainingMixin:
         data = self._training_data(self.held_out_, batch_size)
         for number in range(1, self.n_rounds_ + 1):
             data.view.clean = self._clean_codes(data.view, completed=number > 1)
+            warn_if_collapsed(data.view.clean)
             with seeded(self.seed_ + number):
                 self.module.fit_code_statistics(data.view, self._statistics_spots(data))
             name = "diffusion" if number == 1 else f"diffusion_round_{number}"

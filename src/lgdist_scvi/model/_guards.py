@@ -1,0 +1,60 @@
+"""Warnings where a completion should not be trusted."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from lgdist_scvi.data._view import SpotView
+
+SIMILAR = 0.6
+"""Least correlation of the log shares of genes. Sections of one tissue have 0.84 to 0.99 (cortex, breast tumour, hippocampus),
+cortex and tumours 0.13 to 0.46."""
+_FEWEST_GENES = 20
+_COLLAPSED = 0.01
+
+
+def warn_if_unlike(view: SpotView, trained_share: NDArray[np.float64]) -> None:
+    """Warn if the genes of a section are expressed in other proportions than where the model was trained."""
+    if len(trained_share) < _FEWEST_GENES or not view.counts.nnz:
+        return
+    similarity = float(np.corrcoef(np.log(view.measured_share()), np.log(trained_share))[0, 1])
+    if similarity < SIMILAR:
+        warnings.warn(
+            f"These spots express their genes in other proportions than those that the model was trained on (correlation "
+            f"of log shares {similarity:.2f}; sections of one tissue have more than {SIMILAR}). Train on sections of this "
+            "tissue, or see with evaluate_completion(adata) what the completion is worth.",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def warn_if_collapsed(codes: NDArray[np.float32]) -> None:
+    """Warn if all spots have the same code."""
+    if len(codes) > 1 and codes.std(axis=0).max() < _COLLAPSED:
+        warnings.warn(
+            "All spots have nearly the same code, so the completion will hardly differ between them. Train longer or with a "
+            "lower weight_decay, or register more spots or genes with more counts.",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def warn_if_no_better_than_means(scores: pd.DataFrame) -> None:
+    """Warn if held-out entries are predicted no better than by simple means."""
+    better = scores["d2"].drop("lgdist")
+    best = better.idxmax()
+    if scores.loc["lgdist", "d2"] <= better[best]:
+        warnings.warn(
+            f"Held-out entries are predicted no better (d2 = {scores.loc['lgdist', 'd2']:.3f}) than by the {best} "
+            f"({better[best]:.3f}): do not base claims on this completion. More spots, genes with more counts or longer "
+            "training may help.",
+            UserWarning,
+            stacklevel=3,
+        )
