@@ -9,7 +9,7 @@ import numpy as np
 from lgdist_scvi._constants import IMPUTED_SUFFIX, STD_SUFFIX, Keys
 from lgdist_scvi.data._regions import annotating_table, regions
 
-from ._output import OutputMixin
+from ._layers import LayersMixin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
-class SpatialDataMixin(OutputMixin):
+class SpatialDataMixin(LayersMixin):
     """Setup from a table of a SpatialData object, and completed layers written back to it."""
 
     setup_anndata: Callable[..., None]

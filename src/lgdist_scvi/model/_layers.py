@@ -37,7 +37,7 @@ BLOCK_BYTES = 1 << 26
 _TECHNICAL = ("batch_size", "return_std")
 
 
-class OutputMixin(CompletionMixin):
+class LayersMixin(CompletionMixin):
     """Completed layers."""
 
     def add_completed_layer(
