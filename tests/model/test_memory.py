@@ -27,8 +27,10 @@ def test_read_outs_are_refused(small, monkeypatch):
     with pytest.raises(MemoryError, match=r"completed layers .*write_completed\(\)"):
         model.add_completed_layer(**small.READ)
     assert "lgdist" not in model.adata.layers
-    with pytest.raises(MemoryError, match=r"quantiles .*`indices`"):
+    monkeypatch.setattr(_memory, "available_memory", lambda: 2 * 12 * n_entries)
+    with pytest.raises(MemoryError, match=r"3 quantiles of 6000 counts .*`indices`"):
         model.get_count_quantiles(**small.READ)
+    model.get_count_quantiles(quantiles=[0.5], **small.READ)
 
 
 def test_available_memory_knows_limits(tmp_path, monkeypatch):

@@ -118,15 +118,13 @@ class CompletionMixin:
             If the result would take more than half of the memory that is available.
         """
         reading = Reading(n_samples, n_steps, keep_observed, return_std, scale, read_out, use_image, seed, batch_size)
-        self._check_trained(diffusion=n_samples > 0)
-        data = self.adata if adata is None else adata
-        rows, genes = row_numbers(indices, data), gene_numbers(gene_list, data)
+        adata, view = self._trained_view(adata, diffusion=n_samples > 0, use_image=use_image)
+        rows, genes = row_numbers(indices, adata), gene_numbers(gene_list, adata)
         require_memory(
             4 * len(rows) * len(genes) * (1 + return_std),
             f"The completed expression of {len(rows)} spots and {len(genes)} genes",
             "Ask for part of it with `indices` or `gene_list`, or write all of it to disk with write_completed().",
         )
-        adata, view = self._trained_view(adata, diffusion=n_samples > 0, use_image=use_image)
         completed = self._complete(view, rows, reading, genes=genes, silent=silent)
         if return_numpy:
             return completed
@@ -178,17 +176,14 @@ class CompletionMixin:
             raise ValueError(f"Quantiles must lie between 0 and 1, got {wrong}.")
         if depth is not None and not depth > 0:
             raise ValueError(f"`depth` must be positive, got {depth}.")
-        data = self.adata if adata is None else adata
-        n_entries = len(row_numbers(indices, data)) * len(gene_numbers(gene_list, data))
-        # Mean and standard deviation at single precision, quantiles at double.
-        require_memory(
-            n_entries * (8 + 8 * len(quantiles)),
-            f"{len(quantiles)} quantiles of {n_entries} counts",
-            "Ask for a part with `indices` or `gene_list`.",
-        )
         options: dict[str, Any] = {"n_samples": n_samples, "n_steps": n_steps, "seed": seed, "batch_size": batch_size}
         options |= {"scale": "counts" if depth is None else "rate", "keep_observed": False, "return_std": True}
         mean, std = self.get_completed_expression(adata, indices, gene_list, silent=silent, **options)
+        require_memory(
+            8 * mean.size * len(quantiles),
+            f"{len(quantiles)} quantiles of {mean.size} counts",
+            "Ask for a part with `indices` or `gene_list`.",
+        )
         distribution = count_distribution(mean * (depth or 1.0), std * (depth or 1.0))
         labels = {"index": mean.index, "columns": mean.columns}
         return {q: pd.DataFrame(distribution.ppf(q), **labels) for q in quantiles}
