@@ -1,5 +1,6 @@
 """Image embeddings lie where the spots lie, whatever the image and its scale, and bad input is refused."""
 
+import builtins
 import sys
 from types import SimpleNamespace
 
@@ -499,6 +500,38 @@ def test_timm_model_is_given_standardised_patches(monkeypatch):
     assert made == {"name": "resnet", "pretrained": True, "num_classes": 0}
     assert adata.uns["X_image"]["n_pixels"] == 48
     assert adata.uns["X_image"]["model"] == "resnet"
+
+
+def test_weights_that_timm_loads(tmp_path):
+    """The library itself, with weights of its own making, as from its cache."""
+    try:
+        import timm
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"timm cannot be imported: {error}")
+    torch.manual_seed(0)
+    network = timm.create_model("resnet10t", pretrained=False).eval()
+    timm.models.save_for_hf(network, tmp_path / "model", safe_serialization=True)
+    adata = tissue()
+    found = embed(adata, f"local-dir:{tmp_path / 'model'}", n_pixels=64)
+    mean, std = (torch.tensor(network.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
+    patches = embed(tissue(), lambda patches: patches.flatten(1), n_pixels=64).reshape(-1, 3, 64, 64)
+    network.reset_classifier(0)
+    with torch.no_grad():
+        expected = network((torch.from_numpy(patches) - mean) / std)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_torchvision_that_does_not_fit(monkeypatch):
+    real = builtins.__import__
+
+    def broken(name, *arguments, **options):
+        if name == "timm":
+            raise RuntimeError("operator torchvision::nms does not exist")
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", broken)
+    with pytest.raises(ImportError, match=r"torchvision::nms .*same index"):
+        image_embeddings(tissue(), "resnet50", silent=True)
 
 
 def contents(adata):

@@ -199,6 +199,11 @@ def _timm(name: str) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor]]
         raise ImportError(
             f"model={name!r} names a timm model, and timm is not installed: pip install 'lgdist-scvi[image]'."
         ) from error
+    except RuntimeError as error:
+        raise ImportError(
+            f"model={name!r} names a timm model, and timm cannot be imported ({error}). Its torchvision must be built for the "
+            f"installed PyTorch {torch.__version__}: install both from the same index, see pytorch.org/get-started."
+        ) from error
     model = timm.create_model(name, pretrained=True, num_classes=0)
     config = timm.data.resolve_model_data_config(model)
     model.n_pixels = config["input_size"][-1]
