@@ -31,7 +31,7 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
-from compare import RESULTS, ROOT
+from compare import RESULTS, ROOT, Code
 from report import table
 from scipy import sparse
 
@@ -43,6 +43,7 @@ LARGE = 500_000
 # SpaCKLE trains for ten minutes whatever the section, so it runs once.
 METHODS = {"lgdist": "LGDiST", "scvi": "scVI", "magic": "MAGIC", "spackle": "SpaCKLE"}
 ONCE = ("spackle",)
+PARTS = ("setup", "train", "complete")
 
 Record = dict[str, Any]
 
@@ -350,7 +351,7 @@ def growth(name: str, of: str, found: Record) -> list[str]:
     rows = [
         [
             f"{run[of]:,}",
-            *(f"{run[part]:.0f}" for part in ("setup", "train", "complete")),
+            *(f"{run[part]:.0f}" for part in PARTS),
             f"{run['peak_gb']:.2f}",
             f"{run['peak_gb'] - run['before_gb']:.2f}",
         ]
@@ -358,12 +359,7 @@ def growth(name: str, of: str, found: Record) -> list[str]:
     ]
     last, one = runs[-1], runs[-2]
     factor = np.log(last[of] / one[of])
-    slope = (
-        np.log(
-            sum(last[p] for p in ("setup", "train", "complete")) / sum(one[p] for p in ("setup", "train", "complete"))
-        )
-        / factor
-    )
+    slope = np.log(sum(last[part] for part in PARTS) / sum(one[part] for part in PARTS)) / factor
     memory = np.log((last["peak_gb"] - last["before_gb"]) / (one["peak_gb"] - one["before_gb"])) / factor
     header = [name, "setup, s", "training, s", "completion, s", "peak memory, GB", "of which the model's"]
     return [
@@ -396,11 +392,9 @@ def main() -> None:
     options.shared = options.shared.resolve()
     FOLDER.mkdir(parents=True, exist_ok=True)
     for task in () if options.render else options.tasks:
-        commit = subprocess.run(
-            ("git", "rev-parse", "--short=10", "HEAD"), cwd=ROOT, capture_output=True, text=True, check=True
-        )
+        code = Code(dirty=True)
         record = {
-            "commit": commit.stdout.strip(),
+            "commit": code.commit + " with changes" * code.changed,
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
             "threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
             **TASKS[task](options),

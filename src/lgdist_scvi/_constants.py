@@ -35,8 +35,6 @@ class Keys:
     """Prefix of ``obsp["lgdist_connectivities"]``, ``obsp["lgdist_distances"]`` and ``uns["lgdist_neighbors"]``."""
     LAYER = "lgdist"
     """Layer with the completed expression."""
-    IMPUTED = "lgdist_imputed"
-    """Boolean layer, True where the completed expression is imputed."""
     UNS = "lgdist"
     """Provenance of the completed layer in ``uns``."""
     LATENT = "X_lgdist"

@@ -8,7 +8,8 @@ from scipy import stats
 from lgdist_scvi.data._view import N_POOLS, Batch
 from lgdist_scvi.module._autoencoder import TARGET_SUM, log_normalise
 from lgdist_scvi.module._blocks import Dropout
-from lgdist_scvi.module._lgdist import LGDiSTModule, _Moments, negative_binomial_loss
+from lgdist_scvi.module._lgdist import LGDiSTModule, negative_binomial_loss
+from lgdist_scvi.module._moments import Moments
 
 B, K, G, E, D = 7, 5, 12, 3, 8
 SIZE = {
@@ -297,7 +298,7 @@ def test_moments_over_blocks():
     values = 1000 + torch.randn(50, 3)
     counted = torch.rand(50, 3) < 0.7
     counted[:, 2] = False
-    moments, weighted = _Moments(), _Moments()
+    moments, weighted = Moments(), Moments()
     for block in torch.arange(50).split(17):
         moments.add(values[block])
         weighted.add(values[block], weight=counted[block])

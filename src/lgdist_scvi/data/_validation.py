@@ -329,3 +329,9 @@ def _obsm_array(adata: AnnData, key: str, argument: str, what: str) -> NDArray:
     if array.dtype.kind not in "buif":
         raise TypeError(f"adata.obsm[{key!r}] ({what}) has dtype {array.dtype}; convert it to a numeric dtype.")
     return array
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a value that is not among the choices."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, choices))}.")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
+from lgdist_scvi.data._validation import check_choice
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -50,12 +52,6 @@ class Reading:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}.")
         if self.read_out == "detected" and self.return_std:
             raise ValueError("return_std goes with read_out='expected'.")
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a value that is not among the choices."""
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, choices))}.")
 
 
 def row_numbers(indices: Sequence[int] | None, adata: AnnData) -> NDArray[np.int64]:

@@ -11,10 +11,10 @@ from scipy import sparse
 from lgdist_scvi._constants import REGISTRY_KEYS
 from lgdist_scvi.data._fields import check_embeddings
 from lgdist_scvi.data._neighbors import library_codes, spatial_graph
-from lgdist_scvi.data._validation import validate_places
+from lgdist_scvi.data._validation import check_choice, validate_places
 from lgdist_scvi.data._view import SpotView
 
-from ._arguments import BATCH_SIZE, N_SAMPLES, N_STEPS, Reading, check_choice, gene_numbers
+from ._arguments import BATCH_SIZE, N_SAMPLES, N_STEPS, Reading, gene_numbers
 from ._completion import CompletionMixin
 
 if TYPE_CHECKING:

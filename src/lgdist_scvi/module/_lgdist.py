@@ -10,9 +10,12 @@ import torch
 from scvi.module.base import BaseModuleClass, LossOutput
 from torch import nn
 
+from lgdist_scvi.data._validation import check_choice
+
 from ._autoencoder import Codes, NeighborhoodEncoder, RateDecoder, Rates, Surroundings, log_normalise
 from ._denoiser import Denoiser
 from ._factors import FactorModel
+from ._moments import Moments, blocks
 from ._schedule import NoiseSchedule, ddim, dpm_solver_pp
 
 if TYPE_CHECKING:
@@ -31,9 +34,6 @@ NO_IMAGE = 0.1
 """Share of the spots that are shown without images in training, where there are any."""
 IMAGE_ONLY = 0.1
 """Share of the spots of which training shows nothing but the images of their neighbourhood."""
-
-STATISTICS_ENTRIES = 1 << 19
-"""Entries of the blocks in which statistics are computed."""
 
 Phase = Literal["autoencoder", "diffusion"]
 
@@ -97,13 +97,9 @@ class LGDiSTModule(BaseModuleClass):
         sampler: Literal["dpm_solver_pp", "ddim"] = "dpm_solver_pp",
     ) -> None:
         super().__init__()
-        for name, value, choices in (
-            ("loss", loss, ("counts", "log")),
-            ("condition", condition, ("neighborhood", "neighbors")),
-            ("sampler", sampler, ("dpm_solver_pp", "ddim")),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, choices))}.")
+        check_choice("loss", loss, ("counts", "log"))
+        check_choice("condition", condition, ("neighborhood", "neighbors"))
+        check_choice("sampler", sampler, ("dpm_solver_pp", "ddim"))
         self.loss_kind, self.condition, self.sampler = loss, condition, sampler
         self.encoder = NeighborhoodEncoder(
             n_genes, n_image, n_latent, n_hidden, n_layers, n_heads, dropout, input_dropout
@@ -138,8 +134,8 @@ class LGDiSTModule(BaseModuleClass):
         encoder = self.encoder
         self.share.copy_(torch.from_numpy(view.share))
         depth = torch.from_numpy(view.depth[spots])
-        values, pooled = _Moments(), _Moments()
-        for block in np.array_split(spots, -(-len(spots) * view.n_genes // STATISTICS_ENTRIES)):
+        values, pooled = Moments(), Moments()
+        for block in blocks(spots, view.n_genes):
             counts, hidden = (torch.from_numpy(part[block].toarray()) for part in (view.counts, view.hidden))
             values.add(log_normalise(counts, torch.from_numpy(view.depth[block])), weight=~hidden)
             pooled.add(torch.from_numpy(view.pooled(block)))
@@ -247,8 +243,8 @@ class LGDiSTModule(BaseModuleClass):
     @torch.no_grad()
     def fit_code_statistics(self, view: SpotView, spots: NDArray[np.int64]) -> None:
         """Set the scales of codes and residuals that the denoiser works in; parameters as in :meth:`fit_statistics`."""
-        tokens, residuals = _Moments(), _Moments()
-        for block in np.array_split(spots, -(-len(spots) * view.n_genes // STATISTICS_ENTRIES)):
+        tokens, residuals = Moments(), Moments()
+        for block in blocks(spots, view.n_genes):
             batch = view.gather(block).to(self.device)
             codes = self.encode(batch, self.draw_visible(batch))
             tokens.add(codes.tokens.flatten(0, 1))
@@ -315,34 +311,6 @@ class LGDiSTModule(BaseModuleClass):
             for part in (self.encoder, self.decoder):
                 nn.Module.train(part, False)
         return self
-
-
-class _Moments:
-    """Mean and standard deviation over the rows of blocks."""
-
-    def __init__(self) -> None:
-        self._weight: torch.Tensor | float = 0.0
-        self._sum: torch.Tensor | float = 0.0
-        self._square: torch.Tensor | float = 0.0
-
-    def add(self, values: torch.Tensor, weight: torch.Tensor | None = None) -> None:
-        """Add the rows of a block, of which those with a zero `weight` do not count."""
-        values = values.double()
-        weight = torch.ones_like(values) if weight is None else weight.double()
-        self._weight = self._weight + weight.sum(0)
-        self._sum = self._sum + (weight * values).sum(0)
-        self._square = self._square + (weight * values.square()).sum(0)
-
-    @property
-    def mean(self) -> torch.Tensor:
-        """Mean over the rows, 0 where none counts."""
-        return torch.as_tensor(self._sum) / torch.as_tensor(self._weight).clamp_min(1)
-
-    @property
-    def std(self) -> torch.Tensor:
-        """Standard deviation over the rows, without Bessel's correction."""
-        square = torch.as_tensor(self._square) / torch.as_tensor(self._weight).clamp_min(1)
-        return (square - self.mean.square()).clamp_min(0).sqrt()
 
 
 def negative_binomial_loss(counts: torch.Tensor, log_mean: torch.Tensor, log_size: torch.Tensor) -> torch.Tensor:
