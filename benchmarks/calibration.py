@@ -26,6 +26,7 @@ from report import BLUE, GREY, ORANGE, best_peer, spread, table
 
 from lgdist_scvi import LGDiST
 from lgdist_scvi.metrics import count_coverage
+from lgdist_scvi.model._arguments import Reading
 
 PAGE = ROOT / "docs" / "benchmarks" / "calibration.md"
 LEVELS = (0.5, 0.8, 0.95)
@@ -85,7 +86,8 @@ def held_out(
     yield "molecules", {**coverages(truth["counts"], rate * depth, model.std.to_numpy() * depth), **left}
     data = model._training_data(model.held_out_, 128)
     rows = data.val_idx
-    mean, std = model._complete(data.view, rows, keep_observed=False, return_std=True, scale="counts")
+    reading = Reading(keep_observed=False, return_std=True, scale="counts")
+    mean, std = model._complete(data.view, rows, reading, silent=True)
     chosen = data.held_out[rows].toarray()
     yield "entries", coverages(data.truth.counts[rows].toarray()[chosen], mean[chosen], std[chosen])
 

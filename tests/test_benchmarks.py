@@ -4,10 +4,16 @@ import importlib
 import json
 import subprocess
 import sys
+from functools import partialmethod
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
+import numpy as np
 import pytest
+
+from lgdist_scvi import LGDiST
+from lgdist_scvi.datasets import simulated_tissue
 
 # Stands in for the shared harness: every method gets the same score, and each start leaves a line.
 HARNESS = """
@@ -157,3 +163,46 @@ def test_comparison_runs_what_is_not_kept_yet(benchmarks, compare, tmp_path):
     assert "2 runs to do" in run("--retry").stdout
     section.write_bytes(b"other counts")
     assert "5 runs to do" in run().stdout
+
+
+@pytest.fixture
+def section():
+    """A small section as the harness hands it out."""
+    adata = simulated_tissue(n_spots=120, n_genes=24, depth=800)
+    adata.X = adata.layers["counts"].copy()
+    adata.layers["missing"] = (np.random.default_rng(0).random(adata.shape) < 0.1).astype(np.float32)
+    adata.obs["lib"], adata.obs["slide"] = np.asarray(adata.X.sum(axis=1)).ravel(), "one"
+    adata.var["eval"] = np.arange(adata.n_vars) < 8
+    adata.uns |= {"protocol": "B", "seed": 0}
+    return adata
+
+
+@pytest.fixture
+def briefly(monkeypatch):
+    """One pass of training for every model, whose other options stay the defaults."""
+    for phase in ("train_autoencoder", "train_diffusion"):
+        monkeypatch.setattr(LGDiST, phase, partialmethod(short, getattr(LGDiST, phase)))
+
+
+def short(model, phase, *_, **options):
+    phase(model, **(options | {"max_epochs": 1, "accelerator": "cpu"}))
+
+
+@pytest.mark.slow
+def test_every_variant_of_the_ablation_runs(report, section, briefly):
+    ablation, harness = (importlib.import_module(name) for name in ("ablation", "harness"))
+    for name, (_, variant) in ablation.VARIANTS.items():
+        with mock.patch.object(harness, "LGDiST", variant):
+            completed, scale = harness.complete(section.copy())
+        assert completed.shape == (120, 8) and scale == "rate", name
+        assert np.isfinite(completed.to_numpy()).all() and (completed.to_numpy() >= 0).all(), name
+
+
+@pytest.mark.slow
+def test_calibration_of_both_kinds_of_entries(report, section, briefly):
+    calibration = importlib.import_module("calibration")
+    truth = {"counts": section.X[:, :8].toarray(), "lib": section.obs["lib"].to_numpy()}
+    found = dict(calibration.held_out(section, truth, lambda rate, *_: {"d2": float(rate.mean())}))
+    assert set(found) == set(calibration.KINDS)
+    for record in found.values():
+        assert record["n"] > 50 and 0 < record["coverage"]["0.5"] < record["coverage"]["0.95"] <= 1

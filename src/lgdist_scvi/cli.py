@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._constants import Keys
 from ._output import UserError, check_target, write_aside
+from .model._arguments import N_SAMPLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -170,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     values.add_argument("--denoise", action="store_true", help="denoise detected entries, too, instead of keeping them")
     values.add_argument("--std", action="store_true", help="also write the standard deviation")
     values.add_argument(
-        "--n-samples", type=_whole, default=8, metavar="N", help="samples to average (default: %(default)s)"
+        "--n-samples", type=_whole, default=N_SAMPLES, metavar="N", help="samples to average (default: %(default)s)"
     )
     files = command.add_argument_group("files and messages")
     files.add_argument("--save-model", type=Path, metavar="DIR", help="also save the trained model")
