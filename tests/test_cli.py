@@ -140,7 +140,7 @@ def test_interrupted_training_leaves_nothing(
     section: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     def stop(*_, **__):
-        raise SystemExit(1)  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(LGDiST, "train", stop)
     assert complete(section, tmp_path / "out.h5ad") == 130

@@ -1,11 +1,16 @@
-"""Refusal of arrays that would not fit in memory."""
+"""Refusal of arrays that would not fit in memory, and advice where it runs out."""
 
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 USABLE = 0.5
 """Share of the available memory that one result may take: what is done with it needs as much again."""
@@ -54,3 +59,15 @@ def require_memory(n_bytes: int, what: str, remedy: str) -> None:
             f"{what} would take {n_bytes / 1e9:.1f} GB, and {available / 1e9:.1f} GB of memory are available, of which up to "
             f"half is used for one result. {remedy}"
         )
+
+
+@contextmanager
+def smaller_batches_suggested() -> Iterator[None]:
+    """Say what helps where the work on a minibatch runs out of memory."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # On CPUs PyTorch raises a plain RuntimeError, and on GPUs a kind of it.
+        if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
+            error.add_note("The memory ran out in the work on one minibatch: pass a smaller batch_size.")
+        raise

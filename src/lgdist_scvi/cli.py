@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except UserError as error:
             print(f"lgdist-scvi: error: {' '.join(str(error).split())}", file=sys.stderr)
             return 2
-        except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
+        except KeyboardInterrupt:
             print("lgdist-scvi: interrupted, no output was written", file=sys.stderr)
             return INTERRUPTED
     return 0

@@ -482,3 +482,47 @@ def test_scores_of_new_data_do_not_depend_on_the_cache(trained, small, monkeypat
     cached = trained.evaluate_completion(new, **small.READ)
     monkeypatch.setattr("lgdist_scvi.data._view._CACHE_BYTES", 0)
     np.testing.assert_allclose(trained.evaluate_completion(new, **small.READ), cached, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"n_samples": -1}, ValueError, "n_samples=-1 must be a whole number of at least 0"),
+        ({"n_samples": 2.5}, ValueError, "n_samples=2.5 must be a whole number"),
+        ({"n_samples": True}, ValueError, "n_samples=True must be a whole number"),
+        ({"n_steps": 0}, ValueError, "n_steps=0 must be a whole number of at least 1"),
+        ({"batch_size": 0}, ValueError, "batch_size=0 must be a whole number of at least 1"),
+        ({"seed": -1}, ValueError, "seed=-1 must be a whole number of at least 0"),
+        ({"scale": "cpm"}, ValueError, "scale='cpm' is unknown; choose one of 'log1p', 'rate', 'counts'"),
+        ({"read_out": "mean"}, ValueError, "read_out='mean' is unknown"),
+        ({"indices": [1.0]}, ValueError, "`indices` must be a list of row numbers"),
+        ({"indices": [-1]}, ValueError, r"must lie in 0\.\.149, got -1"),
+        ({"indices": [True, False]}, ValueError, "one entry per spot"),
+        ({"indices": "spot"}, ValueError, "`indices` must be a list of row numbers"),
+        ({"gene_list": "gene_1"}, ValueError, r"did you mean \['gene_1'\]"),
+        ({"gene_list": ["EPCAM"]}, ValueError, r"1 genes of `gene_list` are not in adata.var_names: \['EPCAM'\]"),
+        ({"adata": "section.h5ad"}, TypeError, "Expected an AnnData, got str"),
+        ({"n_sample": 3}, TypeError, "n_sample"),
+    ],
+)
+def test_arguments_out_of_range(trained, options, error, message):
+    with pytest.raises(error, match=message):
+        trained.get_completed_expression(**({"silent": True} | options))
+
+
+@pytest.mark.parametrize("quantiles", [[0.5, 2.0], [0.0], [float("nan")], ["median"], [None]])
+def test_quantiles_out_of_range(trained, quantiles):
+    with pytest.raises(ValueError, match=r"Quantiles must be numbers between 0 and 1, got \["):
+        trained.get_count_quantiles(quantiles=quantiles, silent=True)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1, "half", None])
+def test_fraction_out_of_range(trained, fraction):
+    with pytest.raises(ValueError, match=r"fraction=.* must be in \[0, 1\)"):
+        trained.evaluate_completion(trained.adata[::2].copy(), fraction=fraction, silent=True)
+
+
+def test_nothing_asked_for(trained, small):
+    assert trained.get_completed_expression(indices=[], **small.READ).shape == (0, 40)
+    assert trained.get_completed_expression(gene_list=[], **small.READ).shape == (150, 0)
+    assert trained.get_latent_representation(indices=[]).shape == (0, 8)

@@ -5,8 +5,11 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
+import torch
 from scipy import sparse
 
+from lgdist_scvi import LGDiST
 from lgdist_scvi.model._guards import warn_if_collapsed, warn_if_no_better_than_means
 
 
@@ -61,3 +64,60 @@ def test_collapsed_codes(small, monkeypatch):
     model.module.encoder.code.weight.data.zero_()
     with pytest.warns(UserWarning, match="nearly the same code"):
         model.train_diffusion(**{name: value for name, value in small.TRAIN.items() if name != "validation_size"})
+
+
+def test_scores_on_spots_of_the_training(small, trained):
+    """A copy of the data is evaluated on what was held out; another selection of it has been seen."""
+    expected = trained.evaluate_completion(**small.READ)
+    assert trained.evaluate_completion(trained.adata.copy(), **small.READ).equals(expected)
+    some = trained.adata[::2].copy()
+    with pytest.warns(UserWarning, match="trained on some of these spots .* too good"):
+        trained.evaluate_completion(some, **small.READ)
+
+
+def test_data_that_changed_since_the_training(small, tmp_path):
+    model = small.fit(small.build(small.tissue()))
+    model.save(tmp_path / "model")
+    sc.pp.filter_cells(model.adata, min_counts=1500)
+    assert model.get_completed_expression(**small.READ).shape == model.adata.shape
+    with pytest.raises(ValueError, match="not as it was trained on.*Evaluate before you change or filter it"):
+        model.evaluate_completion(**small.READ)
+    with pytest.raises(ValueError, match="entries held out of the training would be mixed up"):
+        small.fit(model)
+    # Other spots are held out anew, and the model learns from them.
+    again = LGDiST.load(tmp_path / "model", adata=small.tissue(seed=5))
+    small.fit(again)
+    assert np.isfinite(again.evaluate_completion(**small.READ).to_numpy()).all()
+
+
+def test_counts_that_were_normalised_since(small):
+    adata = small.tissue()
+    adata.X = adata.layers["counts"].copy()
+    LGDiST.setup_anndata(adata)
+    model = LGDiST(adata, **small.OPTIONS)
+    sc.pp.normalize_total(adata)
+    with pytest.raises(ValueError, match="X has .* not whole numbers"):
+        small.fit(model)
+    adata.X = adata.layers["counts"].copy()
+    small.fit(model)
+    sc.pp.log1p(adata)
+    for read in (model.get_completed_expression, model.get_latent_representation, model.evaluate_completion):
+        with pytest.raises(ValueError, match="X has .* not whole numbers"):
+            read()
+
+
+def test_genes_that_were_dropped_since(small, trained):
+    adata = small.tissue()
+    model = small.fit(small.build(adata), max_epochs=1)
+    adata._inplace_subset_var(np.arange(35))
+    with pytest.raises(ValueError, match="lacks 5 of the model's 40 genes"):
+        model.get_completed_expression(**small.READ)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_completion_that_is_not_finite(small, monkeypatch):
+    model = small.fit(small.build(small.tissue()), max_epochs=1)
+    with torch.no_grad():
+        model.module.decoder.out.weight.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="spots 0 to 149 is not finite"):
+        model.get_completed_expression(**small.READ)

@@ -213,3 +213,47 @@ def test_completed_layers_are_not_measurements(trained, suffix, role):
     # A name that only looks like one is fine.
     adata.layers["counts_std"] = adata.layers["counts"].copy()
     LGDiST.setup_anndata(adata, library_key="library_id", layer="counts_std", observed_layer="observed")
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("counts", r"layers\['counts'\] already, not from a completion; pass another key_added"),
+        ("observed", r"layers\['observed'\] already"),
+        ("spatial", r"uns\['spatial'\] already"),
+        ("", "key_added='' must be a name"),
+        (3, "key_added=3 must be a name"),
+    ],
+)
+def test_what_is_there_is_not_replaced(trained, tmp_path, key, message):
+    adata = trained.adata.copy()
+    adata.uns["spatial"] = {"section": {"images": {}}}
+    before = adata.layers["counts"].copy()
+    with pytest.raises(ValueError, match=message):
+        trained.add_completed_layer(adata, key_added=key, **OPTIONS)
+    with pytest.raises(ValueError, match=message):
+        trained.write_completed(tmp_path / "a.h5ad", adata, key_added=key, **OPTIONS)
+    assert (adata.layers["counts"] != before).nnz == 0 and os.listdir(tmp_path) == []
+    trained.add_completed_layer(adata, key_added="full", **OPTIONS)
+    trained.add_completed_layer(adata, key_added="full", seed=1, **OPTIONS)
+    assert adata.uns["full"]["seed"] == 1
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_full_disk_at_the_end(trained, tmp_path, monkeypatch, suffix):
+    """While the file itself is written: what was there stays, and the blocks are kept."""
+    path = tmp_path / f"a{suffix}"
+    trained.write_completed(path, **OPTIONS)
+    before = np.asarray(read(path).layers["lgdist"])
+
+    def full(self, path, **_):
+        Path(path).mkdir() if suffix == ".zarr" else Path(path).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left") as caught:
+        patch.setattr(ad.AnnData, f"write_{suffix[1:]}", full)
+        trained.write_completed(path, overwrite=True, seed=1, **OPTIONS)
+    assert f"a{suffix}.partial; repeat the call" in caught.value.__notes__[0]
+    np.testing.assert_array_equal(read(path).layers["lgdist"], before)
+    trained.write_completed(path, overwrite=True, seed=1, **OPTIONS)
+    assert (np.asarray(read(path).layers["lgdist"]) != before).any() and os.listdir(tmp_path) == [path.name]

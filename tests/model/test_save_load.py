@@ -1,9 +1,11 @@
 """A saved model reads the same data alike, and data with other genes not at all."""
 
+import errno
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -212,6 +214,88 @@ def test_damaged_file(saved, tmp_path, damage):
     torch.save([torch.zeros(3)], path)
     with pytest.raises(ValueError, match=r"model\.pt is not a saved model"):
         LGDiST.load(folder)
+
+
+def changed(folder, path, *, change):
+    """A copy of a saved model whose file holds something else."""
+    shutil.copytree(folder, path)
+    content = torch.load(path / "model.pt", weights_only=False)
+    change(content["attr_dict"], content["model_state_dict"])
+    torch.save(content, path / "model.pt")
+    return path
+
+
+VERSIONS = {
+    "option of the module": (
+        lambda attributes, _: attributes["init_params_"]["kwargs"]["module_kwargs"].update(n_experts=4),
+        r"saved by lgdist-scvi 9\.9, with options that .* does not have: n_experts\. Install",
+    ),
+    "option of the model": (
+        lambda attributes, _: attributes["init_params_"]["non_kwargs"].update(schedule="edm"),
+        "does not have: schedule",
+    ),
+    "option of the setup": (
+        lambda attributes, _: attributes["registry_"]["setup_args"].update(protein_key="x"),
+        "does not have: protein_key",
+    ),
+    "fewer weights": (lambda _, weights: weights.pop("share"), "weights of another form .*share"),
+    "more weights": (lambda _, weights: weights.update(more=torch.ones(1)), "weights of another form .*more"),
+    "other weights": (lambda _, weights: weights.update(share=torch.ones(3)), "weights of another form .*share"),
+    "another class": (
+        lambda attributes, _: attributes["registry_"].update(model_name="SCVI"),
+        "holds a model of the class SCVI, not LGDiST",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), VERSIONS.values(), ids=VERSIONS)
+def test_model_of_another_version(saved, tmp_path, change, message):
+    def of_another_version(attributes, weights):
+        attributes["registry_"]["lgdist_scvi_version"] = "9.9"
+        change(attributes, weights)
+
+    with pytest.raises(ValueError, match=rf"(?s)model\.pt .*{message}"):
+        LGDiST.load(changed(saved[2], tmp_path / "model", change=of_another_version))
+
+
+def test_model_without_a_version(saved, small, tmp_path):
+    """As the first releases saved it."""
+    folder = changed(
+        saved[2], tmp_path / "model", change=lambda attributes, _: attributes["registry_"].pop("lgdist_scvi_version")
+    )
+    pd.testing.assert_frame_equal(read(LGDiST.load(folder), small), saved[1])
+
+
+def test_data_of_the_model_is_damaged(saved, tmp_path):
+    model, _, _ = saved
+    folder = tmp_path / "model"
+    shutil.copytree(saved[2], folder)
+    content = (folder / "adata.h5ad").read_bytes()
+    (folder / "adata.h5ad").write_bytes(content[: len(content) // 2])
+    with pytest.raises(OSError, match=r"saved with .*model\.pt cannot be read: .*truncated.*Pass adata=\.\.\."):
+        LGDiST.load(folder)
+    assert LGDiST.load(folder, adata=model.adata.copy()).is_trained
+
+
+def test_model_that_is_there_stays_until_the_new_one_is_whole(saved, small, tmp_path, monkeypatch):
+    model, completed, folder = saved
+    path = tmp_path / "model"
+    shutil.copytree(folder, path)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        model.save(path)
+
+    def full(content, file, **_):
+        Path(file).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(torch, "save", full)
+        model.save(path, overwrite=True, save_anndata=True)
+    assert sorted(os.listdir(path)) == ["adata.h5ad", "model.pt"]
+    pd.testing.assert_frame_equal(read(LGDiST.load(path), small), completed)
+    for target, error in ((None, TypeError), (path / "model.pt" / "deeper", NotADirectoryError)):
+        with pytest.raises(error):
+            model.save(target)
 
 
 def test_no_model_there(tmp_path):

@@ -1,6 +1,8 @@
 """Both phases are trained on one split, reproducibly, and what was learnt is kept."""
 
+import os
 import random
+import signal
 
 import lightning.pytorch as pl
 import numpy as np
@@ -181,37 +183,135 @@ def test_nothing_held_out(small, model):
         model.evaluate_completion(**small.READ)
 
 
-@pytest.mark.parametrize("size", [-0.1, 1.0])
-def test_share_to_hold_out_must_be_a_share(small, model, size):
-    with pytest.raises(ValueError, match=r"must be in \[0, 1\)"):
-        small.fit(model, validation_size=size)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    {
+        "no epochs": ({"max_epochs": 0}, r"max_epochs=0 must be a whole number of at least 1"),
+        "endless": ({"max_epochs": -1}, r"max_epochs=-1 must be a whole number"),
+        "half an epoch": ({"autoencoder_max_epochs": 1.5}, r"autoencoder_max_epochs=1\.5 must be a whole number"),
+        "text": ({"diffusion_max_epochs": "3"}, r"diffusion_max_epochs='3' must be a whole number"),
+        "empty batches": ({"batch_size": 0}, r"batch_size=0 must be a whole number of at least 1"),
+        "negative share": ({"validation_size": -0.1}, r"validation_size=-0\.1 must be in \[0, 1\)"),
+        "everything": ({"validation_size": 1.0}, r"validation_size=1\.0 must be in \[0, 1\)"),
+        "not a share": ({"validation_size": float("nan")}, r"validation_size=nan must be in \[0, 1\)"),
+        "hardware": ({"accelerator": "abacus"}, "abacus"),
+    }.values(),
+)
+def test_arguments_out_of_range(small, model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        small.fit(model, **({"max_epochs": None} | arguments))
+    assert model.history == {}
 
 
-def test_interruption_keeps_what_was_learnt(small, model, monkeypatch):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_latent": 0}, "n_latent=0"),
+        ({"n_heads": 5}, "n_hidden=32 must be a multiple of n_heads=5"),
+        ({"n_denoiser_hidden": 33}, "n_denoiser_hidden=33 must be a multiple of n_heads=2"),
+        ({"n_factors": -1}, "n_factors=-1"),
+        ({"n_layers": 1.0}, "n_layers=1.0"),
+        ({"n_diffusion_steps": 0}, "n_diffusion_steps=0"),
+        ({"dropout": 1}, r"dropout=1 must be in \[0, 1\)"),
+        ({"seed": -1}, "seed=-1"),
+        ({"seed": "0"}, "seed='0'"),
+        ({"n_rounds": 1.5}, "n_rounds=1.5"),
+        ({"n_rounds": 0}, "n_rounds=0 must be a whole number of at least 1"),
+        ({"loss": "l2"}, "loss='l2' is unknown; choose one of 'counts', 'log'"),
+        ({"sampler": "euler"}, "sampler='euler' is unknown"),
+        ({"condition": None}, "condition=None is unknown"),
+    ],
+)
+def test_options_out_of_range(small, options, message):
+    with pytest.raises(ValueError, match=message):
+        small.build(small.tissue(), options)
+
+
+def state_of(adata):
+    """Everything that a user may see of the data."""
+    stored = {
+        f"{part} {name}": value for part in ("layers", "obsm", "obsp") for name, value in getattr(adata, part).items()
+    }
+    values = {
+        name: value.toarray() if hasattr(value, "toarray") else np.asarray(value) for name, value in stored.items()
+    }
+    return (
+        {name: value.tobytes() for name, value in values.items()},
+        adata.obs.to_csv(),
+        adata.var.to_csv(),
+        set(adata.uns),
+    )
+
+
+@pytest.mark.parametrize("phase", ["autoencoder", "diffusion"])
+def test_interruption_keeps_what_was_learnt(small, model, monkeypatch, phase):
     kept = []
     keep = PhasePlan.keep_best
 
     def spy(plan):
-        keep(plan)
-        kept.append((plan._best or plan._average.module.state_dict())["encoder.code.weight"].clone())
+        finite = keep(plan)
+        kept.append({name: value.clone() for name, value in plan._parts().state_dict().items()})
+        return finite
 
     def stop(trainer, plan, batch):
-        if trainer.current_epoch == 2:
-            raise KeyboardInterrupt
+        if trainer.current_epoch == 2 and plan.phase == phase:
+            os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(PhasePlan, "keep_best", spy)
-    start = model.module.encoder.code.weight.clone()
-    # scvi-tools turns the interruption into an exit.
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
+    start, data, handler = weights(model, ""), state_of(model.adata), signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt) as caught:
         small.fit(model, max_epochs=5, callbacks=[At(stop)])
-    assert len(model.history["autoencoder"]["train_loss"]) == 2
-    assert torch.equal(model.module.encoder.code.weight, kept[0])
-    assert not torch.equal(model.module.encoder.code.weight, start)
+    # Lightning would ignore every later interruption.
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert caught.value.__notes__ == [
+        f"The training ({phase}) was interrupted. What it has learnt in 4 steps is kept, and train() goes on from there."
+    ]
+    assert state_of(model.adata) == data
+    assert len(model.history[phase]["train_loss"]) == 2
+    trained = {"autoencoder": "encoder.code.weight", "diffusion": "denoiser.out.weight"}[phase]
+    now = weights(model, "")
+    assert torch.equal(now[trained], kept[-1][trained]) and not torch.equal(now[trained], start[trained])
     assert not model.module.training
-    values = model.get_completed_expression(n_samples=0, silent=True, return_numpy=True)
-    assert np.isfinite(values).all()
-    with pytest.raises(RuntimeError, match="diffusion has not been trained"):
-        model.get_completed_expression()
+    n_samples = 1 if phase == "diffusion" else 0
+    assert np.isfinite(model.get_completed_expression(n_samples=n_samples, silent=True, return_numpy=True)).all()
+    if phase == "autoencoder":
+        with pytest.raises(RuntimeError, match="diffusion has not been trained"):
+            model.get_completed_expression()
+    small.fit(model, max_epochs=1)
+    assert len(model.history[phase]["train_loss"]) == 3
+
+
+@pytest.mark.parametrize("phase", ["autoencoder", "diffusion"])
+def test_training_that_diverges_is_refused(small, model, phase):
+    parts = ("encoder.code.", "decoder.out.", "denoiser.out.")
+    start = weights(model, *parts)
+    still = {"validation_size": 0.0, "max_epochs": 6}
+    with pytest.raises(FloatingPointError, match=rf"\({phase}\) diverged: .* {phase}_plan_kwargs=.*it was 1e\+30"):
+        small.fit(model, **still, **{f"{phase}_plan_kwargs": {"lr": 1e30, "ema_decay": 0.0}})
+    assert phase not in model.history
+    trained = parts[:2] if phase == "diffusion" else ()
+    assert all(
+        torch.equal(value, start[name])
+        for name, value in weights(model, *parts).items()
+        if not name.startswith(trained)
+    )
+    assert all(torch.isfinite(value).all() for value in weights(model, "").values())
+    small.fit(model, **still)
+
+
+def test_memory_that_runs_out(small, model):
+    for error in (
+        MemoryError("none left"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("can't allocate memory"),
+    ):
+
+        def fail(trainer, plan, batch, error=error):
+            raise error
+
+        with pytest.raises(type(error)) as caught:
+            small.fit(model, callbacks=[At(fail)])
+        assert caught.value.__notes__ == ["The memory ran out in the work on one minibatch: pass a smaller batch_size."]
 
 
 def test_failure_before_the_first_step_is_no_training(small, model):
@@ -230,6 +330,7 @@ def test_failure_before_the_first_step_is_no_training(small, model):
 def test_misspelt_plan_options_raise(small, model, phase):
     with pytest.raises(TypeError, match="learning_rate"):
         small.fit(model, **{f"{phase}_plan_kwargs": {"learning_rate": 1e-3}})
+    assert model.history == {}  # found before the first phase took its time
 
 
 def test_misspelt_arguments_raise(small, model):

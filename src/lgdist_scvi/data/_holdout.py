@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
+from lgdist_scvi._checks import check_share
+
 MAX_HOLDOUT_SPOTS = 2000
 """Spots with held-out entries at most: enough to measure, few enough to be quick."""
 
@@ -30,8 +32,7 @@ def holdout_entries(hidden: sparse.csr_matrix, fraction: float, seed: int) -> sp
     ValueError
         If `fraction` is out of range.
     """
-    if not 0 <= fraction < 1:
-        raise ValueError(f"The share of entries to hold out must be in [0, 1), got {fraction}.")
+    check_share(fraction=fraction)
     n_spots, n_genes = hidden.shape
     rng = np.random.default_rng(seed)
     spots = np.sort(rng.permutation(n_spots)[:MAX_HOLDOUT_SPOTS])

@@ -10,6 +10,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from lgdist_scvi._checks import check_whole
+
 from ._counts import check_counts
 from ._entries import listing, spot_listing
 
@@ -77,8 +79,7 @@ def validate_setup(
         If values cannot be used; the message names the first culprits and the remedy.
     """
     _check_container(adata)
-    if isinstance(n_neighbors, bool) or not isinstance(n_neighbors, int | np.integer) or n_neighbors < 1:
-        raise ValueError(f"n_neighbors={n_neighbors!r} must be a whole number of at least 1.")
+    check_whole(1, n_neighbors=n_neighbors)
     _check_obs_column(adata, library_key, "library_key")
     _check_obs_column(adata, batch_key, "batch_key")
     positions = _check_positions(adata, spatial_key)
@@ -100,7 +101,9 @@ def validate_setup(
         )
 
 
-def validate_places(adata: AnnData, spatial_key: str, image_key: str, n_features: int) -> NDArray[np.float32]:
+def validate_places(
+    adata: AnnData, spatial_key: str, library_key: str | None, image_key: str, n_features: int
+) -> NDArray[np.float32]:
     """Check places at which expression is to be predicted from the image.
 
     Parameters
@@ -109,6 +112,8 @@ def validate_places(adata: AnnData, spatial_key: str, image_key: str, n_features
         Annotated places.
     spatial_key, image_key
         Keys of positions and image embeddings in ``obsm``.
+    library_key
+        Column of ``obs`` with the libraries.
     n_features
         Features of an embedding.
 
@@ -123,7 +128,9 @@ def validate_places(adata: AnnData, spatial_key: str, image_key: str, n_features
     ValueError
         If a place has no image, or the embeddings are of another length.
     """
-    _check_positions(adata, spatial_key)
+    _check_type(adata)
+    _check_obs_column(adata, library_key, "library_key")
+    _check_shared_positions(adata, _check_positions(adata, spatial_key), library_key)
     _check_image(adata, image_key, query=True)
     image = np.asarray(adata.obsm[image_key], dtype=np.float32)
     if image.shape[1] != n_features:
@@ -154,6 +161,7 @@ def validate_genes(var_names_expected: Sequence[str] | NDArray, adata: AnnData) 
     ValueError
         If genes are missing, or there are others, or their order differs.
     """
+    _check_type(adata)
     expected, found = pd.Index(var_names_expected).astype(str), pd.Index(adata.var_names).astype(str)
     if found.equals(expected):
         return
@@ -176,9 +184,13 @@ def validate_genes(var_names_expected: Sequence[str] | NDArray, adata: AnnData) 
     )
 
 
-def _check_container(adata: AnnData) -> None:
+def _check_type(adata: AnnData) -> None:
     if not isinstance(adata, AnnData):
         raise TypeError(f"Expected an AnnData, got {type(adata).__name__}; pass one table, e.g. mdata.mod['rna'].")
+
+
+def _check_container(adata: AnnData) -> None:
+    _check_type(adata)
     if adata.isbacked:
         raise ValueError("adata is backed by a file, which is read in another order; use adata = adata.to_memory().")
     if adata.is_view:
@@ -329,9 +341,3 @@ def _obsm_array(adata: AnnData, key: str, argument: str, what: str) -> NDArray:
     if array.dtype.kind not in "buif":
         raise TypeError(f"adata.obsm[{key!r}] ({what}) has dtype {array.dtype}; convert it to a numeric dtype.")
     return array
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a value that is not among the choices."""
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, choices))}.")

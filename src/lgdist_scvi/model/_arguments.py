@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from lgdist_scvi.data._validation import check_choice
+from lgdist_scvi._checks import check_choice, check_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,9 +47,8 @@ class Reading:
     def __post_init__(self) -> None:
         check_choice("scale", self.scale, ("log1p", "rate", "counts"))
         check_choice("read_out", self.read_out, ("expected", "detected"))
-        for name, least in {"n_samples": 0, "n_steps": 1, "batch_size": 1}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}.")
+        check_whole(0, n_samples=self.n_samples, seed=self.seed)
+        check_whole(1, n_steps=self.n_steps, batch_size=self.batch_size)
         if self.read_out == "detected" and self.return_std:
             raise ValueError("return_std goes with read_out='expected'.")
 
@@ -59,6 +58,8 @@ def row_numbers(indices: Sequence[int] | None, adata: AnnData) -> NDArray[np.int
     if indices is None:
         return np.arange(adata.n_obs)
     rows = np.asarray(indices)
+    if not rows.size:
+        rows = rows.astype(np.int64)
     if rows.dtype == bool:
         if rows.shape != (adata.n_obs,):
             raise ValueError(f"The mask `indices` has shape {rows.shape}; it must have one entry per spot.")

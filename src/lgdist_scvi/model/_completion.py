@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from lgdist_scvi._checks import check_whole
 from lgdist_scvi._compat import track
-from lgdist_scvi._memory import require_memory
+from lgdist_scvi._memory import require_memory, smaller_batches_suggested
 from lgdist_scvi.data._validation import validate_genes, validate_setup
 from lgdist_scvi.metrics import count_distribution
 from lgdist_scvi.module._autoencoder import TARGET_SUM
@@ -172,8 +173,8 @@ class CompletionMixin:
         MemoryError
             If the tables would take more than half of the memory that is available.
         """
-        if wrong := [q for q in quantiles if not 0 < q < 1]:
-            raise ValueError(f"Quantiles must lie between 0 and 1, got {wrong}.")
+        if wrong := [q for q in quantiles if not isinstance(q, float) or not 0 < q < 1]:
+            raise ValueError(f"Quantiles must be numbers between 0 and 1, got {wrong}.")
         if depth is not None and not depth > 0:
             raise ValueError(f"`depth` must be positive, got {depth}.")
         options: dict[str, Any] = {"n_samples": n_samples, "n_steps": n_steps, "seed": seed, "batch_size": batch_size}
@@ -207,11 +208,12 @@ class CompletionMixin:
         """
         adata, view = self._trained_view(adata, diffusion=False)
         rows = row_numbers(indices, adata)
-        codes = []
-        with torch.no_grad():
-            for _, batch in self._batches(view, rows, batch_size, silent=True):
-                codes.append(self.module.encode(batch, self.module.visible(batch)).centre.cpu().numpy())
-        return np.concatenate(codes)
+        check_whole(1, batch_size=batch_size)
+        codes = np.empty((len(rows), self.module.denoiser.code_std.numel()), dtype=np.float32)
+        with torch.no_grad(), smaller_batches_suggested():
+            for place, batch in self._batches(view, rows, batch_size, silent=True):
+                codes[place] = self.module.encode(batch, self.module.visible(batch)).centre.cpu().numpy()
+        return codes
 
     def _complete(
         self,
@@ -236,23 +238,29 @@ class CompletionMixin:
         """Places among the rows, completed values and their standard deviations, a minibatch at a time."""
         module, noise, scale = self.module, self._noise(reading.n_samples, reading.seed), reading.scale
         detected = reading.read_out == "detected"
-        for place, batch in self._batches(view, rows, reading.batch_size, silent):
-            prediction = predict(module, batch, noise, reading.n_steps, detected=detected)
-            depth = batch.depth[:, None]
-            measured = batch.observed & (batch.counts > 0)
-            rate, variance = posterior(prediction, batch, batch.observed, module)
-            if detected:
-                rate = prediction.detected.expm1() / TARGET_SUM
-            if reading.keep_observed:
-                rate = torch.where(measured, batch.counts / depth, rate)
-                variance = torch.where(measured, 0, variance)
-            std = variance.sqrt()
-            if scale == "log1p":
-                std = std * TARGET_SUM / (1 + rate * TARGET_SUM)
-                rate = torch.log1p(rate * TARGET_SUM)
-            elif scale == "counts":
-                rate, std = rate * depth, std * depth
-            yield place, rate.cpu().numpy(), std.cpu().numpy()
+        with smaller_batches_suggested():
+            for place, batch in self._batches(view, rows, reading.batch_size, silent):
+                prediction = predict(module, batch, noise, reading.n_steps, detected=detected)
+                depth = batch.depth[:, None]
+                measured = batch.observed & (batch.counts > 0)
+                rate, variance = posterior(prediction, batch, batch.observed, module)
+                if detected:
+                    rate = prediction.detected.expm1() / TARGET_SUM
+                if reading.keep_observed:
+                    rate = torch.where(measured, batch.counts / depth, rate)
+                    variance = torch.where(measured, 0, variance)
+                std = variance.sqrt()
+                if scale == "log1p":
+                    std = std * TARGET_SUM / (1 + rate * TARGET_SUM)
+                    rate = torch.log1p(rate * TARGET_SUM)
+                elif scale == "counts":
+                    rate, std = rate * depth, std * depth
+                if not (torch.isfinite(rate).all() and torch.isfinite(std).all()):
+                    raise FloatingPointError(
+                        f"The completion of spots {rows[place].min()} to {rows[place].max()} is not finite. Look for counts and depths "
+                        "among them that are out of all proportion."
+                    )
+                yield place, rate.cpu().numpy(), std.cpu().numpy()
 
     def _noise(self, n_samples: int, seed: int) -> torch.Tensor | None:
         if not n_samples:

@@ -15,7 +15,7 @@ from lgdist_scvi.module._autoencoder import TARGET_SUM
 
 from ._arguments import BATCH_SIZE, N_SAMPLES, N_STEPS
 from ._completion import CompletionMixin
-from ._guards import warn_if_no_better_than_means
+from ._guards import digest_of, warn_if_no_better_than_means, warn_if_trained_on
 from ._readout import predict
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class EvaluationMixin(CompletionMixin):
 
     seed_: int
     held_out_: float
+    trained_digest_: str
+    trained_spots_: NDArray[np.uint64]
 
     def evaluate_completion(
         self,
@@ -71,10 +73,19 @@ class EvaluationMixin(CompletionMixin):
         Raises
         ------
         ValueError
-            If nothing was held out.
+            If nothing was held out, or the spots of the model are not as it was trained on.
         """
-        own = adata is None or adata is self.adata
         _, truth = self._trained_view(adata, diffusion=n_samples > 0, use_image=use_image)
+        prints = truth.fingerprints()
+        # A copy of the data of the training is as good as the data, and the same data after some filtering is not.
+        own = digest_of(prints) == self.trained_digest_
+        if not own and adata is None and np.isin(self.trained_spots_, prints).any():
+            raise ValueError(
+                "model.adata is not as it was trained on, so that the entries held out of the training cannot be found. "
+                "Evaluate before you change or filter it."
+            )
+        if not own:
+            warn_if_trained_on(prints, self.trained_spots_)
         hidden = holdout_entries(truth.hidden, self.held_out_ if own else fraction, self.seed_ if own else seed)
         if not hidden.nnz:
             raise ValueError("No entry is held out: train with validation_size > 0, or pass fraction > 0 with adata.")

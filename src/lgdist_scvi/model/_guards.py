@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ SIMILAR = 0.6
 cortex and tumours 0.13 to 0.46."""
 _FEWEST_GENES = 20
 _COLLAPSED = 0.01
+_REMEMBERED = 500
 
 
 def warn_if_unlike(view: SpotView, trained_share: NDArray[np.float64]) -> None:
@@ -43,6 +45,27 @@ def warn_if_collapsed(codes: NDArray[np.float32]) -> None:
             "lower weight_decay, or register more spots or genes with more counts.",
             UserWarning,
             stacklevel=4,
+        )
+
+
+def digest_of(prints: NDArray[np.uint64]) -> str:
+    """Hash of the fingerprints of spots, for exactly these spots in this order."""
+    return hashlib.sha256(np.ascontiguousarray(prints).data).hexdigest()
+
+
+def sample_of(prints: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Some of the fingerprints of spots, few enough to be saved with a model."""
+    return np.random.default_rng(0).permutation(prints[prints > 0])[:_REMEMBERED]
+
+
+def warn_if_trained_on(prints: NDArray[np.uint64], trained: NDArray[np.uint64]) -> None:
+    """Warn if entries of spots are hidden that the model has been trained on."""
+    if np.isin(trained, prints).any():
+        warnings.warn(
+            "The model has been trained on some of these spots and has seen what is hidden now, so the scores are too good. "
+            "evaluate_completion() without adata measures on entries held out of the training.",
+            UserWarning,
+            stacklevel=3,
         )
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -53,7 +54,7 @@ class LayersMixin(CompletionMixin):
         adata
             Spots to complete; by default those of the model.
         key_added
-            Name of the layer.
+            Name of the layer; an earlier completion of this name is replaced.
         silent
             Show no progress bar.
         **options
@@ -62,12 +63,13 @@ class LayersMixin(CompletionMixin):
         Raises
         ------
         RuntimeError, ValueError
-            As :meth:`get_completed_expression`.
+            As :meth:`get_completed_expression`; also if there is something else of this name.
         MemoryError
             If the layers would take more than half of the memory that is available; :meth:`write_completed` does not.
         """
         reading = Reading(**options)
         adata, view = self._trained_view(adata, diffusion=reading.n_samples > 0, use_image=reading.use_image)
+        _check_key(adata, key_added)
         require_memory(
             adata.n_obs * adata.n_vars * (5 + 4 * reading.return_std),
             f"The completed layers of {adata.n_obs} spots and {adata.n_vars} genes",
@@ -139,6 +141,7 @@ class LayersMixin(CompletionMixin):
             raise FileExistsError(f"{path} exists; choose another name or pass overwrite=True.")
         reading = Reading(**options)
         adata, view = self._trained_view(adata, diffusion=reading.n_samples > 0, use_image=reading.use_image)
+        _check_key(adata, key_added)
         job = {**asdict(reading), **self._provenance(reading), "weights": self._weights_hash(), "data": view.digest()}
         blocks = _Blocks(path.with_name(f"{path.name}.partial"), view, reading.batch_size, job)
         spread_out = distributed.is_available() and distributed.is_initialized()
@@ -239,6 +242,21 @@ class _Blocks:
 
     def _file(self, block: int) -> Path:
         return self.folder / f"block_{block:06d}.npz"
+
+
+def _check_key(adata: AnnData, key: str) -> None:
+    """Refuse a name under which there is something else."""
+    if not isinstance(key, str) or not key:
+        raise ValueError(f"key_added={key!r} must be a name.")
+    known = adata.uns.get(key)
+    if isinstance(known, Mapping) and known.get("package") == PACKAGE:
+        return
+    layers = [key, f"{key}{IMPUTED_SUFFIX}", f"{key}{STD_SUFFIX}"]
+    taken = [f"layers[{name!r}]" for name in layers if name in adata.layers] + [f"uns[{key!r}]"] * (key in adata.uns)
+    if taken:
+        raise ValueError(
+            f"adata has {' and '.join(taken)} already, not from a completion; pass another key_added=... than {key!r}."
+        )
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:

@@ -10,7 +10,10 @@ from scvi.data import AnnDataManager
 from scvi.data.fields import LayerField, NumericalObsField, ObsmField
 from scvi.model.base import BaseModelClass
 
+from lgdist_scvi._checks import check_whole
+from lgdist_scvi._compat import ForgettingMixin
 from lgdist_scvi._constants import REGISTRY_KEYS
+from lgdist_scvi.data._counts import check_counts
 from lgdist_scvi.data._fields import GroupField, ImageField, SpatialGraphField
 from lgdist_scvi.data._validation import validate_genes, validate_setup
 from lgdist_scvi.data._view import SpotView
@@ -30,7 +33,9 @@ if TYPE_CHECKING:
 MOST_FACTORS = 40
 
 
-class LGDiST(TrainingMixin, EvaluationMixin, PredictionMixin, SpatialDataMixin, SavingMixin, BaseModelClass):
+class LGDiST(
+    TrainingMixin, EvaluationMixin, PredictionMixin, SpatialDataMixin, SavingMixin, ForgettingMixin, BaseModelClass
+):
     """Latent gene diffusion for spatial transcriptomics completion (LGDiST, arXiv 2509.01864).
 
     A neighbourhood transformer encodes a spot, with part of its entries hidden, and its neighbours; a diffusion model
@@ -86,8 +91,8 @@ class LGDiST(TrainingMixin, EvaluationMixin, PredictionMixin, SpatialDataMixin, 
         module_kwargs = defaults | module_kwargs
         if zeros_missing and module_kwargs["loss"] != "log":
             raise ValueError("zeros_missing=True leaves no zeros for a likelihood of counts: use it with loss='log'.")
-        if n_rounds < 1:
-            raise ValueError(f"n_rounds={n_rounds} must be at least 1.")
+        check_whole(1, n_rounds=n_rounds)
+        check_whole(0, seed=seed)
         with seeded(seed):
             self.module = LGDiSTModule(
                 n_genes=self.summary_stats.n_vars,
@@ -97,6 +102,7 @@ class LGDiST(TrainingMixin, EvaluationMixin, PredictionMixin, SpatialDataMixin, 
             )
         self.zeros_missing_, self.n_rounds_, self.seed_ = zeros_missing, n_rounds, seed
         self.held_out_ = 0.0
+        self.trained_digest_, self.trained_spots_ = "", np.empty(0, dtype=np.uint64)
         self.history_ = {}
         options = ", ".join(f"{name}: {value}" for name, value in module_kwargs.items())
         self._model_summary_string = f"LGDiST with {self.summary_stats.n_vars} genes, {options}"
@@ -194,7 +200,15 @@ class LGDiST(TrainingMixin, EvaluationMixin, PredictionMixin, SpatialDataMixin, 
 
     def _view(self, adata: AnnData | None = None, share: NDArray | None = None) -> SpotView:
         manager = self.adata_manager if adata is None else self.get_anndata_manager(adata, required=True)
+        if manager is self.adata_manager:
+            # It may have been normalised, or filtered, since it was registered.
+            setup = manager.registry["setup_args"]
+            validate_genes(self._gene_names(), manager.adata)
+            has_depth = setup["size_factor_key"] is not None
+            check_counts(manager.adata, setup["layer"], setup["observed_layer"], has_depth=has_depth, need_genes=False)
         return SpotView.from_manager(manager, zeros_missing=self.zeros_missing_, share=share)
 
     def _gene_names(self) -> NDArray:
-        return np.asarray(self.get_var_names())
+        # Of the registration: the AnnData may have lost some since.
+        fields = self.registry_["field_registries"]
+        return np.asarray(fields[REGISTRY_KEYS.X]["state_registry"]["column_names"])

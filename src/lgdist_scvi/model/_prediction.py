@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from lgdist_scvi._checks import check_choice
 from lgdist_scvi._constants import REGISTRY_KEYS
 from lgdist_scvi.data._fields import check_embeddings
 from lgdist_scvi.data._neighbors import library_codes, spatial_graph
-from lgdist_scvi.data._validation import check_choice, validate_places
+from lgdist_scvi.data._validation import validate_places
 from lgdist_scvi.data._view import SpotView
 
 from ._arguments import BATCH_SIZE, N_SAMPLES, N_STEPS, Reading, gene_numbers
@@ -79,10 +80,11 @@ class PredictionMixin(CompletionMixin):
             raise ValueError(
                 "The model was trained without images: register them with setup_anndata(..., image_key=...) and train anew."
             )
-        libraries = adata.obs.get(setup["library_key"]) if setup["library_key"] else None
         state = self.adata_manager.get_state_registry(REGISTRY_KEYS.IMAGE)
+        keys = setup["spatial_key"], setup["library_key"], setup["image_key"]
+        image = validate_places(adata, *keys, len(state["column_names"]))
         check_embeddings(adata, setup["image_key"], state)
-        image = validate_places(adata, setup["spatial_key"], setup["image_key"], len(state["column_names"]))
+        libraries = adata.obs[setup["library_key"]] if setup["library_key"] else None
         connectivities, distances = spatial_graph(
             np.asarray(adata.obsm[setup["spatial_key"]]), libraries, setup["n_neighbors"]
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from contextlib import contextmanager
@@ -12,7 +13,9 @@ import pandas as pd
 import torch
 from scvi.train import TrainRunner
 
-from lgdist_scvi._compat import PhaseProgressBar, logged_history
+from lgdist_scvi._checks import check_share, check_whole
+from lgdist_scvi._compat import PhaseProgressBar, interruptible, logged_history
+from lgdist_scvi._memory import smaller_batches_suggested
 from lgdist_scvi.data._holdout import holdout_entries
 from lgdist_scvi.data._view import SpotView
 from lgdist_scvi.dataloaders._neighborhood import NeighborhoodDataModule
@@ -20,7 +23,7 @@ from lgdist_scvi.train import AutoencoderPlan, DiffusionPlan
 from lgdist_scvi.train._plans import WEIGHT_DECAY, PhasePlan
 
 from ._arguments import BATCH_SIZE, Reading
-from ._guards import warn_if_collapsed
+from ._guards import digest_of, sample_of, warn_if_collapsed
 from ._readout import fit_calibration
 
 if TYPE_CHECKING:
@@ -54,6 +57,8 @@ class TrainingMixin:
     seed_: int
     n_rounds_: int
     held_out_: float
+    trained_digest_: str
+    trained_spots_: NDArray[np.uint64]
     history_: dict[str, dict[str, dict[str, list[float]]]]
 
     @property
@@ -107,7 +112,23 @@ class TrainingMixin:
             ``ema_decay``.
         **trainer_kwargs
             Further arguments of :class:`scvi.train.Trainer`.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            If it is interrupted. What was learnt is kept, and a further call goes on from there.
+        ValueError, TypeError
+            If an argument is unknown or out of range; before anything is trained.
         """
+        # Before the first phase takes its time.
+        _check_steps(
+            batch_size,
+            max_epochs=max_epochs,
+            autoencoder_max_epochs=autoencoder_max_epochs,
+            diffusion_max_epochs=diffusion_max_epochs,
+        )
+        for plan, plan_kwargs in ((AutoencoderPlan, autoencoder_plan_kwargs), (DiffusionPlan, diffusion_plan_kwargs)):
+            inspect.signature(plan).bind(self.module, **(plan_kwargs or {}))
         shared: dict[str, Any] = {
             "accelerator": accelerator,
             "devices": devices,
@@ -143,6 +164,8 @@ class TrainingMixin:
                 f"The autoencoder was trained with validation_size={self.held_out_}, and what it has seen cannot be held "
                 f"out any more. Pass the same, or train a new model with validation_size={validation_size}."
             )
+        _check_steps(batch_size, max_epochs=max_epochs)
+        check_share(validation_size=validation_size)
         data = self._training_data(validation_size, batch_size)
         if "autoencoder" not in self.history_:
             self.module.fit_statistics(data.view, self._statistics_spots(data))
@@ -185,6 +208,7 @@ class TrainingMixin:
         """
         if "autoencoder" not in self.history_:
             raise RuntimeError("The diffusion works in the latent space of the autoencoder: call train_autoencoder().")
+        _check_steps(batch_size, max_epochs=max_epochs)
         if validation_size not in (None, self.held_out_):
             raise ValueError(
                 f"The autoencoder was trained with validation_size={self.held_out_}; the diffusion must hold out the "
@@ -225,6 +249,12 @@ class TrainingMixin:
     def _training_data(self, validation_size: float, batch_size: int) -> NeighborhoodDataModule:
         """View without the held-out entries, which depend only on the model's seed and `validation_size`."""
         truth = self._view()
+        prints = truth.fingerprints()
+        if digest_of(prints) != self.trained_digest_ and np.isin(self.trained_spots_, prints).any():
+            raise ValueError(
+                "model.adata holds spots that were trained on, but not as they were then: entries held out of the training "
+                "would be mixed up with others. Train on the same data again, on other spots, or train a new model."
+            )
         held_out = holdout_entries(truth.hidden, validation_size, self.seed_)
         self.held_out_ = validation_size
         return NeighborhoodDataModule(truth.without(held_out), truth, held_out, batch_size)
@@ -278,21 +308,41 @@ class TrainingMixin:
             with seeded(self.seed_ + 1000 * (1 + epochs_before)), warnings.catch_warnings():
                 # The frozen autoencoder is meant to be in evaluation mode.
                 warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
-                runner()
+                with interruptible(), smaller_batches_suggested():
+                    runner()
                 # The first process alone has logged.
                 logged = runner.trainer.strategy.broadcast(logged_history(runner.trainer))
-        except BaseException:
+        except BaseException as error:
             logged = logged_history(runner.trainer)
+            if isinstance(error, KeyboardInterrupt):
+                error.add_note(
+                    f"The training ({name.replace('_', ' ')}) was interrupted. What it has learnt in {plan.n_averaged} steps is "
+                    "kept, and train() goes on from there."
+                )
             raise
         finally:
             # Also after an interruption: what was learnt is kept.
-            plan.keep_best()
+            finite = plan.keep_best()
             self.module.requires_grad_(True)
             self.module.phase = "autoencoder"
             self.module.eval()
+            self.history_ = history  # scvi-tools has put that of this phase alone in its place
             # Without a step nothing was trained: the phase failed to start.
-            if plan.n_averaged:
+            if plan.n_averaged and finite:
+                prints = data.truth.fingerprints()
+                if digest_of(prints) != self.trained_digest_:
+                    self.trained_digest_ = digest_of(prints)
+                    self.trained_spots_ = np.concatenate([self.trained_spots_, sample_of(prints)])
                 self.history_ = {**history, name: _extended(history.get(name, {}), logged)}
+        if not finite:
+            raise FloatingPointError(
+                f"The training ({name.replace('_', ' ')}) diverged: the weights are not finite, and those from before are kept. "
+                f"Pass a lower learning rate, {plan_cls.phase}_plan_kwargs={{'lr': ...}}; it was {plan.lr}."
+            )
+
+
+def _check_steps(batch_size: int, **epochs: int | None) -> None:
+    check_whole(1, batch_size=batch_size, **{name: value for name, value in epochs.items() if value is not None})
 
 
 def relative_size(n_spots: int) -> float:

@@ -10,7 +10,7 @@ import torch
 from scvi.module.base import BaseModuleClass, LossOutput
 from torch import nn
 
-from lgdist_scvi.data._validation import check_choice
+from lgdist_scvi._checks import check_choice, check_share, check_whole
 
 from ._autoencoder import Codes, NeighborhoodEncoder, RateDecoder, Rates, Surroundings, log_normalise
 from ._denoiser import Denoiser
@@ -69,7 +69,7 @@ class LGDiSTModule(BaseModuleClass):
     Raises
     ------
     ValueError
-        If an option is unknown.
+        If an option is unknown or out of range.
     """
 
     gene_weight: torch.Tensor
@@ -100,6 +100,14 @@ class LGDiSTModule(BaseModuleClass):
         check_choice("loss", loss, ("counts", "log"))
         check_choice("condition", condition, ("neighborhood", "neighbors"))
         check_choice("sampler", sampler, ("dpm_solver_pp", "ddim"))
+        check_whole(0, n_image=n_image, n_factors=n_factors)
+        check_whole(1, n_genes=n_genes, n_latent=n_latent, n_layers=n_layers, n_heads=n_heads)
+        check_whole(1, n_denoiser_layers=n_denoiser_layers, n_diffusion_steps=n_diffusion_steps)
+        for name, width in {"n_hidden": n_hidden, "n_denoiser_hidden": n_denoiser_hidden}.items():
+            check_whole(1, **{name: width})
+            if width % n_heads:
+                raise ValueError(f"{name}={width} must be a multiple of n_heads={n_heads}.")
+        check_share(dropout=dropout, input_dropout=input_dropout)
         self.loss_kind, self.condition, self.sampler = loss, condition, sampler
         self.encoder = NeighborhoodEncoder(
             n_genes, n_image, n_latent, n_hidden, n_layers, n_heads, dropout, input_dropout

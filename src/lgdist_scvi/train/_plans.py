@@ -55,6 +55,7 @@ class PhasePlan(pl.LightningModule):
         self.module = module
         self.lr, self.weight_decay = lr, weight_decay
         self._average = AveragedModel(self._parts(), multi_avg_fn=get_ema_multi_avg_fn(ema_decay)).requires_grad_(False)
+        self._start = copy.deepcopy(self._parts().state_dict())
         self._best: dict | None = None
         self._best_loss = math.inf
 
@@ -119,10 +120,17 @@ class PhasePlan(pl.LightningModule):
             self._best_loss, self._best = loss, copy.deepcopy(self._parts().state_dict())
         self._parts().load_state_dict(self._current)
 
-    def keep_best(self) -> None:
-        """Put the best averaged weights into the module; the last ones where nothing was validated."""
-        if self.n_averaged:
-            self._parts().load_state_dict(self._best or self._average.module.state_dict())
+    def keep_best(self) -> bool:
+        """Put the best averaged weights into the module, the last ones where nothing was validated.
+
+        Returns
+        -------
+        False if they are not finite; then the weights from before the training are put back.
+        """
+        weights = self._best or self._average.module.state_dict()
+        finite = all(bool(torch.isfinite(value).all()) for value in weights.values())
+        self._parts().load_state_dict(weights if finite and self.n_averaged else self._start)
+        return finite
 
     def _log(self, output: LossOutput, split: str, name: str) -> None:
         n_spots = output.n_obs_minibatch
