@@ -355,6 +355,19 @@ CASES = {
         ValueError,
         ["'spot2'", "finite"],
     ),
+    "relative depth": (
+        setting("obs", "depth", lambda a: a.obs["depth"] / a.obs["depth"].mean()),
+        {"size_factor_key": "depth"},
+        ValueError,
+        ["'spot0'", "less than the counts of the spot", "not a relative size factor"],
+    ),
+    "depth beyond reason": (
+        with_entry("obs", "depth", 2, 1e12),
+        {"size_factor_key": "depth"},
+        ValueError,
+        ["1 spot ('spot2')", "beyond all counts"],
+    ),
+    "count beyond reason": (set_x(1e12), {}, ValueError, ["beyond all counts", "'spot3'", "layer=..."]),
     "depth text": (no_check, {"size_factor_key": "chip"}, TypeError, ["obs['chip']", "number"]),
     "no image": (no_check, {"image_key": "vit"}, KeyError, ["obsm['vit']", "'image'", "image_key="]),
     "image NaN": (

@@ -17,9 +17,14 @@ if TYPE_CHECKING:
 
     from ._entries import Matrix
 
+LARGEST = 2**31 - 1
+"""No spot has more counts."""
+ROUNDED = 0.999
+"""A depth in single precision may fall short of the counts by as much."""
+
 
 def check_counts(
-    adata: AnnData, layer: str | None, observed_layer: str | None, *, has_depth: bool, need_genes: bool
+    adata: AnnData, layer: str | None, observed_layer: str | None, size_factor_key: str | None, *, need_genes: bool
 ) -> None:
     """Check that there are counts for every spot and every gene, where they were observed.
 
@@ -31,8 +36,8 @@ def check_counts(
         Layer with the counts; None takes ``X``.
     observed_layer
         Boolean layer, True where the entry was observed; None when every entry was.
-    has_depth
-        Whether the depth is known from elsewhere, so that spots may be empty.
+    size_factor_key
+        Column of ``obs`` with the depth of the spots, which may then be empty; None where it is the sum of their counts.
     need_genes
         Whether every gene that was observed needs a count.
 
@@ -48,18 +53,31 @@ def check_counts(
     spot_sums, gene_sums = check_count_values(adata, counts, observed, where)
     spots_seen, genes_seen = count_observed(observed, adata.shape)
     empty = (spot_sums == 0) & (spots_seen > 0)
-    if empty.any() and not has_depth:
+    if empty.any() and size_factor_key is None:
         raise ValueError(
             f"{where} has no count for {spot_listing(adata, empty)}; drop empty spots with "
             "scanpy.pp.filter_cells(adata, min_counts=1), or pass size_factor_key=..., their depth over the whole "
             "transcriptome, if adata holds a gene panel."
         )
+    if size_factor_key is not None:
+        _check_depth(adata, size_factor_key, spot_sums)
     silent = (gene_sums == 0) & (genes_seen > 0)
     if silent.any() and need_genes:
         raise ValueError(
             f"{where} has no count for {int(silent.sum())} genes: {listing(adata.var_names[silent])}; drop them with "
             "scanpy.pp.filter_genes(adata, min_counts=1)"
             + (" or hide them in all spots of the observed layer." if observed_layer is not None else ".")
+        )
+
+
+def _check_depth(adata: AnnData, key: str, spot_sums: NDArray[np.float64]) -> None:
+    depth = adata.obs[key].to_numpy(dtype=np.float64)
+    bad = (depth < ROUNDED * spot_sums) | (depth > LARGEST)
+    if bad.any():
+        raise ValueError(
+            f"adata.obs[{key!r}] (size_factor_key) is less than the counts of the spot, or beyond all counts, for "
+            f"{spot_listing(adata, bad)}; it must be their depth in counts over the whole transcriptome, such as "
+            "scanpy.pp.calculate_qc_metrics writes to adata.obs['total_counts'] before genes are selected, not a relative size factor."
         )
 
 
@@ -98,17 +116,22 @@ def check_count_values(
     Raises
     ------
     ValueError
-        If observed entries are NaN, infinite, negative or not whole numbers.
+        If observed entries are NaN, infinite, negative, not whole numbers or larger than any count.
     """
     spot_sums, gene_sums = np.zeros(adata.n_obs), np.zeros(adata.n_vars)
-    faults: dict[str, list] = {"NaN or infinite": [], "negative": [], "not whole numbers": []}
+    faults: dict[str, list] = {"NaN or infinite": [], "negative": [], "not whole numbers": [], "beyond all counts": []}
     totals = dict.fromkeys(faults, 0)
     for row, col, value in observed_entries(counts, observed):
         if value.dtype.kind == "f":
             finite = np.isfinite(value)
-            masks: tuple[NDArray | None, ...] = (~finite, value < 0, finite & (value != np.floor(value)))
+            masks: tuple[NDArray | None, ...] = (
+                ~finite,
+                value < 0,
+                finite & (value != np.floor(value)),
+                finite & (value > LARGEST),
+            )
         else:
-            masks = (None, value < 0, None)
+            masks = (None, value < 0, None, value > LARGEST)
         for fault, mask in zip(faults, masks, strict=True):
             if mask is not None and mask.any():
                 totals[fault] += int(mask.sum())

@@ -92,7 +92,7 @@ def validate_setup(
         _check_target_genes(adata, target_genes_key)
     if not query:
         _check_library_sizes(adata, library_key, n_neighbors)
-    check_counts(adata, layer, observed_layer, has_depth=size_factor_key is not None, need_genes=not query)
+    check_counts(adata, layer, observed_layer, size_factor_key, need_genes=not query)
     if adata.n_obs < FEW_SPOTS and not query:
         warnings.warn(
             f"adata has only {adata.n_obs} spots; with fewer than {FEW_SPOTS} a model can hardly be trained.",

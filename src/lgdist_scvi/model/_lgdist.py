@@ -204,8 +204,8 @@ class LGDiST(
             # It may have been normalised, or filtered, since it was registered.
             setup = manager.registry["setup_args"]
             validate_genes(self._gene_names(), manager.adata)
-            has_depth = setup["size_factor_key"] is not None
-            check_counts(manager.adata, setup["layer"], setup["observed_layer"], has_depth=has_depth, need_genes=False)
+            keys = (setup[name] for name in ("layer", "observed_layer", "size_factor_key"))
+            check_counts(manager.adata, *keys, need_genes=False)
         return SpotView.from_manager(manager, zeros_missing=self.zeros_missing_, share=share)
 
     def _gene_names(self) -> NDArray:
