@@ -18,7 +18,7 @@ pip := $(bin)/python -m pip --disable-pip-version-check
 PEER_PYTHON ?= $(bin)/python
 BENCHMARK_ARGS ?=
 
-.PHONY: help install demo test test-quick lint format types docs benchmark benchmark-quick benchmark-ablation benchmark-calibration \
+.PHONY: help install demo test test-quick coverage errors lint format types docs benchmark benchmark-quick benchmark-ablation benchmark-calibration \
 	benchmark-images benchmark-biology benchmark-speed clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -27,6 +27,8 @@ help:
 	@echo "make demo        complete a small simulated tissue and write demo/"
 	@echo "make test        all tests"
 	@echo "make test-quick  the tests that take seconds"
+	@echo "make coverage    all tests, and which lines and branches they reach"
+	@echo "make errors      list what every test of bad input raised, in docs/errors.csv"
 	@echo "make lint        ruff: style and format (make format mends what it can)"
 	@echo "make types       mypy"
 	@echo "make docs        the documentation, into docs/_build/html"
@@ -64,6 +66,15 @@ test: $(VENV)/.stamp-group-test
 
 test-quick: $(VENV)/.stamp-group-test
 	$(bin)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+coverage: $(VENV)/.stamp-group-test
+	$(bin)/python -m coverage erase
+	$(bin)/python -m coverage run -m pytest $(PYTEST_ARGS)
+	$(bin)/python -m coverage combine --quiet
+	$(bin)/python -m coverage report
+
+errors: $(VENV)/.stamp-group-test
+	LGDIST_LIST_ERRORS=docs/errors.csv $(bin)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
 lint: $(VENV)/.stamp-group-lint
 	$(bin)/ruff check .

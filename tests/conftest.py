@@ -1,7 +1,10 @@
 """What every test shares: seeds, the number of threads, and the folder of real sections."""
 
+import csv
 import os
 import random
+import re
+from contextlib import contextmanager
 from pathlib import Path
 
 # Before anything imports matplotlib: the tests draw without a screen.
@@ -23,6 +26,7 @@ hypothesis.settings.register_profile("lgdist", deadline=None, derandomize="CI" i
 hypothesis.settings.load_profile("lgdist")
 
 _DATA = "LGDIST_TEST_DATA"
+_ERRORS = "LGDIST_LIST_ERRORS"
 _REQUIRE_DATA = "LGDIST_REQUIRE_DATA"
 
 
@@ -44,6 +48,29 @@ def real_data(pytestconfig: pytest.Config) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real sections at {folder.resolve()}; name their folder in the environment variable {_DATA}")
     return folder.resolve()
+
+
+def pytest_configure() -> None:
+    """List every error and warning that a test provokes in the file named by ``LGDIST_LIST_ERRORS`` (`make errors`)."""
+    if path := os.environ.get(_ERRORS):
+        rows = csv.writer(open(path, "w", newline="", encoding="utf-8"))
+        rows.writerow(["test", "raised", "message"])
+        for name in ("raises", "warns"):
+            setattr(pytest, name, _listed(getattr(pytest, name), rows))
+
+
+def _listed(expect, rows):
+    @contextmanager
+    def listed(*args, **options):
+        with expect(*args, **options) as caught:
+            yield caught
+        test = os.environ["PYTEST_CURRENT_TEST"].removesuffix(" (call)")
+        for error in [caught.value] if hasattr(caught, "value") else [warning.message for warning in caught]:
+            # Without the folder of this run.
+            message = re.sub(r"\S*/pytest-\d+/[^/\s]+/", "", " ".join(str(error).split()))
+            rows.writerow([test, type(error).__name__, message])
+
+    return listed
 
 
 def _lacks_gpu(item: pytest.Item) -> bool:

@@ -188,17 +188,15 @@ LGDiST.load(folder).write_completed(path, n_samples=2, n_steps=2, silent=True, b
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_killed_and_repeated(trained, tmp_path):
     trained.save(tmp_path / "model", save_anndata=True)
-    reloaded = LGDiST.load(tmp_path / "model")
-    reloaded.write_completed(tmp_path / "whole.h5ad", **OPTIONS)
-    path, codes = tmp_path / "killed.h5ad", []
-    for when in ("block", "block", "file", "never"):
+    whole, path, codes = tmp_path / "whole.h5ad", tmp_path / "killed.h5ad", []
+    for target, when in ((whole, "never"), (path, "block"), (path, "block"), (path, "file"), (path, "never")):
         run = subprocess.run(
-            [sys.executable, "-c", KILLED, str(tmp_path / "model"), str(path), when], capture_output=True, check=False
+            [sys.executable, "-c", KILLED, str(tmp_path / "model"), str(target), when], capture_output=True, check=False
         )
         codes.append(run.returncode)
-        assert path.exists() == (when == "never"), run.stderr.decode()
-    assert codes == [-signal.SIGKILL] * 3 + [0]
-    assert_same(path, tmp_path / "whole.h5ad")
+        assert target.exists() == (when == "never"), run.stderr.decode()
+    assert codes == [0, *[-signal.SIGKILL] * 3, 0]
+    assert_same(path, whole)
     assert not Path(f"{path}.partial").exists()
 
 

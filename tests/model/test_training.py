@@ -243,6 +243,15 @@ def state_of(adata):
     )
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as in a terminal; a job in the background inherits that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("phase", ["autoencoder", "diffusion"])
 def test_interruption_keeps_what_was_learnt(small, model, monkeypatch, phase):
     kept = []
@@ -258,11 +267,11 @@ def test_interruption_keeps_what_was_learnt(small, model, monkeypatch, phase):
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(PhasePlan, "keep_best", spy)
-    start, data, handler = weights(model, ""), state_of(model.adata), signal.getsignal(signal.SIGINT)
+    start, data = weights(model, ""), state_of(model.adata)
     with pytest.raises(KeyboardInterrupt) as caught:
         small.fit(model, max_epochs=5, callbacks=[At(stop)])
     # Lightning would ignore every later interruption.
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert caught.value.__notes__ == [
         f"The training ({phase}) was interrupted. What it has learnt in 4 steps is kept, and train() goes on from there."
     ]
