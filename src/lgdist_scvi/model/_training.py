@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import math
 import warnings
@@ -248,6 +249,8 @@ class TrainingMixin:
 
     def _training_data(self, validation_size: float, batch_size: int) -> NeighborhoodDataModule:
         """View without the held-out entries, which depend only on the model's seed and `validation_size`."""
+        # Lightning leaves what it has trained with in cycles of references, arrays and all, which Python might keep for long.
+        gc.collect()
         truth = self._view()
         prints = truth.fingerprints()
         if digest_of(prints) != self.trained_digest_ and np.isin(self.trained_spots_, prints).any():
