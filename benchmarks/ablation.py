@@ -27,11 +27,12 @@ from report import spread, table
 from scipy import sparse
 
 from lgdist_scvi import PUBLISHED, LGDiST
+from lgdist_scvi._constants import TARGET_SUM
 from lgdist_scvi.data._view import Batch
 from lgdist_scvi.model import _readout
 from lgdist_scvi.model._arguments import N_SAMPLES, N_STEPS
 from lgdist_scvi.model._readout import predict
-from lgdist_scvi.module._autoencoder import TARGET_SUM, Codes, Rates, Surroundings, log_normalise, visible_depth
+from lgdist_scvi.module._autoencoder import Codes, Rates, Surroundings, log_normalise, visible_depth
 from lgdist_scvi.module._lgdist import LGDiSTModule
 
 DEFAULT_SETS = ("her2_c4", "mob1", "hippo1", "cortex_151674")

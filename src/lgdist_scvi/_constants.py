@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 PACKAGE = "lgdist-scvi"
 """What the package calls itself in provenance."""
+TARGET_SUM = 1e4
+"""Counts per spot after normalisation: log values are log1p(counts / depth * TARGET_SUM)."""
 IMPUTED_SUFFIX = "_imputed"
 """Added to the name of a completed layer for that of the mask of imputed entries."""
 STD_SUFFIX = "_std"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from ._constants import TARGET_SUM
 from ._output import UserError, check_target, write_aside
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 # Four of five entries are zero then, as in a panel of genes of a real section.
 DEPTH = 400
 RESOLUTION = 0.5
-TARGET_SUM = 1e4
 
 
 def run_demo(

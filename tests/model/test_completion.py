@@ -526,3 +526,29 @@ def test_nothing_asked_for(trained, small):
     assert trained.get_completed_expression(indices=[], **small.READ).shape == (0, 40)
     assert trained.get_completed_expression(gene_list=[], **small.READ).shape == (150, 0)
     assert trained.get_latent_representation(indices=[]).shape == (0, 8)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_held_out_entries_are_those_that_are_scored(trained, small, own):
+    adata = None if own else small.hide(small.tissue(n_spots=60, seed=2))
+    source = trained.adata if own else adata
+    options = {"fraction": 0.2, **small.READ}
+    entries, scores = trained.get_held_out_entries(adata, **options), trained.evaluate_completion(adata, **options)
+    assert len(entries) == scores.loc["lgdist", "n_entries"] and not entries.duplicated(["spot", "gene"]).any()
+    place = (source.obs_names.get_indexer(entries["spot"]), source.var_names.get_indexer(entries["gene"]))
+    assert source.layers["observed"][place].all()
+    np.testing.assert_array_equal(entries["count"], np.asarray(source.layers["counts"].tocsr()[place]).ravel())
+    found = entries[entries["count"] > 0]
+    error = found["detected"] - np.log1p(found["count"] / found["depth"] * 1e4)
+    assert (error**2).mean() == pytest.approx(scores.loc["lgdist", "mse_detected"], rel=1e-4)
+    assert (entries["std"] > 0).all() and (entries["expected"] > 0).all()
+    # What is predicted does not depend on what is there.
+    if not own:
+        changed = adata.copy()
+        counts = changed.layers["counts"].tolil()
+        counts[place] = 7
+        changed.layers["counts"] = counts.tocsr()
+        again = trained.get_held_out_entries(changed, **options)
+        assert (again["count"] == 7).all() and again["spot"].equals(entries["spot"])
+        for column in ("depth", "expected", "std", "detected"):
+            np.testing.assert_allclose(again[column], entries[column], rtol=1e-4)

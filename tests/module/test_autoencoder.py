@@ -5,8 +5,9 @@ import pytest
 import torch
 from scipy import stats
 
+from lgdist_scvi._constants import TARGET_SUM
 from lgdist_scvi.data._view import N_POOLS, Batch
-from lgdist_scvi.module._autoencoder import TARGET_SUM, log_normalise
+from lgdist_scvi.module._autoencoder import log_normalise
 from lgdist_scvi.module._blocks import Dropout
 from lgdist_scvi.module._lgdist import LGDiSTModule, negative_binomial_loss
 from lgdist_scvi.module._moments import Moments

@@ -10,10 +10,10 @@ import torch
 
 from lgdist_scvi._checks import check_whole
 from lgdist_scvi._compat import track
+from lgdist_scvi._constants import TARGET_SUM
 from lgdist_scvi._memory import require_memory, smaller_batches_suggested
 from lgdist_scvi.data._validation import validate_genes, validate_setup
 from lgdist_scvi.metrics import count_distribution
-from lgdist_scvi.module._autoencoder import TARGET_SUM
 
 from ._arguments import BATCH_SIZE, N_SAMPLES, N_STEPS, Reading, gene_numbers, row_numbers
 from ._guards import warn_if_unlike

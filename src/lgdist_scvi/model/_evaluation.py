@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy import sparse
 
+from lgdist_scvi._constants import TARGET_SUM
 from lgdist_scvi.data._holdout import holdout_entries
 from lgdist_scvi.data._neighbors import hop_weights
 from lgdist_scvi.metrics import deviance_explained, gene_pearson, masked_mse
-from lgdist_scvi.module._autoencoder import TARGET_SUM
 
 from ._arguments import BATCH_SIZE, N_SAMPLES, N_STEPS
 from ._completion import CompletionMixin
 from ._guards import digest_of, warn_if_no_better_than_means, warn_if_trained_on
-from ._readout import predict
+from ._readout import posterior, predict
 
 if TYPE_CHECKING:
-    import torch
     from anndata import AnnData
     from numpy.typing import NDArray
 
@@ -75,24 +75,9 @@ class EvaluationMixin(CompletionMixin):
         ValueError
             If nothing was held out, or the spots of the model are not as it was trained on.
         """
-        _, truth = self._trained_view(adata, diffusion=n_samples > 0, use_image=use_image)
-        prints = truth.fingerprints()
-        # A copy of the data of the training is as good as the data, and the same data after some filtering is not.
-        own = digest_of(prints) == self.trained_digest_
-        if not own and adata is None and np.isin(self.trained_spots_, prints).any():
-            raise ValueError(
-                "model.adata is not as it was trained on, so that the entries held out of the training cannot be found. "
-                "Evaluate before you change or filter it."
-            )
-        if not own:
-            warn_if_trained_on(prints, self.trained_spots_)
-        hidden = holdout_entries(truth.hidden, self.held_out_ if own else fraction, self.seed_ if own else seed)
-        if not hidden.nnz:
-            raise ValueError("No entry is held out: train with validation_size > 0, or pass fraction > 0 with adata.")
-        view = truth.without(hidden, truth.share)
-        rows = np.flatnonzero(np.diff(hidden.indptr))
+        truth, hidden, view, rows = self._hide(adata, fraction, seed, diffusion=n_samples > 0, use_image=use_image)
         predictions = {
-            "lgdist": self._predict_hidden(view, rows, self._noise(n_samples, seed), n_steps, silent),
+            "lgdist": self._predict_hidden(view, rows, self._noise(n_samples, seed), n_steps, silent)[::2],
             "gene mean": _gene_means(view, rows),
             "spatial neighbours": _neighbor_means(view, rows),
         }
@@ -113,15 +98,93 @@ class EvaluationMixin(CompletionMixin):
         warn_if_no_better_than_means(table)
         return table
 
+    def get_held_out_entries(
+        self,
+        adata: AnnData | None = None,
+        *,
+        fraction: float = 0.05,
+        n_samples: int = N_SAMPLES,
+        n_steps: int = N_STEPS,
+        use_image: bool = True,
+        seed: int = 0,
+        silent: bool = False,
+    ) -> pd.DataFrame:
+        """Entries that :meth:`evaluate_completion` scores: what was measured, and what is predicted without it.
+
+        Parameters
+        ----------
+        adata, fraction, n_samples, n_steps, use_image, seed, silent
+            As in :meth:`evaluate_completion`.
+
+        Returns
+        -------
+        Table with a row for each entry and the columns ``spot``, ``gene``, ``count`` (measured), ``depth`` (counts of the spot
+        over the whole transcriptome), ``expected`` and ``std`` (mean and standard deviation of the predicted rate, times the
+        depth) and ``detected`` (predicted log1p counts per 10,000, given that the gene is detected). :mod:`lgdist_scvi.pl` draws
+        it: :func:`~lgdist_scvi.pl.held_out`, :func:`~lgdist_scvi.pl.gene_accuracy`, :func:`~lgdist_scvi.pl.coverage`.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`evaluate_completion`.
+
+        Examples
+        --------
+        >>> entries = model.get_held_out_entries()
+        >>> lgdist_scvi.pl.coverage(entries)
+        """
+        source = self.adata if adata is None else adata
+        truth, hidden, view, rows = self._hide(adata, fraction, seed, diffusion=n_samples > 0, use_image=use_image)
+        predicted = self._predict_hidden(view, rows, self._noise(n_samples, seed), n_steps, silent)
+        row, gene = hidden[rows].nonzero()
+        rate, std, detected = (values[row, gene] for values in predicted)
+        spot, depth = rows[row], view.depth[rows[row]]
+        return pd.DataFrame(
+            {
+                "spot": pd.Categorical.from_codes(spot, source.obs_names),
+                "gene": pd.Categorical.from_codes(gene, source.var_names),
+                "count": np.asarray(truth.counts[spot, gene]).ravel(),
+                "depth": depth,
+                "expected": rate * depth,
+                "std": std * depth,
+                "detected": detected,
+            }
+        )
+
+    def _hide(
+        self, adata: AnnData | None, fraction: float, seed: int, *, diffusion: bool, use_image: bool
+    ) -> tuple[SpotView, sparse.csr_matrix, SpotView, NDArray[np.int64]]:
+        """What was measured, which entries are hidden of it, what is left to be seen, and the spots it is hidden from."""
+        _, truth = self._trained_view(adata, diffusion=diffusion, use_image=use_image)
+        prints = truth.fingerprints()
+        # A copy of the data of the training is as good as the data, and the same data after some filtering is not.
+        own = digest_of(prints) == self.trained_digest_
+        if not own and adata is None and np.isin(self.trained_spots_, prints).any():
+            raise ValueError(
+                "model.adata is not as it was trained on, so that the entries held out of the training cannot be found. "
+                "Evaluate before you change or filter it."
+            )
+        if not own:
+            warn_if_trained_on(prints, self.trained_spots_)
+        hidden = holdout_entries(truth.hidden, self.held_out_ if own else fraction, self.seed_ if own else seed)
+        if not hidden.nnz:
+            raise ValueError("No entry is held out: train with validation_size > 0, or pass fraction > 0 with adata.")
+        view = truth.without(hidden, truth.share)
+        rows = np.flatnonzero(np.diff(hidden.indptr))
+        return truth, hidden, view, rows
+
     def _predict_hidden(
         self, view: SpotView, rows: NDArray[np.int64], noise: torch.Tensor | None, n_steps: int, silent: bool
-    ) -> tuple[NDArray, NDArray]:
-        """Rate and log value given detection, as far as entries are hidden from the view."""
-        rate, log_value = (np.empty((len(rows), view.n_genes), dtype=np.float32) for _ in range(2))
+    ) -> tuple[NDArray, NDArray, NDArray]:
+        """Rate, its standard deviation and log value given detection, as far as entries are hidden from the view."""
+        rate, std, log_value = (np.empty((len(rows), view.n_genes), dtype=np.float32) for _ in range(3))
         for place, batch in self._batches(view, rows, BATCH_SIZE, silent):
             prediction = predict(self.module, batch, noise, n_steps, observed=False, detected=True)
-            rate[place], log_value[place] = prediction.rate.cpu(), prediction.detected.cpu()
-        return rate, log_value
+            _, variance = posterior(prediction, batch, torch.zeros_like(batch.observed), self.module)
+            rate[place], std[place], log_value[place] = (
+                values.cpu() for values in (prediction.rate, variance.sqrt(), prediction.detected)
+            )
+        return rate, std, log_value
 
 
 def _log_values(view: SpotView) -> sparse.csr_matrix:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from lgdist_scvi.module._autoencoder import TARGET_SUM, Rates, log_normalise
+from lgdist_scvi._constants import TARGET_SUM
+from lgdist_scvi.module._autoencoder import Rates, log_normalise
 from lgdist_scvi.module._factors import WEIGHT as FACTOR_WEIGHT
 
 if TYPE_CHECKING:

@@ -8,15 +8,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lgdist_scvi._constants import TARGET_SUM
 from lgdist_scvi.data._view import N_POOLS
 
 from ._blocks import Attention, Dropout, feed_forward
 
 if TYPE_CHECKING:
     from lgdist_scvi.data._view import Batch
-
-TARGET_SUM = 1e4
-"""Counts per spot after normalisation: expression is log1p(counts / depth * TARGET_SUM)."""
 
 
 def log_normalise(counts: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,8 @@
-"""Plots of the training, of completed expression and of image patches."""
+"""Plots of the training, of completed expression, of held-out entries and of image patches."""
 
+from ._held_out import coverage, gene_accuracy, held_out
 from ._history import history
 from ._maps import completion, uncertainty
 from ._patches import image_patches
 
-__all__ = ["completion", "history", "image_patches", "uncertainty"]
+__all__ = ["completion", "coverage", "gene_accuracy", "held_out", "history", "image_patches", "uncertainty"]

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import sparse
 from scipy.spatial import KDTree
 
-from lgdist_scvi._constants import STD_SUFFIX, Keys
+from lgdist_scvi._constants import STD_SUFFIX, TARGET_SUM, Keys
 from lgdist_scvi.data._entries import count_matrix, listing, observed_entries, observed_matrix
 from lgdist_scvi.pl._axes import axes_grid
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.collections import Collection
     from numpy.typing import NDArray
 
-_TARGET_SUM = 1e4
 _UNIT = "log1p(counts per 10,000)"
 _NO_VALUE = "0.85"  # light grey, on no usual colour map
 _TOP_PERCENTILE = 99.5  # a few extreme spots must not darken the map
@@ -226,7 +225,7 @@ def _measured(
             f"adata.obs[{size_factor_key!r}] is missing (found: {list(adata.obs)}); correct size_factor_key=..."
         )
     depth = np.where(depth > 0, depth, np.nan)[spots, None]
-    values = np.log1p(_dense(counts, spots, genes) / depth * _TARGET_SUM)
+    values = np.log1p(_dense(counts, spots, genes) / depth * TARGET_SUM)
     return values if observed is None else np.where(_dense(observed, spots, genes) > 0, values, np.nan)
 
 
