@@ -182,7 +182,7 @@ class EvaluationMixin(CompletionMixin):
             prediction = predict(self.module, batch, noise, n_steps, observed=False, detected=True)
             _, variance = posterior(prediction, batch, torch.zeros_like(batch.observed), self.module)
             rate[place], std[place], log_value[place] = (
-                values.cpu() for values in (prediction.rate, variance.sqrt(), prediction.detected)
+                values.cpu().numpy() for values in (prediction.rate, variance.sqrt(), prediction.detected)
             )
         return rate, std, log_value
 
