@@ -34,10 +34,10 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
         signal.signal(signal.SIGINT, handler)
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        raise
+        raise KeyboardInterrupt from None
 
 
 class PhaseProgressBar(ProgressBar):

@@ -32,8 +32,6 @@ N_POOLS = len(HOPS) + 1
 # Pseudo-counts that shrink a pooled share towards the next wider one: a section towards all, a radius towards the next.
 _SECTION_PSEUDO_COUNTS = 20.0
 _RADIUS_PSEUDO_COUNTS = 3.0
-# Detected genes that tell a spot from all others.
-_TELLING_GENES = 10
 _CACHE_BYTES = 1 << 29
 _BLOCK_BYTES = 1 << 26
 
@@ -311,10 +309,9 @@ class SpotView:
         return digest.hexdigest()
 
     def fingerprints(self) -> NDArray[np.uint64]:
-        """Number of each spot that only the same counts give, ``(n_spots,)``; 0 where there are too few to tell."""
+        """Number of each spot that only the same counts give, ``(n_spots,)``."""
         weights = np.random.default_rng(0).integers(1, 1 << 63, self.n_genes, dtype=np.uint64)
-        prints = self.counts.astype(np.uint64) @ weights  # modulo 2**64
-        return np.where(np.diff(self.counts.indptr) < _TELLING_GENES, np.uint64(0), prints)
+        return self.counts.astype(np.uint64) @ weights  # modulo 2**64
 
     def _visible_depth(self, weights: sparse.csr_matrix, rows: NDArray) -> NDArray:
         """Depth of the pooled spots, ``(b, 1)``, or per gene, ``(b, g)``, where entries of some are hidden."""

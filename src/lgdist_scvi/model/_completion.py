@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -173,7 +174,7 @@ class CompletionMixin:
         MemoryError
             If the tables would take more than half of the memory that is available.
         """
-        if wrong := [q for q in quantiles if not isinstance(q, float) or not 0 < q < 1]:
+        if wrong := [q for q in quantiles if not isinstance(q, Real) or not 0 < q < 1]:
             raise ValueError(f"Quantiles must be numbers between 0 and 1, got {wrong}.")
         if depth is not None and not depth > 0:
             raise ValueError(f"`depth` must be positive, got {depth}.")

@@ -16,7 +16,7 @@ from lgdist_scvi.metrics import deviance_explained, gene_pearson, masked_mse
 
 from ._arguments import BATCH_SIZE, N_SAMPLES, N_STEPS
 from ._completion import CompletionMixin
-from ._guards import digest_of, warn_if_no_better_than_means, warn_if_trained_on
+from ._guards import digest_of, holds_some_of, warn_if_no_better_than_means, warn_if_trained_on
 from ._readout import posterior, predict
 
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ class EvaluationMixin(CompletionMixin):
         Parameters
         ----------
         adata
-            Sections that the model was not trained on; by default the model's own.
+            Sections that the model was not trained on; by default the model's own. A copy of those counts as them.
         fraction
-            Share of the observed entries to hide in `adata`; without `adata` training has chosen it.
+            Share of the observed entries to hide in `adata`; of the model's own sections training has chosen it.
         n_samples, n_steps, use_image, silent
             As in :meth:`get_completed_expression`.
         seed
@@ -156,16 +156,15 @@ class EvaluationMixin(CompletionMixin):
     ) -> tuple[SpotView, sparse.csr_matrix, SpotView, NDArray[np.int64]]:
         """What was measured, which entries are hidden of it, what is left to be seen, and the spots it is hidden from."""
         _, truth = self._trained_view(adata, diffusion=diffusion, use_image=use_image)
-        prints = truth.fingerprints()
         # A copy of the data of the training is as good as the data, and the same data after some filtering is not.
-        own = digest_of(prints) == self.trained_digest_
-        if not own and adata is None and np.isin(self.trained_spots_, prints).any():
+        own = digest_of(truth) == self.trained_digest_
+        if not own and adata is None and holds_some_of(truth, self.trained_spots_):
             raise ValueError(
                 "model.adata is not as it was trained on, so that the entries held out of the training cannot be found. "
                 "Evaluate before you change or filter it."
             )
         if not own:
-            warn_if_trained_on(prints, self.trained_spots_)
+            warn_if_trained_on(truth, self.trained_spots_)
         hidden = holdout_entries(truth.hidden, self.held_out_ if own else fraction, self.seed_ if own else seed)
         if not hidden.nnz:
             raise ValueError("No entry is held out: train with validation_size > 0, or pass fraction > 0 with adata.")

@@ -20,6 +20,7 @@ cortex and tumours 0.13 to 0.46."""
 _FEWEST_GENES = 20
 _COLLAPSED = 0.01
 _REMEMBERED = 500
+_TELLING_GENES = 10
 
 
 def warn_if_unlike(view: SpotView, trained_share: NDArray[np.float64]) -> None:
@@ -48,25 +49,35 @@ def warn_if_collapsed(codes: NDArray[np.float32]) -> None:
         )
 
 
-def digest_of(prints: NDArray[np.uint64]) -> str:
-    """Hash of the fingerprints of spots, for exactly these spots in this order."""
-    return hashlib.sha256(np.ascontiguousarray(prints).data).hexdigest()
+def digest_of(view: SpotView) -> str:
+    """Hash of the counts, for exactly these spots in this order."""
+    return hashlib.sha256(view.fingerprints().data).hexdigest()
 
 
-def sample_of(prints: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Some of the fingerprints of spots, few enough to be saved with a model."""
-    return np.random.default_rng(0).permutation(prints[prints > 0])[:_REMEMBERED]
+def sample_of(view: SpotView) -> NDArray[np.uint64]:
+    """Fingerprints of some spots, few enough to be saved with a model."""
+    return np.random.default_rng(0).permutation(_telling(view))[:_REMEMBERED]
 
 
-def warn_if_trained_on(prints: NDArray[np.uint64], trained: NDArray[np.uint64]) -> None:
+def holds_some_of(view: SpotView, sample: NDArray[np.uint64]) -> bool:
+    """Whether some of the spots are among those of a sample."""
+    return bool(np.isin(sample, _telling(view)).any())
+
+
+def warn_if_trained_on(view: SpotView, sample: NDArray[np.uint64]) -> None:
     """Warn if entries of spots are hidden that the model has been trained on."""
-    if np.isin(trained, prints).any():
+    if holds_some_of(view, sample):
         warnings.warn(
             "The model has been trained on some of these spots and has seen what is hidden now, so the scores are too good. "
             "evaluate_completion() without adata measures on entries held out of the training.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
+
+
+def _telling(view: SpotView) -> NDArray[np.uint64]:
+    # Spots of hardly any counts resemble others by chance.
+    return view.fingerprints()[np.diff(view.counts.indptr) >= _TELLING_GENES]
 
 
 def warn_if_no_better_than_means(scores: pd.DataFrame) -> None:

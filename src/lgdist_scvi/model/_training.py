@@ -24,7 +24,7 @@ from lgdist_scvi.train import AutoencoderPlan, DiffusionPlan
 from lgdist_scvi.train._plans import WEIGHT_DECAY, PhasePlan
 
 from ._arguments import BATCH_SIZE, Reading
-from ._guards import digest_of, sample_of, warn_if_collapsed
+from ._guards import digest_of, holds_some_of, sample_of, warn_if_collapsed
 from ._readout import fit_calibration
 
 if TYPE_CHECKING:
@@ -252,8 +252,7 @@ class TrainingMixin:
         # Lightning leaves what it has trained with in cycles of references, arrays and all, which Python might keep for long.
         gc.collect()
         truth = self._view()
-        prints = truth.fingerprints()
-        if digest_of(prints) != self.trained_digest_ and np.isin(self.trained_spots_, prints).any():
+        if digest_of(truth) != self.trained_digest_ and holds_some_of(truth, self.trained_spots_):
             raise ValueError(
                 "model.adata holds spots that were trained on, but not as they were then: entries held out of the training "
                 "would be mixed up with others. Train on the same data again, on other spots, or train a new model."
@@ -332,10 +331,9 @@ class TrainingMixin:
             self.history_ = history  # scvi-tools has put that of this phase alone in its place
             # Without a step nothing was trained: the phase failed to start.
             if plan.n_averaged and finite:
-                prints = data.truth.fingerprints()
-                if digest_of(prints) != self.trained_digest_:
-                    self.trained_digest_ = digest_of(prints)
-                    self.trained_spots_ = np.concatenate([self.trained_spots_, sample_of(prints)])
+                if (digest := digest_of(data.truth)) != self.trained_digest_:
+                    self.trained_digest_ = digest
+                    self.trained_spots_ = np.concatenate([self.trained_spots_, sample_of(data.truth)])
                 self.history_ = {**history, name: _extended(history.get(name, {}), logged)}
         if not finite:
             raise FloatingPointError(
