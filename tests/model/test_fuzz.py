@@ -87,8 +87,12 @@ def dense(value):
     return value.toarray() if sparse.issparse(value) else np.array(value)
 
 
+def open_to_numbers(adata, place):
+    return dense(get(adata, place)).astype(object if place.startswith("obs lib") else float)
+
+
 def odd_entries(adata, rng, place, number):
-    array = dense(get(adata, place)).astype(object if place.startswith("obs lib") else float)
+    array = open_to_numbers(adata, place)
     flat = array.reshape(-1)
     flat[rng.choice(flat.size, rng.integers(1, 4), replace=False)] = number
     put(adata, place, array)
@@ -96,7 +100,7 @@ def odd_entries(adata, rng, place, number):
 
 def odd_line(adata, rng, place, number):
     """A whole spot, or a whole column."""
-    array = dense(get(adata, place)).astype(object if place.startswith("obs lib") else float)
+    array = open_to_numbers(adata, place)
     if array.ndim == 2 and rng.random() < 0.5:
         array[:, rng.integers(array.shape[1])] = number
     else:
@@ -136,7 +140,7 @@ def constant(adata, rng, place, number):
 
 
 def emptied(adata, rng, place, number):
-    array = dense(get(adata, place)).astype(object if place.startswith("obs lib") else float)
+    array = open_to_numbers(adata, place)
     put(adata, place, np.full_like(array, number))
 
 

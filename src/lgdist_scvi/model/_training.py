@@ -270,7 +270,7 @@ class TrainingMixin:
         plan_kwargs: dict[str, Any],
         trainer_kwargs: dict[str, Any],
     ) -> None:
-        steps = len(data.train_dataloader())
+        title, steps = name.replace("_", " "), len(data.train_dataloader())
         size = relative_size(data.n_train)
         epochs = max_epochs or max(MIN_EPOCHS, math.ceil(plan_cls.default_steps * size**0.75 / steps))
         self.module.phase = plan_cls.phase
@@ -284,7 +284,7 @@ class TrainingMixin:
         # A list of its own: the trainer adds to it, and the user's serves both phases.
         callbacks = list(trainer_kwargs.pop("callbacks", None) or [])
         if trainer_kwargs.get("enable_progress_bar", True):
-            callbacks.append(PhaseProgressBar(name.replace("_", " ").capitalize()))
+            callbacks.append(PhaseProgressBar(title.capitalize()))
         defaults = {
             "check_val_every_n_epoch": max(1, round(epochs / VALIDATIONS)),
             "early_stopping_monitor": "validation_loss",
@@ -318,7 +318,7 @@ class TrainingMixin:
             logged = logged_history(runner.trainer)
             if isinstance(error, KeyboardInterrupt):
                 error.add_note(
-                    f"The training ({name.replace('_', ' ')}) was interrupted. What it has learnt in {plan.n_averaged} steps is "
+                    f"The training ({title}) was interrupted. What it has learnt in {plan.n_averaged} steps is "
                     "kept, and train() goes on from there."
                 )
             raise
@@ -337,7 +337,7 @@ class TrainingMixin:
                 self.history_ = {**history, name: _extended(history.get(name, {}), logged)}
         if not finite:
             raise FloatingPointError(
-                f"The training ({name.replace('_', ' ')}) diverged: the weights are not finite, and those from before are kept. "
+                f"The training ({title}) diverged: the weights are not finite, and those from before are kept. "
                 f"Pass a lower learning rate, {plan_cls.phase}_plan_kwargs={{'lr': ...}}; it was {plan.lr}."
             )
 
