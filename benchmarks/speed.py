@@ -102,7 +102,7 @@ def run_scvi(path: Path) -> Record:
     model.train(enable_progress_bar=False)
     trained = time.perf_counter()
     model.get_normalized_expression()
-    n_steps = len(model.history["train_loss_epoch"]) * -(-int(0.9 * adata.n_obs) // 128)
+    n_steps = len(model.history["elbo_train"]) * -(-int(0.9 * adata.n_obs) // 128)
     return {"train": trained - start, "complete": time.perf_counter() - trained, "step": (trained - start) / n_steps}
 
 
