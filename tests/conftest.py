@@ -7,11 +7,6 @@ import re
 from contextlib import contextmanager
 from pathlib import Path
 
-# Before anything imports matplotlib: the tests draw without a screen.
-os.environ.setdefault("MPLBACKEND", "agg")
-# Nor do its threads, and those of numba, spin while they wait: on a busy machine that takes longer than the work.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import hypothesis
 import numpy as np
 import pytest

@@ -1,49 +1,11 @@
 """From SpatialData and back, in memory and on disk."""
 
-import warnings
-
-import matplotlib
 import numpy as np
 import pytest
+import spatialdata
+from formats import as_spatialdata
 
 from lgdist_scvi import LGDiST, pp
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import spatialdata
-    from spatialdata.models import Image2DModel, ShapesModel, TableModel
-    from spatialdata.transformations import Identity, Scale
-
-matplotlib.use("Agg")
-
-
-def as_spatialdata(adata):
-    """Two sections with an image each, whose spots are in another order than the rows of the table."""
-    adata, images, shapes = adata.copy(), {}, {}
-    rng = np.random.default_rng(0)
-    adata.obs["region"] = [f"spots_{name}" for name in adata.obs["library_id"]]
-    instance = np.zeros(adata.n_obs, dtype=np.int64)
-    for name, section in adata.uns["spatial"].items():
-        rows = np.flatnonzero(adata.obs["library_id"] == name)
-        order = rng.permutation(len(rows))
-        instance[rows[order]] = np.arange(len(rows))
-        pixel = 1 / section["scalefactors"]["tissue_hires_scalef"]
-        images[f"image_{name}"] = Image2DModel.parse(
-            np.moveaxis(section["images"]["hires"], 2, 0),
-            dims=("c", "y", "x"),
-            transformations={name: Scale([pixel, pixel], axes=("x", "y"))},
-        )
-        shapes[f"spots_{name}"] = ShapesModel.parse(
-            adata.obsm["spatial"][rows[order]],
-            geometry=0,
-            radius=section["scalefactors"]["spot_diameter_fullres"] / 2,
-            transformations={name: Identity()},
-        )
-    adata.obs["instance"] = instance
-    adata.obs["region"] = adata.obs["region"].astype("category")
-    del adata.uns["spatial"], adata.obsm["spatial"], adata.obsm["X_image"]
-    table = TableModel.parse(adata, region=list(shapes), region_key="region", instance_key="instance")
-    return spatialdata.SpatialData(images=images, shapes=shapes, tables={"table": table})
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ def test_maps_are_drawn_as_images_are(adata):
 def test_discs_have_their_size_on_the_page(adata):
     """Touching discs on a square grid fill pi / 4 of its cells, whatever the size of the figure."""
     for inches in (3, 8):
-        ax = pl.uncertainty(adata, "A", axes=plt.figure(figsize=(inches, inches)).add_subplot())[0]
+        ax = pl.uncertainty(adata, "A", axes=plt.figure(figsize=(inches, inches)).add_subplot())[0, 0]
         ax.set_title("")
         ax.figure.canvas.draw()
         left, bottom, right, top = np.round(ax.get_window_extent().extents).astype(int)
@@ -101,17 +101,50 @@ def test_hidden_counts_are_not_shown(adata):
 
 
 def test_one_section_is_drawn(adata):
-    axes = pl.completion(adata, "A", library_key="section", library="two")
+    axes = pl.completion(adata, "A", library_key="section", library_id="two")
     counts = adata.X.toarray()[30:]
     np.testing.assert_allclose(drawn(axes[0, 0]), expected_measured(counts, counts.sum(1), 0), rtol=1e-6)
-    assert len(drawn(pl.uncertainty(adata, "A", library_key="section", library="one")[0])) == 30
+    assert len(drawn(pl.uncertainty(adata, "A", library_key="section", library_id="one")[0, 0])) == 30
     assert len(drawn(pl.completion(adata[:30].copy(), "A", library_key="section")[0, 0])) == 30
     assert len(drawn(pl.completion(adata[:30], "A")[0, 0])) == 30  # a view
 
 
+def test_several_sections_share_the_scale_of_a_gene(adata):
+    adata.layers["lgdist"][30:] += 3
+    axes = pl.completion(adata, ["A", "B"], library_key="section")
+    assert axes.shape == (4, 2)
+    assert [ax.get_title() for ax in axes[:2, 1]] == ["A, completed, one", "A, completed, two"]
+    np.testing.assert_allclose(drawn(axes[1, 1]), adata.layers["lgdist"][30:, 0], rtol=1e-6)
+    assert axes[0, 0].collections[0].get_clim() == axes[1, 1].collections[0].get_clim()
+    assert axes[0, 0].collections[0].get_clim() != axes[2, 0].collections[0].get_clim()
+    axes = pl.uncertainty(adata, "A", library_key="section", library_id=["two", "one"])
+    assert axes.shape == (2, 1)
+    assert axes[0, 0].get_title() == "A, two" and len(drawn(axes[0, 0])) == 18
+
+
+def test_image_lies_beneath_the_spots_where_it_was_taken(adata):
+    picture = np.zeros((80, 60, 3), np.uint8)
+    factors = {"tissue_hires_scalef": 0.1, "tissue_lowres_scalef": 0.01, "spot_diameter_fullres": 55.0}
+    entry = {"images": {"lowres": picture[:8, :6], "hires": picture}, "scalefactors": factors}
+    adata.uns["spatial"] = {"two": entry}
+    one, two = pl.completion(adata, "A", library_key="section")[:, 0]
+    assert not one.images
+    (image,) = two.images
+    assert image.get_array().shape == (80, 60, 3)
+    assert image.get_extent() == [0, 600, 800, 0]  # in the unit of the positions
+    np.testing.assert_allclose(two.collections[0].get_widths(), 55)
+    np.testing.assert_allclose(one.collections[0].get_widths(), 100)
+    assert two.get_xlim() == (-100, 600) and two.yaxis_inverted()
+    assert pl.uncertainty(adata, "A", img_alpha=0.5)[0, 0].images[0].get_alpha() == 0.5
+    assert not pl.uncertainty(adata, "A", img=False)[0, 0].images
+    del entry["scalefactors"]["tissue_hires_scalef"], entry["scalefactors"]["tissue_lowres_scalef"]
+    assert not pl.uncertainty(adata, "A")[0, 0].images  # nobody knows where
+
+
 def test_uncertainty(adata):
     axes = pl.uncertainty(adata, ["D", "B"])
-    assert axes.shape == (2,)
+    assert axes.shape == (1, 2)
+    axes = axes[0]
     np.testing.assert_allclose(drawn(axes[1]), adata.layers["lgdist_std"].toarray()[:, 1])
     assert [ax.get_title() for ax in axes] == ["D", "B"]
     bars = [ax for ax in axes[0].figure.axes if ax not in set(axes)]
@@ -122,7 +155,7 @@ def test_given_axes_are_used(adata):
     figure, given = plt.subplots(2, 2)
     assert (pl.completion(adata, ["A", "B"], axes=given) == given).all()
     alone = plt.figure().add_subplot()
-    assert pl.uncertainty(adata, "A", axes=alone)[0] is alone
+    assert pl.uncertainty(adata, "A", axes=alone)[0, 0] is alone
     before = plt.get_fignums()
     pl.uncertainty(adata, "A", axes=plt.subplots()[1])
     assert len(plt.get_fignums()) == len(before) + 1
@@ -150,8 +183,8 @@ def test_maps_of_nothing(adata, tmp_path):
     crowd = AnnData(obs=pd.DataFrame(index=[str(i) for i in range(1000)]), var=pd.DataFrame(index=["A"]))
     crowd.layers["lgdist_std"] = std
     crowd.obsm["spatial"] = np.ones((1000, 2))
-    assert pl.uncertainty(crowd, "A")[0].collections[0].get_clim() == (0, 2)
-    pl.uncertainty(crowd[:1].copy(), "A")[0].figure.savefig(tmp_path / "spot.png")
+    assert pl.uncertainty(crowd, "A")[0, 0].collections[0].get_clim() == (0, 2)
+    pl.uncertainty(crowd[:1].copy(), "A")[0, 0].figure.savefig(tmp_path / "spot.png")
 
 
 def test_bad_arguments(adata):
@@ -171,12 +204,12 @@ def test_bad_arguments(adata):
         pl.completion(adata, "A", spatial_key="xy")
     with pytest.raises(KeyError, match=r"obs\['slide'\].*section"):
         pl.completion(adata, "A", library_key="slide")
-    with pytest.raises(ValueError, match="library=None.*'one', 'two'"):
-        pl.completion(adata, "A", library_key="section")
-    with pytest.raises(ValueError, match="library='three'.*'one', 'two'"):
-        pl.completion(adata, "A", library_key="section", library="three")
+    with pytest.raises(ValueError, match="library_id is empty"):
+        pl.completion(adata, "A", library_key="section", library_id=[])
+    with pytest.raises(ValueError, match="library_id has 'three', no section.*'one', 'two'"):
+        pl.completion(adata, "A", library_key="section", library_id="three")
     with pytest.raises(ValueError, match="needs library_key"):
-        pl.completion(adata, "A", library="one")
+        pl.completion(adata, "A", library_id="one")
     adata.var_names = ["A", "A", "C", "D"]
     with pytest.raises(ValueError, match="var_names_make_unique"):
         pl.completion(adata, "A")

@@ -1,5 +1,6 @@
-"""Example data."""
+"""Data for examples and tests."""
 
+from ._examples import example_tissue
 from ._simulated import simulated_tissue
 
-__all__ = ["simulated_tissue"]
+__all__ = ["example_tissue", "simulated_tissue"]

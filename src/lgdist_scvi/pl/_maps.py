@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from lgdist_scvi.data._entries import count_matrix, listing, observed_entries, o
 from lgdist_scvi.pl._axes import axes_grid
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Hashable, Mapping, Sequence
 
     from anndata import AnnData
     from matplotlib.axes import Axes
@@ -35,12 +36,14 @@ def completion(
     size_factor_key: str | None = None,
     spatial_key: str = "spatial",
     library_key: str | None = None,
-    library: Hashable | None = None,
+    library_id: Hashable | list[Hashable] | None = None,
+    img: bool = True,
+    img_alpha: float = 1.0,
     spot_size: float | None = None,
     cmap: str = "viridis",
     axes: Any = None,
 ) -> NDArray[np.object_]:
-    """Draw measured beside completed expression, one row per gene and one colour scale per row.
+    """Draw measured beside completed expression, one row per gene and section and one colour scale per gene.
 
     The measured map shows ``log1p(counts / depth * 10,000)``, the scale on which expression is completed by default.
     Entries without a value are grey.
@@ -61,39 +64,49 @@ def completion(
         Column of ``obs`` with the depth of the spots, as at registration; None takes the sum of the observed counts.
     spatial_key
         Key of the positions in ``obsm``, with y downwards as in an image.
-    library_key, library
-        Column of ``obs`` with the sections, and the section to draw; needed where there are several.
+    library_key
+        Column of ``obs`` with the sections; needed where there are several.
+    library_id
+        Section to draw, or a list of them; all by default.
+    img
+        Draw the image of the section in ``uns["spatial"]`` beneath, if there is one.
+    img_alpha
+        Opacity of the image.
     spot_size
-        Diameter of a spot in the unit of the positions; None takes the median distance to the nearest spot.
+        Diameter of a spot in the unit of the positions. By default that of the scale factors where the image is drawn, and
+        the median distance to the nearest spot otherwise.
     cmap
         Matplotlib colour map.
     axes
-        Matplotlib axes, two per gene in row order; None makes a new figure.
+        Matplotlib axes, two per gene and section in row order; None makes a new figure.
 
     Returns
     -------
     numpy.ndarray
-        The axes, of shape ``(genes, 2)``.
+        The axes, of shape ``(genes * sections, 2)``, the sections of a gene below each other.
 
     Raises
     ------
     KeyError
         If a gene, layer or key is missing.
     ValueError
-        If the section is not settled, or the number of axes does not fit.
+        If a section is unknown, or the number of axes does not fit.
     """
     chosen = _gene_index(adata, genes)
-    spots = _spots(adata, library_key, library)
-    positions = _positions(adata, spatial_key, spots)
+    sections = _sections(adata, spatial_key, library_key, library_id, img)
+    spots = np.concatenate([section.spots for section in sections])
     completed = _columns(adata, layer, spots, chosen, "model.add_completed_layer(adata)")
     measured = _measured(adata, measured_layer, observed_layer, size_factor_key, spots, chosen)
-    panels = axes_grid(axes, len(chosen), 2, _panel_size(positions, 2))
-    for row, gene, pair in zip(panels, adata.var_names[chosen], zip(measured.T, completed.T, strict=True), strict=True):
+    panels = axes_grid(axes, len(chosen) * len(sections), 2, _panel_size(sections, 2))
+    rows = iter(panels)
+    for gene, *pair in zip(adata.var_names[chosen], measured.T, completed.T, strict=True):
         limits = _limits(np.concatenate(pair))
-        for ax, values, title in zip(row, pair, ("measured", "completed"), strict=True):
-            drawn = _draw(ax, positions, values, limits, spot_size, cmap)
-            ax.set_title(f"{gene}, {title}")
-        _colour_bar(drawn, row, np.concatenate(pair), _UNIT)
+        for section, *parts in zip(sections, *(_split(values, sections) for values in pair), strict=True):
+            row = next(rows)
+            for ax, values, title in zip(row, parts, ("measured", "completed"), strict=True):
+                drawn = _draw(ax, section, values, limits, spot_size, cmap, img_alpha)
+                ax.set_title(f"{gene}, {title}{section.suffix}")
+            _colour_bar(drawn, row, np.concatenate(parts), _UNIT)
     return panels
 
 
@@ -104,12 +117,14 @@ def uncertainty(
     layer: str = f"{Keys.LAYER}{STD_SUFFIX}",
     spatial_key: str = "spatial",
     library_key: str | None = None,
-    library: Hashable | None = None,
+    library_id: Hashable | list[Hashable] | None = None,
+    img: bool = True,
+    img_alpha: float = 1.0,
     spot_size: float | None = None,
     cmap: str = "magma",
     axes: Any = None,
 ) -> NDArray[np.object_]:
-    """Draw the standard deviation of the completed expression, one panel and one colour scale per gene.
+    """Draw the standard deviation of the completed expression, one column and one colour scale per gene.
 
     Parameters
     ----------
@@ -120,33 +135,49 @@ def uncertainty(
     layer
         Layer with the standard deviations on the scale ``"log1p"``, the second result of
         ``model.get_completed_expression(return_std=True)``.
-    spatial_key, library_key, library, spot_size, cmap
+    spatial_key, library_key, library_id, img, img_alpha, spot_size, cmap
         As for :func:`completion`.
     axes
-        Matplotlib axes, one per gene; None makes a new figure.
+        Matplotlib axes, one per section and gene in row order; None makes a new figure.
 
     Returns
     -------
     numpy.ndarray
-        The axes, of shape ``(genes,)``.
+        The axes, of shape ``(sections, genes)``.
 
     Raises
     ------
     KeyError
         If a gene, layer or key is missing.
     ValueError
-        If the section is not settled, or the number of axes does not fit.
+        If a section is unknown, or the number of axes does not fit.
     """
     chosen = _gene_index(adata, genes)
-    spots = _spots(adata, library_key, library)
-    positions = _positions(adata, spatial_key, spots)
+    sections = _sections(adata, spatial_key, library_key, library_id, img)
+    spots = np.concatenate([section.spots for section in sections])
     std = _columns(adata, layer, spots, chosen, "model.get_completed_expression(return_std=True)")
-    panels = axes_grid(axes, 1, len(chosen), _panel_size(positions, 1)).ravel()
-    for ax, gene, values in zip(panels, adata.var_names[chosen], std.T, strict=True):
-        drawn = _draw(ax, positions, values, _limits(values), spot_size, cmap)
-        ax.set_title(gene)
-        _colour_bar(drawn, [ax], values, f"standard deviation of\n{_UNIT}")
+    panels = axes_grid(axes, len(sections), len(chosen), _panel_size(sections, 1))
+    for column, gene, values in zip(panels.T, adata.var_names[chosen], std.T, strict=True):
+        limits = _limits(values)
+        for ax, section, part in zip(column, sections, _split(values, sections), strict=True):
+            drawn = _draw(ax, section, part, limits, spot_size, cmap, img_alpha)
+            ax.set_title(f"{gene}{section.suffix}")
+            _colour_bar(drawn, [ax], part, f"standard deviation of\n{_UNIT}")
     return panels
+
+
+@dataclass(frozen=True)
+class _Section:
+    """Spots of a section, what they are called in titles, and the image beneath them."""
+
+    spots: NDArray[np.intp]
+    positions: NDArray[np.float64]
+    suffix: str = ""
+    image: NDArray | None = None
+    scale: float = 1.0
+    """Pixels of the image per unit of the positions."""
+    diameter: float | None = None
+    """Of a spot, in the unit of the positions."""
 
 
 def _gene_index(adata: AnnData, genes: str | Sequence[str]) -> NDArray[np.intp]:
@@ -161,31 +192,60 @@ def _gene_index(adata: AnnData, genes: str | Sequence[str]) -> NDArray[np.intp]:
     return adata.var_names.get_indexer(names)
 
 
-def _spots(adata: AnnData, library_key: str | None, library: Hashable | None) -> NDArray[np.intp]:
-    """Rows of the section to draw."""
+def _sections(
+    adata: AnnData,
+    spatial_key: str,
+    library_key: str | None,
+    library_id: Hashable | list[Hashable] | None,
+    img: bool,
+) -> list[_Section]:
+    """Sections to draw, with their images if these are wanted and there."""
+    if spatial_key not in adata.obsm:
+        raise KeyError(f"adata.obsm[{spatial_key!r}] is missing (found: {sorted(adata.obsm)}); correct spatial_key=...")
+    positions = np.asarray(adata.obsm[spatial_key], dtype=np.float64)[:, :2]
+    images = adata.uns.get("spatial", {}) if img else {}
     if library_key is None:
-        if library is not None:
-            raise ValueError(f"library={library!r} needs library_key=..., the column of adata.obs with the sections.")
-        return np.arange(adata.n_obs)
+        if library_id is not None:
+            raise ValueError(
+                f"library_id={library_id!r} needs library_key=..., the column of adata.obs with the sections."
+            )
+        entry = next(iter(images.values())) if len(images) == 1 else {}
+        return [_Section(np.arange(adata.n_obs), positions, **_image(entry))]
     if library_key not in adata.obs:
         raise KeyError(f"adata.obs[{library_key!r}] is missing (found: {list(adata.obs)}); correct library_key=...")
     libraries = adata.obs[library_key]
     present = list(libraries.dropna().unique())
-    if library is None and len(present) == 1:
-        library = present[0]
-    if library not in present:
+    wanted = present if library_id is None else library_id if isinstance(library_id, list) else [library_id]
+    if unknown := [name for name in wanted if name not in present]:
         raise ValueError(
-            f"library={library!r} is no section of adata.obs[{library_key!r}], which has {listing(present)}; pass one "
-            "of them."
+            f"library_id has {listing(unknown)}, no section of adata.obs[{library_key!r}], which has {listing(present)}."
         )
-    return np.flatnonzero((libraries == library).to_numpy())
+    if not wanted:
+        raise ValueError("library_id is empty; name at least one section.")
+    sections = []
+    for name in wanted:
+        spots = np.flatnonzero((libraries == name).to_numpy())
+        suffix = f", {name}" if len(wanted) > 1 else ""
+        sections.append(_Section(spots, positions[spots], suffix, **_image(images.get(str(name), {}))))
+    return sections
 
 
-def _positions(adata: AnnData, spatial_key: str, spots: NDArray[np.intp]) -> NDArray[np.float64]:
-    """Positions of shape ``(spots, 2)``."""
-    if spatial_key not in adata.obsm:
-        raise KeyError(f"adata.obsm[{spatial_key!r}] is missing (found: {sorted(adata.obsm)}); correct spatial_key=...")
-    return np.asarray(adata.obsm[spatial_key], dtype=np.float64)[spots, :2]
+def _image(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Find the image of highest resolution of a section, and what its scale factors say; nothing if it has none."""
+    factors = entry.get("scalefactors", {})
+    scales = {
+        key: factors[f"tissue_{key}_scalef"] for key in entry.get("images", {}) if f"tissue_{key}_scalef" in factors
+    }
+    if not scales:
+        return {}
+    key = max(scales, key=scales.__getitem__)
+    diameter = factors.get("spot_diameter_fullres")
+    return {"image": np.asarray(entry["images"][key]), "scale": float(scales[key]), "diameter": diameter}
+
+
+def _split(values: NDArray[np.float64], sections: list[_Section]) -> list[NDArray[np.float64]]:
+    """Split values of the spots of all sections into those of each."""
+    return np.split(values, np.cumsum([len(section.spots) for section in sections])[:-1])
 
 
 def _columns(
@@ -238,25 +298,30 @@ def _limits(values: NDArray[np.float64]) -> tuple[float, float]:
     return 0.0, top if top > 0 else 1.0
 
 
-def _panel_size(positions: NDArray[np.float64], panels_per_bar: int) -> tuple[float, float]:
-    """Inches of a panel that fits the section and its share of a colour bar."""
-    width, height = np.maximum(np.ptp(positions, axis=0), 1e-12)
+def _panel_size(sections: list[_Section], panels_per_bar: int) -> tuple[float, float]:
+    """Inches of a panel that fits the first section and its share of a colour bar."""
+    width, height = np.maximum(np.ptp(sections[0].positions, axis=0), 1e-12)
     return 3.2 + 1.0 / panels_per_bar, 3.2 * float(np.clip(height / width, 0.4, 2.0)) + 0.4
 
 
 def _draw(
     ax: Axes,
-    positions: NDArray[np.float64],
+    section: _Section,
     values: NDArray[np.float64],
     limits: tuple[float, float],
     spot_size: float | None,
     cmap: str,
+    img_alpha: float,
 ) -> Collection:
-    """Draw spots as discs whose size is given in the unit of the positions."""
+    """Draw the image, and spots as discs whose size is given in the unit of the positions."""
     import matplotlib as mpl
     from matplotlib.collections import EllipseCollection
 
-    size = _spacing(positions) if spot_size is None else spot_size
+    positions, spacing = section.positions, _spacing(section.positions)
+    size = spot_size or section.diameter or spacing
+    if section.image is not None:
+        height, width = np.array(section.image.shape[:2]) / section.scale
+        ax.imshow(section.image, extent=(0, width, height, 0), cmap="gray", alpha=img_alpha)
     discs = EllipseCollection(
         size, size, 0, units="xy", offsets=positions, offset_transform=ax.transData, linewidths=0, rasterized=True
     )
@@ -264,7 +329,7 @@ def _draw(
     discs.set_cmap(mpl.colormaps[cmap].with_extremes(bad=_NO_VALUE) if isinstance(cmap, str) else cmap)
     discs.set_clim(*limits)
     ax.add_collection(discs)
-    low, high = positions.min(axis=0) - size, positions.max(axis=0) + size
+    low, high = positions.min(axis=0) - spacing, positions.max(axis=0) + spacing
     ax.set(xlim=(low[0], high[0]), ylim=(high[1], low[1]), aspect="equal", xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     return discs

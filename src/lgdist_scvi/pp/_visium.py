@@ -44,7 +44,11 @@ def from_visium(
         raise FileNotFoundError(
             f"{folder} lacks {', '.join(missing)}; pass the folder 'outs' of Space Ranger, which holds them."
         )
-    adata = squidpy.read.visium(folder, counts_file=counts_file, library_id=library_id)
+    return tidy(squidpy.read.visium(folder, counts_file=counts_file, library_id=library_id))
+
+
+def tidy(adata: AnnData) -> AnnData:
+    """Keep the spots under tissue of what squidpy has read, and put everything where :func:`from_visium` says."""
     adata.var_names_make_unique()
     if "in_tissue" in adata.obs:
         adata = adata[adata.obs["in_tissue"].to_numpy() == 1].copy()

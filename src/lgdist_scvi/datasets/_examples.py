@@ -1,0 +1,132 @@
+"""Sections for examples: real ones where they can be had, a simulation otherwise."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+import anndata
+import numpy as np
+from scipy import sparse
+
+from lgdist_scvi._checks import check_choice, check_whole
+from lgdist_scvi.pp._visium import tidy
+
+from ._simulated import simulated_tissue
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+Tissue = Literal["cortex", "bulb", "tumour"]
+FOLDER = "LGDIST_EXAMPLE_DATA"
+LEAST_COUNTS = 200  # of a spot
+LEAST_SPOTS = 10  # with the gene
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """Files in a local folder, and samples of 10x Genomics, in the order in which they are taken."""
+
+    files: tuple[str, ...]
+    samples: tuple[str, ...]
+
+
+_SOURCES = {
+    "cortex": _Sources(
+        tuple(f"dlpfc_visium_{i}" for i in (151673, 151674, 151675, 151676)),
+        ("V1_Human_Brain_Section_1", "V1_Human_Brain_Section_2"),
+    ),
+    "bulb": _Sources(
+        tuple(f"mouse_olfactory_bulb_st_MOB{i}" for i in (1, 2, 3, 4)),
+        ("V1_Mouse_Brain_Sagittal_Anterior", "V1_Mouse_Brain_Sagittal_Anterior_Section_2"),
+    ),
+    "tumour": _Sources(("crc_visium_CRC16",), ("Parent_Visium_Human_ColorectalCancer",)),
+}
+
+
+def example_tissue(tissue: Tissue, n_sections: int = 1, *, folder: str | Path | None = None) -> AnnData:
+    """Sections of a tissue for examples: files of a folder, else a download, else a simulation.
+
+    ``uns["source"]`` says which it was. The download is that of :func:`squidpy.datasets.visium` and is kept where scanpy keeps data
+    sets. Spots of fewer than 200 counts and genes found in fewer than 10 spots are left out.
+
+    Parameters
+    ----------
+    tissue
+        "cortex": human cortex (Visium). "bulb": mouse olfactory bulb (Spatial Transcriptomics; as a download, the anterior
+        mouse brain, Visium). "tumour": human colorectal tumour (Visium).
+    n_sections
+        Number of sections. Fewer are returned where fewer can be had for download.
+    folder
+        Folder with h5ad files of the names in ``uns["source"]``, raw counts in ``X`` and positions and images as squidpy
+        lays them out; by default that in the environment variable ``LGDIST_EXAMPLE_DATA``, if it is set.
+
+    Returns
+    -------
+    Spots with raw counts in ``X`` and ``layers["counts"]``, the section in ``obs["library_id"]``, positions in pixels of
+    the full-resolution image in ``obsm["spatial"]``, and images in ``uns["spatial"]``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such tissue, or not so many sections in the folder.
+    FileNotFoundError
+        If a folder is named and lacks the files.
+
+    Warns
+    -----
+    UserWarning
+        If the download fails and the tissue is simulated.
+    """
+    check_choice("tissue", tissue, get_args(Tissue))
+    check_whole(1, n_sections=n_sections)
+    sources = _SOURCES[tissue]
+    named = folder or os.environ.get(FOLDER)
+    if named:
+        return _from_folder(Path(named), sources.files, n_sections)
+    try:
+        return _download(sources.samples[:n_sections])
+    except (OSError, ExceptionGroup) as error:
+        reason = "; ".join(map(str, error.exceptions)) if isinstance(error, ExceptionGroup) else str(error)
+        warnings.warn(
+            f"No section of {tissue!r} could be downloaded ({reason}), so the tissue is SIMULATED. Real sections are read from a "
+            f"folder that is named in folder=... or in the environment variable {FOLDER}.",
+            stacklevel=2,
+        )
+    adata = simulated_tissue(600 * n_sections, 300, n_libraries=n_sections, depth=400)
+    adata.uns["source"] = "lgdist_scvi.datasets.simulated_tissue"
+    return adata
+
+
+def _from_folder(folder: Path, names: tuple[str, ...], n_sections: int) -> AnnData:
+    if n_sections > len(names):
+        raise ValueError(
+            f"n_sections={n_sections}, but there are {len(names)} sections of this tissue: {', '.join(names)}."
+        )
+    files = [folder / f"{name}.h5ad" for name in names[:n_sections]]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}; correct folder=... (or {FOLDER}).")
+    return _joined([tidy(anndata.read_h5ad(file)) for file in files], [file.name for file in files])
+
+
+def _download(samples: tuple[str, ...]) -> AnnData:
+    import squidpy
+
+    sections = [tidy(squidpy.datasets.visium(sample)) for sample in samples]
+    return _joined(sections, [f"10x Genomics, {sample}" for sample in samples])
+
+
+def _joined(sections: list[AnnData], sources: list[str]) -> AnnData:
+    """Sections in one, with the genes that all of them have."""
+    for section in sections:
+        section.obs_names = section.obs["library_id"].astype(str) + "_" + section.obs_names
+    adata = anndata.concat(sections, uns_merge="unique") if len(sections) > 1 else sections[0]
+    counts = sparse.csr_matrix(adata.layers["counts"])
+    genes = np.asarray((counts > 0).sum(axis=0)).ravel() >= LEAST_SPOTS
+    spots = np.asarray(counts[:, genes].sum(axis=1)).ravel() >= LEAST_COUNTS
+    adata = adata[spots, genes].copy()
+    adata.uns = {"spatial": adata.uns["spatial"], "source": ", ".join(sources)}
+    return adata
