@@ -11,6 +11,7 @@ VENV ?= .venv
 # A version known to work, installed first so that the other requirements find it in place. Any torch>=2.5 will do.
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
+EXAMPLE_DATA ?= ../shared/data
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip --disable-pip-version-check
@@ -18,7 +19,7 @@ pip := $(bin)/python -m pip --disable-pip-version-check
 PEER_PYTHON ?= $(bin)/python
 BENCHMARK_ARGS ?=
 
-.PHONY: help install demo test test-quick coverage errors lint format types docs benchmark benchmark-quick benchmark-ablation benchmark-calibration \
+.PHONY: help install demo test test-quick coverage errors lint format types docs linkcheck tutorials picture benchmark benchmark-quick benchmark-ablation benchmark-calibration \
 	benchmark-images benchmark-biology benchmark-speed clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -32,6 +33,9 @@ help:
 	@echo "make lint        ruff: style and format (make format mends what it can)"
 	@echo "make types       mypy"
 	@echo "make docs        the documentation, into docs/_build/html"
+	@echo "make linkcheck   whether links to other sites lead somewhere"
+	@echo "make tutorials   run the tutorials and store their output"
+	@echo "make picture     draw the picture of the landing page"
 	@echo "make benchmark   the comparison with other methods, into benchmarks/results and docs/benchmarks; takes hours and"
 	@echo "                 goes on where it was stopped (make benchmark-quick: five small sets once, within an hour)"
 	@echo "make benchmark-ablation     what each part of the model is worth; about two hours"
@@ -90,6 +94,16 @@ types: $(VENV)/.stamp-group-typecheck
 docs: $(VENV)/.stamp-group-doc
 	rm -rf docs/_build docs/generated docs/tutorials
 	$(bin)/python -m sphinx -b html -W --keep-going docs docs/_build/html
+
+linkcheck: $(VENV)/.stamp-group-doc
+	$(bin)/python -m sphinx -b linkcheck docs docs/_build/linkcheck
+
+# Sections for the stored tutorials; without the folder they would be downloaded, or simulated.
+tutorials: $(VENV)/.stamp-group-doc
+	LGDIST_EXAMPLE_DATA=$(abspath $(EXAMPLE_DATA)) $(bin)/jupyter execute --inplace tutorials/*.ipynb
+
+picture: $(VENV)/.stamp-package
+	LGDIST_EXAMPLE_DATA=$(abspath $(EXAMPLE_DATA)) $(bin)/python docs/picture.py
 
 benchmark: $(VENV)/.stamp-package
 	$(bin)/python benchmarks/compare.py --peer-python $(PEER_PYTHON) $(BENCHMARK_ARGS)

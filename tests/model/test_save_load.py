@@ -90,6 +90,17 @@ def test_new_section(saved, small):
     assert loaded.adata.obs["library_id"].unique().tolist() == ["another section"]
 
 
+def test_new_section_need_not_say_which_genes_are_targets(small, tmp_path):
+    adata = small.tissue()
+    adata.var["target_gene"] = np.arange(40) < 10
+    model = small.build(adata, target_genes_key="target_gene")
+    model.train_autoencoder(1, accelerator="cpu", enable_progress_bar=False)
+    model.save(tmp_path / "model")
+    loaded = LGDiST.load(tmp_path / "model", adata=small.tissue(seed=9))
+    weight = loaded.module.gene_weight
+    assert torch.equal(weight, model.module.gene_weight) and weight[0] > weight[-1]
+
+
 def test_training_goes_on_after_loading(saved, small):
     _, _, folder = saved
     loaded = LGDiST.load(folder)

@@ -120,7 +120,7 @@ class EvaluationMixin(CompletionMixin):
         -------
         Table with a row for each entry and the columns ``spot``, ``gene``, ``count`` (measured), ``depth`` (counts of the spot
         over the whole transcriptome), ``expected`` and ``std`` (mean and standard deviation of the predicted rate, times the
-        depth) and ``detected`` (predicted log1p counts per 10,000, given that the gene is detected). :mod:`lgdist_scvi.pl` draws
+        depth) and ``detected`` (predicted log1p counts per 10,000, given that the gene is detected). ``lgdist_scvi.pl`` draws
         it: :func:`~lgdist_scvi.pl.held_out`, :func:`~lgdist_scvi.pl.gene_accuracy`, :func:`~lgdist_scvi.pl.coverage`.
 
         Raises

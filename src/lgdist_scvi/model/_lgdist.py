@@ -196,7 +196,9 @@ class LGDiST(
 
     def _target_genes(self) -> NDArray[np.bool_] | None:
         key = self.adata_manager.registry["setup_args"]["target_genes_key"]
-        return None if key is None else self.adata.var[key].to_numpy(dtype=bool)
+        if key not in self.adata.var:  # None, or a model is loaded with other spots: its weights say which genes
+            return None
+        return self.adata.var[key].to_numpy(dtype=bool)
 
     def _view(self, adata: AnnData | None = None, share: NDArray | None = None) -> SpotView:
         manager = self.adata_manager if adata is None else self.get_anndata_manager(adata, required=True)

@@ -1,0 +1,54 @@
+"""The documentation keeps to what is there: errors that it quotes, links, and the entry for the scverse listing."""
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import lgdist_scvi
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "benchmarks").glob("*.md")])
+# Made when the documentation is built.
+MADE = {"docs/tutorials/index.md", "docs/changelog.md"}
+
+
+def names_of(page):
+    """Labels of a page, and the anchors of its headings as GitHub and MyST make them."""
+    text = page.read_text(encoding="utf-8")
+    headings, labels = (re.findall(pattern, text, flags=re.MULTILINE) for pattern in (r"^#+ (.+)$", r"^\((.+)\)=$"))
+    return set(labels) | {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if target.relative_to(ROOT).as_posix() in MADE:
+            continue
+        assert target.exists(), f"{page.name}: {link} leads nowhere"
+        assert not anchor or anchor in names_of(target), f"{page.name}: {link} has no such heading"
+
+
+def test_questions_quote_errors_that_there_are():
+    quoted = re.findall(r"^### `(.+)`$", (ROOT / "docs" / "faq.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    with open(ROOT / "docs" / "errors.csv", encoding="utf-8", newline="") as file:
+        messages = [row["message"] for row in csv.DictReader(file)]
+    assert len(quoted) >= 10
+    for fragment in quoted:
+        assert any(fragment in message for message in messages), fragment
+
+
+def test_listing_fits_the_package():
+    listing = yaml.safe_load((ROOT / "docs" / "meta.yaml").read_text(encoding="utf-8"))
+    assert listing["version"] == f"v{lgdist_scvi.__version__}"
+    wanted = {"name", "description", "project_home", "documentation_home", "install", "license", "tags", "version"}
+    assert wanted <= set(listing)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == lgdist_scvi.__version__ and citation["license"] == listing["license"]
