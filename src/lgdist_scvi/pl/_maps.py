@@ -52,7 +52,7 @@ def completion(
     genes
         Names of the genes.
     layer
-        Layer with the completed expression, on the scale ``"log1p"``.
+        Layer with the completed expression, on the scale ``"log1p"`` (log1p of counts per 10,000).
     measured_layer
         Layer with the counts; None takes ``X``.
     observed_layer
@@ -72,8 +72,7 @@ def completion(
 
     Returns
     -------
-    numpy.ndarray
-        The axes, of shape ``(genes, 2)``.
+    The axes, ``(n_genes, 2)``.
 
     Raises
     ------
@@ -81,6 +80,15 @@ def completion(
         If a gene, layer or key is missing.
     ValueError
         If the section is not settled, or the number of axes does not fit.
+    TypeError
+        If a layer is neither an array nor a CSR or CSC matrix.
+
+    Examples
+    --------
+    >>> model.add_completed_layer()
+    >>> axes = lgdist_scvi.pl.completion(adata, ["gene_1", "gene_2"], measured_layer="counts")
+    >>> axes.shape
+    (2, 2)
     """
     chosen = _gene_index(adata, genes)
     spots = _spots(adata, library_key, library)
@@ -118,8 +126,8 @@ def uncertainty(
     genes
         Names of the genes.
     layer
-        Layer with the standard deviations on the scale ``"log1p"``, the second result of
-        ``model.get_completed_expression(return_std=True)``.
+        Layer with the standard deviations on the scale ``"log1p"``, as
+        :meth:`lgdist_scvi.LGDiST.add_completed_layer` writes it with ``return_std=True``.
     spatial_key, library_key, library, spot_size, cmap
         As for :func:`completion`.
     axes
@@ -127,8 +135,7 @@ def uncertainty(
 
     Returns
     -------
-    numpy.ndarray
-        The axes, of shape ``(genes,)``.
+    The axes, ``(n_genes,)``.
 
     Raises
     ------
@@ -136,6 +143,11 @@ def uncertainty(
         If a gene, layer or key is missing.
     ValueError
         If the section is not settled, or the number of axes does not fit.
+
+    Examples
+    --------
+    >>> model.add_completed_layer(return_std=True)
+    >>> axes = lgdist_scvi.pl.uncertainty(adata, "gene_1")
     """
     chosen = _gene_index(adata, genes)
     spots = _spots(adata, library_key, library)
@@ -182,7 +194,7 @@ def _spots(adata: AnnData, library_key: str | None, library: Hashable | None) ->
 
 
 def _positions(adata: AnnData, spatial_key: str, spots: NDArray[np.intp]) -> NDArray[np.float64]:
-    """Positions of shape ``(spots, 2)``."""
+    """Positions of shape ``(n_spots, 2)``."""
     if spatial_key not in adata.obsm:
         raise KeyError(f"adata.obsm[{spatial_key!r}] is missing (found: {sorted(adata.obsm)}); correct spatial_key=...")
     return np.asarray(adata.obsm[spatial_key], dtype=np.float64)[spots, :2]
@@ -211,7 +223,7 @@ def _measured(
     spots: NDArray[np.intp],
     genes: NDArray[np.intp],
 ) -> NDArray[np.float64]:
-    """Log-normalised counts of shape ``(spots, genes)``, NaN where nothing was observed."""
+    """Log-normalised counts of shape ``(n_spots, n_genes)``, NaN where nothing was observed."""
     counts, _ = count_matrix(adata, layer)
     observed = observed_matrix(adata, observed_layer)
     if size_factor_key is None:
