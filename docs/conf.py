@@ -49,6 +49,7 @@ napoleon_numpy_docstring = True
 napoleon_use_rtype = True
 always_use_bars_union = True
 typehints_defaults = "braces-after"
+typehints_document_rtype_none = False
 bibtex_bibfiles = ["references.bib"]
 bibtex_reference_style = "author_year"
 
@@ -76,7 +77,7 @@ intersphinx_mapping = {
 # Of what the classes inherit from scvi-tools and PyTorch, only these belong to our users' vocabulary.
 _INHERITED = {"save", "load", "history", "is_trained"}
 # Ours, but called by scvi-tools only.
-_INTERNAL = {"get_normalized_function_name"}
+_INTERNAL = {"get_normalized_function_name", "register_manager"}
 
 
 def _skip_member(app, what, name, obj, skip, options) -> bool | None:
@@ -104,6 +105,17 @@ def _copy_tutorials() -> None:
     (target / "index.md").write_text("\n".join(page), encoding="utf-8")
 
 
+def _prose(self, section: str) -> list[str]:
+    """Render a Returns section as one description; by itself napoleon takes its lines for types."""
+    lines = self._strip_empty(self._dedent(self._consume_to_next_section()))
+    # The mark of sphinx-autodoc-typehints for a section without a type.
+    return [*self._format_block(":returns: ", lines[lines[:1] == [":"] :]), ""]
+
+
 def setup(app) -> None:
+    from sphinx.ext.napoleon import NumpyDocstring
+
+    # Our types stand in the annotations.
+    NumpyDocstring._parse_returns_section = _prose
     _copy_tutorials()
     app.connect("autodoc-skip-member", _skip_member)

@@ -194,7 +194,7 @@ def test_bad_arguments(adata):
         pl.completion(adata, [])
     with pytest.raises(KeyError, match=r"layers\['nope'\].*add_completed_layer"):
         pl.completion(adata, "A", layer="nope")
-    with pytest.raises(KeyError, match=r"layers\['nope'\].*return_std"):
+    with pytest.raises(KeyError, match=r"layers\['nope'\].*add_completed_layer\(return_std=True\)"):
         pl.uncertainty(adata, "A", layer="nope")
     with pytest.raises(KeyError, match=r"layers\['raw'\]"):
         pl.completion(adata, "A", measured_layer="raw")

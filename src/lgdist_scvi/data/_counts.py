@@ -103,7 +103,7 @@ def check_count_values(
     adata
         Annotated spots, for the names.
     counts
-        Matrix of shape ``(n_obs, n_vars)``.
+        Matrix of shape ``(n_spots, n_genes)``.
     observed
         Mask of the same shape; None when every entry was observed.
     where
@@ -111,7 +111,7 @@ def check_count_values(
 
     Returns
     -------
-    Sums of the observed counts of every spot, shape ``(n_obs,)``, and of every gene, shape ``(n_vars,)``.
+    Sums of the observed counts of every spot, shape ``(n_spots,)``, and of every gene, shape ``(n_genes,)``.
 
     Raises
     ------

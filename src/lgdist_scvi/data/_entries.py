@@ -47,7 +47,7 @@ def spot_listing(adata: AnnData, mask: NDArray[np.bool_]) -> str:
     adata
         Annotated spots.
     mask
-        Boolean array of shape ``(n_obs,)``.
+        Boolean array of shape ``(n_spots,)``.
 
     Returns
     -------
@@ -104,7 +104,7 @@ def count_matrix(adata: AnnData, layer: str | None) -> tuple[Matrix, str]:
 
     Returns
     -------
-    The matrix of shape ``(n_obs, n_vars)`` itself, not a copy, and how the user addresses it.
+    The matrix of shape ``(n_spots, n_genes)`` itself, not a copy, and how the user addresses it.
 
     Raises
     ------
@@ -139,7 +139,7 @@ def observed_matrix(adata: AnnData, observed_layer: str | None) -> Matrix | None
 
     Returns
     -------
-    Boolean array, or CSR or CSC matrix without stored zeros, of shape ``(n_obs, n_vars)``; None when every entry was
+    Boolean array, or CSR or CSC matrix without stored zeros, of shape ``(n_spots, n_genes)``; None when every entry was
     observed.
 
     Raises
@@ -196,7 +196,7 @@ def count_observed(observed: Matrix | None, shape: tuple[int, int]) -> tuple[NDA
 
     Returns
     -------
-    Int64 arrays of shapes ``(n_obs,)`` and ``(n_vars,)``.
+    Int64 arrays of shapes ``(n_spots,)`` and ``(n_genes,)``.
     """
     n_obs, n_vars = shape
     if observed is None:
@@ -218,7 +218,7 @@ def observed_entries(
     Parameters
     ----------
     counts
-        Array, or CSR or CSC matrix, of shape ``(n_obs, n_vars)``.
+        Array, or CSR or CSC matrix, of shape ``(n_spots, n_genes)``.
     observed
         Mask from :func:`observed_matrix`.
 

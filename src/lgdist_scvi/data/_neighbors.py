@@ -27,13 +27,13 @@ def library_codes(libraries: ArrayLike | None, n_obs: int) -> NDArray[np.intp]:
     Parameters
     ----------
     libraries
-        Library of every spot, shape ``(n_obs,)``; None when all spots are of one library.
+        Library of every spot, shape ``(n_spots,)``; None when all spots are of one library.
     n_obs
         Number of spots.
 
     Returns
     -------
-    Codes of shape ``(n_obs,)``.
+    Codes of shape ``(n_spots,)``.
 
     Raises
     ------
@@ -63,17 +63,17 @@ def spatial_graph(
     Parameters
     ----------
     coordinates
-        Positions of shape ``(n_obs, 2)`` or ``(n_obs, 3)``, in any unit.
+        Positions of shape ``(n_spots, 2)`` or ``(n_spots, 3)``, in any unit.
     libraries
-        Library of every spot, shape ``(n_obs,)``; None when all spots are of one library.
+        Library of every spot, shape ``(n_spots,)``; None when all spots are of one library.
     n_neighbors
         Neighbours per spot.
 
     Returns
     -------
-    Two matrices of shape ``(n_obs, n_obs)`` with the same pattern: connectivities, 1 on every edge, and distances in
-    the unit of `coordinates`. Spots at the same position have a stored distance of 0, so edges must be read from the
-    pattern of the connectivities.
+    Two matrices of shape ``(n_spots, n_spots)`` with the same pattern: connectivities, 1 on every edge, and distances
+    in the unit of `coordinates`. Spots at the same position have a stored distance of 0, so edges must be read from
+    the pattern of the connectivities.
     """
     coordinates = np.asarray(coordinates, dtype=np.float64)
     n_obs = len(coordinates)
@@ -188,7 +188,7 @@ def graph_edges(graph: sparse.spmatrix | sparse.sparray | NDArray) -> tuple[NDAr
     Parameters
     ----------
     graph
-        Weights of shape ``(n_obs, n_obs)``, sparse or dense.
+        Weights of shape ``(n_spots, n_spots)``, sparse or dense.
 
     Returns
     -------
@@ -212,7 +212,7 @@ def edge_lengths(distances: sparse.spmatrix | sparse.sparray | NDArray, row: NDA
     Parameters
     ----------
     distances
-        Distances of shape ``(n_obs, n_obs)``, sparse or dense.
+        Distances of shape ``(n_spots, n_spots)``, sparse or dense.
     row, col
         Sources and targets of the edges, shape ``(n_edges,)``.
 
@@ -249,7 +249,7 @@ def neighbor_index(
     Parameters
     ----------
     connectivities
-        Edges of shape ``(n_obs, n_obs)``: row `i` marks the neighbours of spot `i`.
+        Edges of shape ``(n_spots, n_spots)``: row `i` marks the neighbours of spot `i`.
     distances
         Distances along the edges; None orders by descending connectivity instead.
     n_neighbors
@@ -258,7 +258,7 @@ def neighbor_index(
     Returns
     -------
     Index (int64), distance (float32, 0 without `distances`) and mask (True where a neighbour exists), each of shape
-    ``(n_obs, n_neighbors)``. Missing neighbours have the spot's own index, distance 0 and mask False. Ties go by
+    ``(n_spots, n_neighbors)``. Missing neighbours have the spot's own index, distance 0 and mask False. Ties go by
     position in the data.
     """
     n_obs = connectivities.shape[0]
@@ -287,14 +287,14 @@ def hop_weights(connectivities: sparse.spmatrix, hops: Sequence[int]) -> list[sp
     Parameters
     ----------
     connectivities
-        Edges of shape ``(n_obs, n_obs)``; an edge in either direction links both spots.
+        Edges of shape ``(n_spots, n_spots)``; an edge in either direction links both spots.
     hops
         Numbers of hops, each at least 1.
 
     Returns
     -------
-    For each number of hops a symmetric float32 matrix of shape ``(n_obs, n_obs)`` with 1 where two different spots are
-    at most that many hops apart.
+    For each number of hops a symmetric float32 matrix of shape ``(n_spots, n_spots)`` with 1 where two different spots
+    are at most that many hops apart.
 
     Raises
     ------

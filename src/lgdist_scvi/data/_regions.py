@@ -20,9 +20,9 @@ class Region(NamedTuple):
     name: str
     """Name of the region."""
     rows: NDArray[np.int64]
-    """Rows of the table, ``(n,)``."""
+    """Rows of the table, ``(n_spots,)``."""
     centers: NDArray[np.float64]
-    """Centres x and y of their shapes, in the shapes' own coordinates, ``(n, 2)``."""
+    """Centres x and y of their shapes, in the shapes' own coordinates, ``(n_spots, 2)``."""
     diameter: float
     """Median diameter of the shapes; of polygons, that of a circle of their area."""
 

@@ -241,7 +241,7 @@ def _open_image(image: Any) -> tuple[Any, str]:
 
 
 def _checked_image(image: Any, source: str) -> Any:
-    """Check that an array is an image, ``(y, x)`` or ``(y, x, c)`` with 1, 3 or 4 channels.
+    """Check that an array is an image, ``(height, width)`` or ``(height, width, n_channels)`` with 1, 3 or 4 channels.
 
     Raises
     ------

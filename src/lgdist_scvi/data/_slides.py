@@ -29,11 +29,11 @@ class Slide:
     source: str
     """Where the image is from."""
     rows: NDArray[np.int64]
-    """Spots of the section, ``(n,)``."""
+    """Spots of the section, ``(n_spots,)``."""
     image: Any
-    """Pixels, ``(y, x)`` or ``(y, x, c)``: anything that slices like an array, so it may lie on disk."""
+    """Pixels, ``(height, width)`` or ``(height, width, n_channels)``: whatever slices like an array, also on disk."""
     centers: NDArray[np.float64]
-    """Positions x and y of the spots in pixels of the image, ``(n, 2)``."""
+    """Positions x and y of the spots in pixels of the image, ``(n_spots, 2)``."""
     diameter: float | None
     """Spot diameter in pixels of the image."""
     microns_per_pixel: float | None
@@ -150,7 +150,7 @@ class Slide:
         Parameters
         ----------
         spots
-            Numbers of the spots among those of the section, ``(b,)``.
+            Numbers of the spots among those of the section, ``(n_spots,)``.
         side
             Side of the squares in pixels of the image.
         n_pixels
@@ -158,7 +158,7 @@ class Slide:
 
         Returns
         -------
-        Red, green and blue from 0 to 1, ``(b, 3, n_pixels, n_pixels)``.
+        Red, green and blue from 0 to 1, ``(n_spots, 3, n_pixels, n_pixels)``.
         """
         height, width = self.image.shape[:2]
         n = max(2, round(side))
@@ -174,7 +174,7 @@ class Slide:
 
 
 def _rgb(patch: NDArray, full: float) -> torch.Tensor:
-    """Red, green and blue from 0 to 1, ``(1, 3, y, x)``; what is transparent is white."""
+    """Red, green and blue from 0 to 1, ``(1, 3, height, width)``; what is transparent is white."""
     values = torch.from_numpy(np.ascontiguousarray(patch, dtype=np.float32)) / full
     if values.ndim == 2:
         values = values[..., None]

@@ -37,43 +37,45 @@ _BLOCK_BYTES = 1 << 26
 
 
 class Batch(NamedTuple):
-    """Tensors of a minibatch of `b` spots, `k` neighbours, `g` genes and `s` pooled neighbourhoods."""
+    """Tensors of a minibatch of spots with their neighbours and pooled neighbourhoods."""
 
     counts: torch.Tensor
-    """Counts of the spots, ``(b, g)``, 0 where hidden."""
+    """Counts of the spots, ``(n_spots, n_genes)``, 0 where hidden."""
     observed: torch.Tensor
-    """True where an entry may be seen, ``(b, g)``."""
+    """True where an entry may be seen, ``(n_spots, n_genes)``."""
     depth: torch.Tensor
-    """Depth of the spots in counts, ``(b,)``."""
+    """Depth of the spots in counts, ``(n_spots,)``."""
     neighbor_counts: torch.Tensor
-    """Counts of the neighbours, ``(b, k, g)``, 0 where hidden."""
+    """Counts of the neighbours, ``(n_spots, n_neighbors, n_genes)``, 0 where hidden."""
     neighbor_observed: torch.Tensor
-    """True where an entry of a neighbour may be seen, ``(b, k, g)``; ``(b, k, 1)`` when nothing is hidden."""
+    """True where an entry of a neighbour may be seen, ``(n_spots, n_neighbors, n_genes)``; when nothing is hidden,
+    ``(n_spots, n_neighbors, 1)``."""
     neighbor_depth: torch.Tensor
-    """Depth of the neighbours in counts, ``(b, k)``."""
+    """Depth of the neighbours in counts, ``(n_spots, n_neighbors)``."""
     neighbor_mask: torch.Tensor
-    """True where a neighbour exists, ``(b, k)``."""
+    """True where a neighbour exists, ``(n_spots, n_neighbors)``."""
     neighbor_distance: torch.Tensor
-    """Distance to the neighbours in units of the section's median distance, ``(b, k)``."""
+    """Distance to the neighbours in units of the section's median distance, ``(n_spots, n_neighbors)``."""
     pooled: torch.Tensor
-    """Log ratio of each pooled share to the next wider one, without the spot itself, ``(b, s, g)``."""
+    """Log ratio of each pooled share to the next wider, without the spot itself, ``(n_spots, n_pools, n_genes)``."""
     image: torch.Tensor
-    """Image embeddings of the spots and their neighbours, ``(b, 1 + k, e)``; e is 0 without images."""
+    """Image embeddings of the spots and their neighbours, ``(n_spots, 1 + n_neighbors, n_image)``; without images
+    `n_image` is 0."""
     image_mask: torch.Tensor
-    """True where a spot or neighbour has an image, ``(b, 1 + k)``."""
+    """True where a spot or neighbour has an image, ``(n_spots, 1 + n_neighbors)``."""
     clean: torch.Tensor
-    """Codes that the diffusion learns to draw, ``(b, d)``; d is 0 where it is not being trained."""
+    """Codes that the diffusion learns to draw, ``(n_spots, n_latent)``; ``(n_spots, 0)`` where it is not trained."""
 
     def to(self, device: torch.device | str) -> Batch:
         """Copy on a device."""
         return Batch(*(tensor.to(device) for tensor in self))
 
     def without_images(self, spots: torch.Tensor) -> Batch:
-        """Hide all images in the neighbourhoods of the given spots, ``(b,)``."""
+        """Hide all images in the neighbourhoods of the given spots, ``(n_spots,)``."""
         return self._replace(image_mask=self.image_mask & ~spots[:, None])
 
     def images_only(self, spots: torch.Tensor) -> Batch:
-        """Hide all expression in the neighbourhoods of the given spots, ``(b,)``."""
+        """Hide all expression in the neighbourhoods of the given spots, ``(n_spots,)``."""
         shown = ~spots[:, None]
         return self._replace(
             counts=self.counts * shown,
@@ -107,7 +109,7 @@ class SpotView:
     n_neighbors
         Neighbours per spot.
     image
-        Image embeddings, ``(n_spots, e)``; NaN for spots without an image.
+        Image embeddings, ``(n_spots, n_image)``; NaN for spots without an image.
     share
         Expected share of each gene in a spot's depth, ``(n_genes,)``; computed from this view if None.
     radii
@@ -209,7 +211,7 @@ class SpotView:
 
     @cached_property
     def _pooled(self) -> NDArray[np.float32] | None:
-        """Pooled neighbourhoods of all spots, ``(n_spots, s, n_genes)``; None where they would take too much memory."""
+        """Pooled neighbourhoods of all spots, ``(n_spots, n_pools, n_genes)``; None where too large for the memory."""
         if self.n_spots * N_POOLS * self.n_genes * 4 > _CACHE_BYTES:
             return None
         step = max(1, _BLOCK_BYTES // (8 * self.n_genes))
@@ -262,7 +264,7 @@ class SpotView:
         Parameters
         ----------
         rows
-            Spots, ``(b,)``.
+            Spots, ``(n_spots,)``.
         """
         rows = np.asarray(rows, dtype=np.int64)
         b, k = len(rows), self.neighbors.shape[1]
@@ -293,7 +295,7 @@ class SpotView:
         return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 
     def measured_share(self) -> NDArray[np.float64]:
-        """Share of each gene in the depth of these spots, ``(n_genes,)``, whatever the data that the model was trained on."""
+        """Share of each gene in the depth of these spots, ``(n_genes,)``, whatever the model was trained on."""
         return _shares(self.counts, self.hidden, self.depth)
 
     def digest(self) -> str:
@@ -314,7 +316,7 @@ class SpotView:
         return self.counts.astype(np.uint64) @ weights  # modulo 2**64
 
     def _visible_depth(self, weights: sparse.csr_matrix, rows: NDArray) -> NDArray:
-        """Depth of the pooled spots, ``(b, 1)``, or per gene, ``(b, g)``, where entries of some are hidden."""
+        """Depth of the pooled spots, ``(n_spots, 1)``, where entries are hidden per gene, ``(n_spots, n_genes)``."""
         chosen = weights[rows]
         total = np.asarray(chosen @ self.depth)[:, None]
         if not self.hidden.nnz:
@@ -323,7 +325,7 @@ class SpotView:
         return np.maximum(total - lost.toarray(), 0)
 
     def pooled(self, rows: NDArray) -> NDArray[np.float32]:
-        """Log ratio of each pooled share to the next wider one, as in :class:`Batch`, ``(b, s, n_genes)``."""
+        """Log ratio of each pooled share to the next wider, as in :class:`Batch`, ``(n_spots, n_pools, n_genes)``."""
         return self._pool(rows) if self._pooled is None else self._pooled[rows]
 
     def _pool(self, rows: NDArray) -> NDArray[np.float32]:

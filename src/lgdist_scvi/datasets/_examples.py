@@ -80,6 +80,11 @@ def example_tissue(tissue: Tissue, n_sections: int = 1, *, folder: str | Path | 
     -----
     UserWarning
         If the download fails and the tissue is simulated.
+
+    Examples
+    --------
+    >>> adata = lgdist_scvi.datasets.example_tissue("cortex")
+    >>> source = adata.uns["source"]
     """
     check_choice("tissue", tissue, get_args(Tissue))
     check_whole(1, n_sections=n_sections)

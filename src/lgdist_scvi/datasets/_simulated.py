@@ -38,21 +38,27 @@ def simulated_tissue(
     n_libraries
         Number of sections.
     depth
-        Median counts per spot.
+        Median depth, in counts per spot.
     seed
         Seed; equal seeds give equal data.
 
     Returns
     -------
-    Counts in ``X`` and ``layers["counts"]`` (CSR, float32); the true expected share of every gene in
-    ``layers["rate"]`` (float32, rows sum to 1); ``obs``: ``domain``, ``library_id``, ``array_row``, ``array_col``;
+    Spots and genes, with counts in ``X`` and ``layers["counts"]`` (CSR, float32); the true expected share of every gene
+    in ``layers["rate"]`` (float32, rows sum to 1); ``obs``: ``domain``, ``library_id``, ``array_row``, ``array_col``;
     ``var["marker_of"]``; positions in pixels in ``obsm["spatial"]``; eight image features that tell of the domain in
     ``obsm["X_image"]``; a small picture of each section in ``uns["spatial"]``. Every spot and every gene has a count.
 
     Raises
     ------
     ValueError
-        If there are too few spots or genes.
+        If there are too few spots or genes, or `depth` is not positive.
+
+    Examples
+    --------
+    >>> tissue = lgdist_scvi.datasets.simulated_tissue(n_spots=200, n_genes=50, n_libraries=2)
+    >>> tissue.shape
+    (200, 50)
     """
     if n_libraries < 1 or n_spots < 10 * n_libraries:
         raise ValueError(f"n_spots={n_spots} is too few for n_libraries={n_libraries}; at least 10 spots each.")

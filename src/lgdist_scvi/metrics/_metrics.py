@@ -21,21 +21,26 @@ def masked_mse(prediction: ArrayLike, truth: ArrayLike, mask: ArrayLike) -> floa
     Parameters
     ----------
     prediction
-        Predicted values, usually spots x genes.
+        Predicted values, usually ``(n_spots, n_genes)``, in the unit of ``truth``.
     truth
-        True values of the same shape and unit.
+        True values of the same shape, in any unit.
     mask
         Boolean array of the same shape, True for the entries to score. Other entries may be NaN.
 
     Returns
     -------
-    float
-        The error, in the squared unit of ``truth``.
+    The error, in the squared unit of ``truth``.
 
     Raises
     ------
     ValueError
         If the shapes differ or the mask selects nothing.
+
+    Examples
+    --------
+    >>> prediction, truth = np.array([[1.0, 2.0]]), np.array([[1.0, 4.0]])
+    >>> lgdist_scvi.metrics.masked_mse(prediction, truth, np.array([[True, True]]))
+    2.0
     """
     return float(np.square(_masked_error(prediction, truth, mask)).mean())
 
@@ -46,21 +51,26 @@ def masked_mae(prediction: ArrayLike, truth: ArrayLike, mask: ArrayLike) -> floa
     Parameters
     ----------
     prediction
-        Predicted values, usually spots x genes.
+        Predicted values, usually ``(n_spots, n_genes)``, in the unit of ``truth``.
     truth
-        True values of the same shape and unit.
+        True values of the same shape, in any unit.
     mask
         Boolean array of the same shape, True for the entries to score. Other entries may be NaN.
 
     Returns
     -------
-    float
-        The error, in the unit of ``truth``.
+    The error, in the unit of ``truth``.
 
     Raises
     ------
     ValueError
         If the shapes differ or the mask selects nothing.
+
+    Examples
+    --------
+    >>> prediction, truth = np.array([[1.0, 2.0]]), np.array([[1.0, 4.0]])
+    >>> lgdist_scvi.metrics.masked_mae(prediction, truth, np.array([[True, True]]))
+    1.0
     """
     return float(np.abs(_masked_error(prediction, truth, mask)).mean())
 
@@ -73,9 +83,9 @@ def gene_pearson(
     Parameters
     ----------
     prediction
-        Predicted values, spots x genes.
+        Predicted values, ``(n_spots, n_genes)``, in any unit.
     truth
-        True values of the same shape.
+        True values of the same shape, in any unit.
     mask
         Boolean array of the same shape, True for the entries to score; all of them by default. Other entries may be
         NaN.
@@ -84,14 +94,23 @@ def gene_pearson(
 
     Returns
     -------
-    numpy.ndarray
-        One value per gene. NaN where it is not defined: too few entries, or a constant truth. A constant prediction of
-        a truth that varies counts as 0: it explains nothing.
+    One value per gene, ``(n_genes,)``, from -1 to 1. NaN where it is not defined: too few entries, or a constant
+    truth. A constant prediction of a truth that varies counts as 0: it explains nothing.
 
     Raises
     ------
     ValueError
         If the shapes differ or are not those of a matrix.
+
+    References
+    ----------
+    The product-moment correlation :cite:p:`pearson1895note`, of every gene on its own.
+
+    Examples
+    --------
+    >>> truth = np.random.default_rng(0).poisson(5, (20, 3))
+    >>> lgdist_scvi.metrics.gene_pearson(2 * truth + 1, truth)
+    array([1., 1., 1.])
     """
     predicted, true, chosen = _matching(prediction, truth, mask)
     if predicted.ndim != 2:
@@ -113,19 +132,27 @@ def poisson_deviance(counts: ArrayLike, expected: ArrayLike) -> NDArray[np.float
     Parameters
     ----------
     counts
-        Observed counts ``y``.
+        Observed counts ``y``, usually ``(n_spots, n_genes)``.
     expected
-        Expected counts ``mu``; the shapes broadcast.
+        Expected counts ``mu`` of the same shape, or of one that broadcasts.
 
     Returns
     -------
-    numpy.ndarray
-        Values of at least 0; infinite where something was counted and nothing expected.
+    Values of at least 0, of the same shape, no unit; infinite where something was counted and nothing expected.
 
     Raises
     ------
     ValueError
         If a value is negative.
+
+    References
+    ----------
+    :cite:t:`mccullagh1989generalized`, section 2.3.
+
+    Examples
+    --------
+    >>> lgdist_scvi.metrics.poisson_deviance([0, 2], [1.0, 2.0])
+    array([2., 0.])
     """
     observed, mean = np.asarray(counts, dtype=np.float64), np.asarray(expected, dtype=np.float64)
     for name, values in {"counts": observed, "expected": mean}.items():
@@ -147,13 +174,13 @@ def deviance_explained(
     Parameters
     ----------
     counts
-        Held-out counts, spots x genes, zeros included.
+        Held-out counts, ``(n_spots, n_genes)``, zeros included.
     rate
         Predicted rates of the same shape: expected counts per unit of ``depth``.
     depth
-        Depth of every spot in the held-out counts, of shape ``(spots,)``.
+        Depth of every spot in the held-out counts, ``(n_spots,)``, in counts.
     baseline_rate
-        Rate of every gene over all training spots, of shape ``(genes,)``.
+        Rate of every gene over all training spots, ``(n_genes,)``: counts per unit of ``depth``.
     mask
         Boolean array of the shape of ``counts``, True for the entries to score; all of them by default. Other entries
         may be NaN.
@@ -162,14 +189,24 @@ def deviance_explained(
 
     Returns
     -------
-    float
-        1 for a perfect prediction, 0 for one no better than the gene means, negative for a worse one; NaN if the gene
-        means leave no deviance.
+    Share, 1 for a perfect prediction, 0 for one no better than the gene means, negative for a worse one; NaN if the
+    gene means leave no deviance.
 
     Raises
     ------
     ValueError
         If the shapes do not fit, a value is negative, ``floor`` is not a share, or the mask selects nothing.
+
+    References
+    ----------
+    The R-squared of deviances of :cite:t:`cameron1996rsquared`, against means of the training, not of what is scored.
+
+    Examples
+    --------
+    >>> counts, rate = adata.layers["counts"].toarray(), adata.layers["rate"]
+    >>> depth, means = counts.sum(axis=1), counts.sum(axis=0) / counts.sum()
+    >>> 0 < lgdist_scvi.metrics.deviance_explained(counts, rate, depth, means) < 1
+    True
     """
     if not 0 <= floor <= 1:
         raise ValueError(f"`floor` is a share between 0 and 1, got {floor}.")
@@ -194,21 +231,25 @@ def coverage(truth: ArrayLike, lower: ArrayLike, upper: ArrayLike, mask: ArrayLi
     Parameters
     ----------
     truth
-        True values, usually spots x genes.
+        True values, usually ``(n_spots, n_genes)``, in any unit.
     lower, upper
-        Ends of the intervals, included, of the same shape.
+        Ends of the intervals, included, of the same shape, in the unit of ``truth``.
     mask
         Boolean array of the same shape, True for the entries to score; all of them by default.
 
     Returns
     -------
-    float
-        Share between 0 and 1, to be compared with the nominal one.
+    Share between 0 and 1, to be compared with the nominal one.
 
     Raises
     ------
     ValueError
         If the shapes differ, an interval ends before it starts, or the mask selects nothing.
+
+    Examples
+    --------
+    >>> lgdist_scvi.metrics.coverage(truth=[1, 2, 3, 4], lower=[0, 0, 0, 0], upper=[2, 2, 2, 4])
+    0.75
     """
     low, true, chosen = _matching(lower, truth, mask, names=("lower", "truth"))
     high, _, _ = _matching(upper, truth, mask, names=("upper", "truth"))
@@ -227,13 +268,25 @@ def count_distribution(mean: ArrayLike, std: ArrayLike) -> rv_frozen:
     Parameters
     ----------
     mean
-        Expected counts, at the depth of the counts in question.
+        Expected counts, usually ``(n_spots, n_genes)``, at the depth of the counts in question.
     std
         Standard deviation of what is expected, in counts, of the same shape; 0 leaves the noise of counting alone.
 
     Returns
     -------
     Frozen :data:`scipy.stats.nbinom`, with ``cdf``, ``ppf`` and so on.
+
+    References
+    ----------
+    The mixture of :cite:t:`greenwood1920inquiry`; "The read-outs" of :doc:`/method`.
+
+    Examples
+    --------
+    >>> distribution = lgdist_scvi.metrics.count_distribution(mean=[1.0, 10.0], std=[0.5, 2.0])
+    >>> distribution.mean()
+    array([ 1., 10.])
+    >>> distribution.var()  # the square of std comes on top of the noise of counting
+    array([ 1.25, 14.  ])
     """
     expected = np.maximum(np.asarray(mean, dtype=np.float64), _MIN_EXPECTED)
     # Never quite without overdispersion, which the negative binomial has no parameters for.
@@ -247,16 +300,16 @@ def count_coverage(
     """Share of counts inside their central predicted intervals, with the jumps of counts shared out.
 
     An interval of small counts cannot hold exactly, say, 80%: it ends at 0 or 1 or 2. So a count is not in or out but
-    covered as far as its own step of the distribution function lies between ``(1 - level) / 2`` and ``(1 + level) / 2``
-    (the non-randomised probability integral transform; Czado et al., Biometrics 2009). If the distributions are
-    right the result is `level`.
+    covered as far as its own step of the distribution function lies between ``(1 - level) / 2`` and
+    ``(1 + level) / 2``. If the distributions are right the result is `level`.
 
     Parameters
     ----------
     counts
-        True counts, usually spots x genes.
+        True counts, usually ``(n_spots, n_genes)``.
     mean, std
-        Expected counts and the standard deviation of what is expected, as in :func:`count_distribution`.
+        Expected counts and the standard deviation of what is expected, of the same shape, as in
+        :func:`count_distribution`.
     level
         Nominal coverage of the intervals, between 0 and 1.
     mask
@@ -264,13 +317,23 @@ def count_coverage(
 
     Returns
     -------
-    float
-        Share between 0 and 1, to be compared with `level`.
+    Share between 0 and 1, to be compared with `level`.
 
     Raises
     ------
     ValueError
         If the shapes differ, the mask selects nothing, or `level` is not between 0 and 1.
+
+    References
+    ----------
+    The non-randomised probability integral transform of :cite:t:`czado2009predictive`.
+
+    Examples
+    --------
+    >>> mean = np.full(1000, 5.0)
+    >>> counts = np.random.default_rng(0).poisson(mean)
+    >>> round(lgdist_scvi.metrics.count_coverage(counts, mean, std=np.zeros(1000), level=0.8), 1)
+    0.8
     """
     if not 0 < level < 1:
         raise ValueError(f"`level` must be between 0 and 1, got {level}.")

@@ -105,19 +105,33 @@ class CompletionMixin:
 
         Returns
         -------
-        Table of shape ``(n_spots, n_genes)``, float32, rows in the order of ``obs_names`` (or `indices`), columns in
-        that of ``var_names`` (or `gene_list`). With `return_std` a pair: the second is the standard deviation of the
-        true rate around the returned value (from the samples and the overdispersion, without the noise of counting),
-        to first order on the log scale, and 0 for entries returned as measured.
+        Table ``(n_spots, n_genes)`` in the unit of `scale`, float32, rows in the order of ``obs_names`` (or `indices`),
+        columns in that of ``var_names`` (or `gene_list`). With `return_std` a pair: the second is the standard
+        deviation of the true rate around the returned value (from the samples and the overdispersion, without the noise
+        of counting), to first order on the log scale, and 0 for entries returned as measured.
 
         Raises
         ------
         RuntimeError
             If the model has not been trained.
-        ValueError
+        KeyError, TypeError, ValueError
             If an argument or `adata` does not fit the model.
+        FloatingPointError
+            If a completed value is not finite.
         MemoryError
             If the result would take more than half of the memory that is available.
+
+        References
+        ----------
+        :cite:t:`cardenas2025lgdist`; sampler: :cite:p:`lu2022dpmsolverpp` or :cite:p:`song2021ddim`; factor model:
+        :cite:p:`townes2019glmpca`. "Completion" and "The read-outs" of :doc:`/method`.
+
+        Examples
+        --------
+        >>> completed = model.get_completed_expression()
+        >>> completed.shape == adata.shape
+        True
+        >>> mean, std = model.get_completed_expression(gene_list=["gene_1", "gene_2"], return_std=True)
         """
         reading = Reading(n_samples, n_steps, keep_observed, return_std, scale, read_out, use_image, seed, batch_size)
         adata, view = self._trained_view(adata, diffusion=n_samples > 0, use_image=use_image)
@@ -156,23 +170,37 @@ class CompletionMixin:
 
         Parameters
         ----------
-        adata, indices, gene_list, n_samples, n_steps, seed, batch_size, silent
+        adata, indices, gene_list
             As in :meth:`get_completed_expression`.
         quantiles
             Probabilities between 0 and 1; by default the median and the ends of 95% intervals.
         depth
             Depth of the repetition in counts per spot; by default that of the spot itself.
+        n_samples, n_steps, seed, batch_size, silent
+            As in :meth:`get_completed_expression`.
 
         Returns
         -------
-        Table of counts of shape ``(n_spots, n_genes)`` for each quantile.
+        For each quantile a table ``(n_spots, n_genes)`` of counts.
 
         Raises
         ------
         ValueError
             If a quantile is not between 0 and 1, or the depth is not positive.
+        RuntimeError, KeyError, TypeError, ValueError, FloatingPointError
+            As :meth:`get_completed_expression`.
         MemoryError
             If the tables would take more than half of the memory that is available.
+
+        References
+        ----------
+        :cite:t:`greenwood1920inquiry`; "The read-outs" of :doc:`/method`.
+
+        Examples
+        --------
+        >>> quantiles = model.get_count_quantiles(gene_list=["gene_1"], quantiles=(0.1, 0.9))
+        >>> bool((quantiles[0.1] <= quantiles[0.9]).all(axis=None))
+        True
         """
         if wrong := [q for q in quantiles if not isinstance(q, Real) or not 0 < q < 1]:
             raise ValueError(f"Quantiles must be numbers between 0 and 1, got {wrong}.")
@@ -205,7 +233,22 @@ class CompletionMixin:
 
         Returns
         -------
-        Array of shape ``(n_spots, n_latent)``, for example for ``adata.obsm["X_lgdist"]``.
+        Codes ``(n_spots, n_latent)``, no unit, for example for ``adata.obsm["X_lgdist"]``.
+
+        Raises
+        ------
+        RuntimeError
+            If the autoencoder has not been trained.
+        KeyError, TypeError, ValueError
+            If an argument or `adata` does not fit the model.
+
+        References
+        ----------
+        :cite:t:`cardenas2025lgdist`; "The latent space" of :doc:`/method`.
+
+        Examples
+        --------
+        >>> adata.obsm["X_lgdist"] = model.get_latent_representation()
         """
         adata, view = self._trained_view(adata, diffusion=False)
         rows = row_numbers(indices, adata)

@@ -58,22 +58,38 @@ class EvaluationMixin(CompletionMixin):
             Sections that the model was not trained on; by default the model's own. A copy of those counts as them.
         fraction
             Share of the observed entries to hide in `adata`; of the model's own sections training has chosen it.
-        n_samples, n_steps, use_image, silent
+        n_samples, n_steps, use_image
             As in :meth:`get_completed_expression`.
         seed
             Seed of the hidden entries of `adata` and of the sampling.
+        silent
+            Show no progress bar.
 
         Returns
         -------
-        Table with a row for the model ("lgdist"), the mean of each gene and the mean over spatial neighbours (two
-        hops), and the columns ``mse_detected`` (squared error of log1p counts per 10,000 at hidden detected entries),
-        ``pcc_gene`` (their Pearson correlation over spots, mean over genes), ``d2`` (share of the Poisson deviance of
-        the gene means explained at all hidden entries, zeros included) and ``n_entries``.
+        Table ``(3, 4)`` with a row for the model ("lgdist"), the mean of each gene and the mean over spatial neighbours
+        (two hops), and the columns ``mse_detected`` (squared error of log1p counts per 10,000 at hidden detected
+        entries), ``pcc_gene`` (their Pearson correlation over spots, mean over genes), ``d2`` (share of the Poisson
+        deviance of the gene means explained at all hidden entries, zeros included) and ``n_entries``.
 
         Raises
         ------
         ValueError
             If nothing was held out, or the spots of the model are not as it was trained on.
+        KeyError, TypeError, ValueError
+            If an argument or `adata` does not fit the model.
+        RuntimeError
+            If the model has not been trained.
+
+        References
+        ----------
+        ``mse_detected`` is the score of :cite:t:`cardenas2025lgdist`, ``d2`` that of :cite:t:`cameron1996rsquared`.
+
+        Examples
+        --------
+        >>> scores = model.evaluate_completion()
+        >>> list(scores.index)
+        ['lgdist', 'gene mean', 'spatial neighbours']
         """
         truth, hidden, view, rows = self._hide(adata, fraction, seed, diffusion=n_samples > 0, use_image=use_image)
         predictions = {
@@ -118,20 +134,23 @@ class EvaluationMixin(CompletionMixin):
 
         Returns
         -------
-        Table with a row for each entry and the columns ``spot``, ``gene``, ``count`` (measured), ``depth`` (counts of the spot
-        over the whole transcriptome), ``expected`` and ``std`` (mean and standard deviation of the predicted rate, times the
-        depth) and ``detected`` (predicted log1p counts per 10,000, given that the gene is detected). ``lgdist_scvi.pl`` draws
-        it: :func:`~lgdist_scvi.pl.held_out`, :func:`~lgdist_scvi.pl.gene_accuracy`, :func:`~lgdist_scvi.pl.coverage`.
+        Table ``(n_entries, 7)`` with the columns ``spot``, ``gene``, ``count`` (measured), ``depth`` (counts of the
+        spot over the whole transcriptome), ``expected`` and ``std`` (mean and standard deviation of the predicted rate,
+        times the depth) and ``detected`` (predicted log1p counts per 10,000, given that the gene is detected).
+        ``lgdist_scvi.pl`` draws it: :func:`~lgdist_scvi.pl.held_out`, :func:`~lgdist_scvi.pl.gene_accuracy`,
+        :func:`~lgdist_scvi.pl.coverage`.
 
         Raises
         ------
-        ValueError
+        KeyError, TypeError, ValueError, RuntimeError
             As :meth:`evaluate_completion`.
 
         Examples
         --------
         >>> entries = model.get_held_out_entries()
-        >>> lgdist_scvi.pl.coverage(entries)
+        >>> list(entries.columns)
+        ['spot', 'gene', 'count', 'depth', 'expected', 'std', 'detected']
+        >>> ax = lgdist_scvi.pl.coverage(entries)
         """
         source = self.adata if adata is None else adata
         truth, hidden, view, rows = self._hide(adata, fraction, seed, diffusion=n_samples > 0, use_image=use_image)

@@ -62,10 +62,16 @@ class LayersMixin(CompletionMixin):
 
         Raises
         ------
-        RuntimeError, ValueError
+        RuntimeError, KeyError, TypeError, ValueError, FloatingPointError
             As :meth:`get_completed_expression`; also if there is something else of this name.
         MemoryError
             If the layers would take more than half of the memory that is available; :meth:`write_completed` does not.
+
+        Examples
+        --------
+        >>> model.add_completed_layer(return_std=True)
+        >>> sorted(name for name in adata.layers if name.startswith("lgdist"))
+        ['lgdist', 'lgdist_imputed', 'lgdist_std']
         """
         reading = Reading(**options)
         adata, view = self._trained_view(adata, diffusion=reading.n_samples > 0, use_image=reading.use_image)
@@ -127,10 +133,17 @@ class LayersMixin(CompletionMixin):
         OSError
             If the disk is full; what is complete is kept.
         ValueError
-            If `path` ends otherwise, an option does not fit, or the blocks that are kept are of another model, of other
-            data or of other options.
-        RuntimeError
-            If the model has not been trained.
+            If `path` ends otherwise, an option or `adata` does not fit, or the blocks that are kept are of another
+            model, of other data or of other options.
+        RuntimeError, KeyError, TypeError, FloatingPointError
+            As :meth:`get_completed_expression`.
+
+        Examples
+        --------
+        >>> import anndata
+        >>> model.write_completed("completed.h5ad")
+        >>> "lgdist" in anndata.read_h5ad("completed.h5ad").layers
+        True
         """
         path = Path(path)
         if path.suffix not in (".h5ad", ".zarr"):

@@ -55,19 +55,30 @@ class LGDiST(
         Sizes and options of :class:`~lgdist_scvi.LGDiSTModule`: ``n_latent``, ``n_hidden``, ``loss``, ``condition``, ...
         Of ``n > 3000`` spots ``n_factors`` is by default ``15 * (n / 3000)**0.5``, at most 40.
 
+    Raises
+    ------
+    TypeError
+        If an option is unknown.
+    ValueError
+        If `adata` is not registered, or an option is out of range or does not go with another.
+
+    Notes
+    -----
+    :data:`lgdist_scvi.PUBLISHED` holds the options of the published convention.
+
+    References
+    ----------
+    :cite:t:`cardenas2025lgdist`. :doc:`/method` says what is modelled, and where and why it departs from the paper.
+
     Examples
     --------
     >>> import lgdist_scvi
-    >>> adata = lgdist_scvi.datasets.simulated_tissue()
+    >>> adata = lgdist_scvi.datasets.simulated_tissue(n_spots=200, n_genes=50)
     >>> lgdist_scvi.LGDiST.setup_anndata(adata, layer="counts", library_key="library_id")
     >>> model = lgdist_scvi.LGDiST(adata)
     >>> model.train()
     >>> adata.layers["lgdist"] = model.get_completed_expression()
     >>> adata.obsm["X_lgdist"] = model.get_latent_representation()
-
-    Notes
-    -----
-    :data:`lgdist_scvi.PUBLISHED` holds the options of the published convention.
     """
 
     _module_cls = LGDiSTModule
@@ -163,6 +174,15 @@ class LGDiST(
         ------
         KeyError, TypeError, ValueError
             If something is missing or unusable; the message names the culprit and the remedy.
+
+        References
+        ----------
+        Spatial graph: :cite:p:`palla2022squidpy`, "What the model sees" of :doc:`/method`.
+
+        Examples
+        --------
+        >>> lgdist_scvi.LGDiST.setup_anndata(adata, layer="counts", library_key="library_id", image_key="X_image")
+        >>> model = lgdist_scvi.LGDiST(adata)
         """
         # First of all: it takes every local variable for an argument, to be saved with the model.
         setup_method_args = cls._get_setup_method_args(**locals())

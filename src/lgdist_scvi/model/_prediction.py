@@ -54,23 +54,34 @@ class PredictionMixin(CompletionMixin):
         adata
             Places, with positions and image embeddings under the keys of the model's setup, and with its
             ``library_key``, unless all are of one section. Genes are not needed.
-        gene_list, n_samples, n_steps, return_std, seed, batch_size, silent
+        gene_list, n_samples, n_steps, return_std
             As in :meth:`get_completed_expression`.
         scale
             "log1p": log1p of counts per 10,000. "rate": share of a spot's depth.
+        seed, batch_size, silent
+            As in :meth:`get_completed_expression`.
 
         Returns
         -------
-        Table of shape ``(n_places, n_genes)``, and with `return_std` one of the standard deviations.
+        Table ``(n_places, n_genes)`` in the unit of `scale`, and with `return_std` one of the standard deviations.
 
         Raises
         ------
         ValueError
-            If the model was trained without images, a place has none, or the embeddings were made otherwise.
-        KeyError
-            If positions or embeddings are missing.
+            If the model was trained without images, a place has none, the embeddings were made otherwise, or an
+            argument is out of range.
+        KeyError, TypeError
+            If positions or embeddings are missing or unreadable.
         RuntimeError
             If the model has not been trained.
+        FloatingPointError
+            If a predicted value is not finite.
+
+        Examples
+        --------
+        >>> places = lgdist_scvi.datasets.simulated_tissue(n_spots=60, seed=1)  # of which the image alone is read
+        >>> model.predict_expression(places, gene_list=["gene_1", "gene_2"]).shape
+        (60, 2)
         """
         check_choice("scale", scale, ("log1p", "rate"))
         reading = Reading(n_samples, n_steps, return_std=return_std, scale=scale, seed=seed, batch_size=batch_size)

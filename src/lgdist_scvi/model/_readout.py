@@ -35,33 +35,35 @@ _TINY = 1e-12
 
 
 class Prediction(NamedTuple):
-    """Predictions of `b` spots and `g` genes."""
+    """Predictions for a minibatch."""
 
     network: torch.Tensor
-    """The network's rate: expected share of the gene in the spot's depth, without the entry's own count, ``(b, g)``."""
+    """The network's rate: expected share of the gene in the spot's depth, without the entry's own count,
+    ``(n_spots, n_genes)``."""
     network_variance: torch.Tensor
-    """Its variance over samples, ``(b, g)``."""
+    """Its variance over samples, ``(n_spots, n_genes)``."""
     factor: torch.Tensor
-    """The factor model's rate from all visible entries, ``(b, g)``."""
+    """The factor model's rate from all visible entries, ``(n_spots, n_genes)``."""
     weight: torch.Tensor
-    """Share of the factor model in the log of the rate, ``(b, 1)``."""
+    """Share of the factor model in the log of the rate, ``(n_spots, 1)``."""
     detected: torch.Tensor
-    """Expected log1p of the normalised count given that it is not zero, without the own count, ``(b, g)``."""
+    """Expected log1p of the normalised count given that it is not zero, without the own count,
+    ``(n_spots, n_genes)``."""
 
     @property
     def rate(self) -> torch.Tensor:
-        """Expected share of the gene in the spot's depth where the entry is not visible, ``(b, g)``."""
+        """Expected share of the gene in the spot's depth where the entry is not visible, ``(n_spots, n_genes)``."""
         return _mix(self.network, self.factor, self.weight)
 
 
 def gene_folds(n_genes: int) -> torch.Tensor:
-    """Fold of every gene, ``(g,)``; the same for all spots and calls, so that results do not depend on the minibatch."""
+    """Fold of every gene, ``(n_genes,)``; always the same, so that results do not depend on the minibatch."""
     order = torch.randperm(n_genes, generator=torch.Generator().manual_seed(0))
     return order % N_FOLDS
 
 
 def draw_noise(n_samples: int, n_latent: int, seed: int) -> torch.Tensor:
-    """Starting noise of the samples, ``(1, n_samples, d)``, shared by all spots.
+    """Starting noise of the samples, ``(1, n_samples, n_latent)``, shared by all spots.
 
     Noise comes in pairs of opposite sign, which cancels most of the sampling error of a mean, and is the same for all
     spots, so that neighbouring spots differ by what is known of them only and results do not depend on the minibatch.
@@ -91,7 +93,7 @@ def predict(
     module
         Trained module.
     batch
-        Minibatch of `b` spots.
+        Minibatch.
     noise
         Noise from :func:`draw_noise`; None decodes the autoencoder's own code.
     n_steps
@@ -122,7 +124,7 @@ def predict(
 
 
 def _passes(visible: torch.Tensor, *, observed: bool) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Entries to predict and the visible entries to do it from, each ``(b, g)``, and the numbers of the genes to predict."""
+    """Entries to predict and those to do it from, each ``(n_spots, n_genes)``, and numbers of the genes to predict."""
     hidden = ~visible
     if hidden.any():
         yield hidden, visible, hidden.any(dim=0).nonzero()[:, 0]
@@ -185,17 +187,17 @@ def posterior(
     Parameters
     ----------
     prediction
-        Prediction of a minibatch of `b` spots and `g` genes.
+        Prediction of a minibatch.
     batch
         Minibatch.
     known
-        True where the own count is known, ``(b, g)``.
+        True where the own count is known, ``(n_spots, n_genes)``.
     module
         Trained and calibrated module.
 
     Returns
     -------
-    Mean and variance of the share of the depth, each ``(b, g)``.
+    Mean and variance of the share of the depth, each ``(n_spots, n_genes)``.
     """
     depth, size = batch.depth[:, None], module.dispersion
     network, own = _given_count(prediction.network, batch, known, size)
@@ -212,7 +214,7 @@ def posterior(
 def _given_count(
     rate: torch.Tensor, batch: Batch, known: torch.Tensor, size: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Posterior mean of the rate, and the weight of the own count in it, each ``(b, g)``."""
+    """Posterior mean of the rate, and the weight of the own count in it, each ``(n_spots, n_genes)``."""
     depth = batch.depth[:, None]
     expected = rate * depth
     own = torch.where(known, expected / (expected + size), 0)
@@ -269,7 +271,7 @@ class _Moments:
         self.square += (expected**2 * batch.observed).sum(0)
 
     def size(self) -> torch.Tensor:
-        """Shape ``r`` of every gene, ``(g,)``."""
+        """Shape ``r`` of every gene, ``(n_genes,)``."""
         lowest, highest = _DISPERSION_RANGE
         overall = (self.over.sum() / self.square.sum().clamp_min(1e-6)).clamp_min(1 / highest)
         inverse = (self.over + _DISPERSION_PRIOR * overall) / (self.square + _DISPERSION_PRIOR)

@@ -68,6 +68,10 @@ class SavingMixin:
             If there is something at `dir_path` already.
         OSError
             If the folder cannot be written to; a model that is there stays as it is.
+
+        Examples
+        --------
+        >>> model.save("model", overwrite=True)
         """
         folder = Path(dir_path)
         if folder.exists() and not overwrite:
@@ -103,6 +107,10 @@ class SavingMixin:
         **kwargs
             ``accelerator`` and ``device``, where to put the model, and whatever else scvi-tools' ``load`` takes.
 
+        Returns
+        -------
+        The model, as it was saved.
+
         Raises
         ------
         FileNotFoundError
@@ -112,6 +120,11 @@ class SavingMixin:
         ValueError
             If the file is damaged, holds more than weights and plain metadata (which is then not executed), is of another
             model, or of a version that this one cannot read; or if `adata` does not fit the model.
+
+        Examples
+        --------
+        >>> model.save("model", overwrite=True)
+        >>> model = lgdist_scvi.LGDiST.load("model", adata=adata)
         """
         path = Path(dir_path) / f"{prefix or ''}model.pt"
         if not path.is_file() and "backup_url" not in kwargs:

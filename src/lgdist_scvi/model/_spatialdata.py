@@ -64,6 +64,13 @@ class SpatialDataMixin(LayersMixin):
         ------
         KeyError
             If table or regions are missing.
+        KeyError, TypeError, ValueError
+            As :meth:`setup_anndata`.
+
+        Examples
+        --------
+        >>> table = lgdist_scvi.LGDiST.setup_spatialdata(sdata, layer="counts")
+        >>> model = lgdist_scvi.LGDiST(table)
         """
         table, annotated, region_key = annotating_table(sdata, table_key)
         wanted = annotated if region is None else [region] if isinstance(region, str) else list(region)
@@ -103,7 +110,20 @@ class SpatialDataMixin(LayersMixin):
         Raises
         ------
         ValueError
-            If the table is not the one that the model was given.
+            If the table is not the one that the model was given, or as :meth:`add_completed_layer`.
+        KeyError
+            If there is no such table.
+        RuntimeError, TypeError, FloatingPointError, MemoryError
+            As :meth:`add_completed_layer`.
+
+        Examples
+        --------
+        >>> table = lgdist_scvi.LGDiST.setup_spatialdata(sdata, layer="counts")
+        >>> model = lgdist_scvi.LGDiST(table)
+        >>> model.train()
+        >>> model.add_completed_table(sdata)
+        >>> "lgdist" in sdata.tables["table"].layers
+        True
         """
         table, _, _ = annotating_table(sdata, table_key)
         rows = table.obs_names.get_indexer(self.adata.obs_names)

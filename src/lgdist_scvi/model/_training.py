@@ -64,7 +64,16 @@ class TrainingMixin:
 
     @property
     def history(self) -> dict[str, dict[str, pd.DataFrame]]:
-        """Losses of each phase: ``history[phase][metric]`` is a table of one column, indexed by epoch."""
+        """Losses of each phase, by name.
+
+        ``history[phase][metric]`` is a table ``(n_epochs, 1)`` of losses, no unit, indexed by epoch.
+
+        Examples
+        --------
+        >>> list(model.history)
+        ['autoencoder', 'diffusion']
+        >>> losses = model.history["autoencoder"]["validation_loss"]
+        """
         return {
             phase: {
                 name: pd.DataFrame({name: values["value"]}, index=pd.Index(values["epoch"], name="epoch"))
@@ -95,8 +104,8 @@ class TrainingMixin:
         Parameters
         ----------
         max_epochs
-            Passes through the spots in each phase; by default as many as make 600 steps (autoencoder) or 400 (diffusion), of
-            ``n > 3000`` spots ``(n / 3000)**0.75`` times as many, and at least 10.
+            Passes through the spots in each phase; by default as many as make 600 steps (autoencoder) or 400
+            (diffusion), of ``n > 3000`` spots ``(n / 3000)**0.75`` times as many, and at least 10.
         autoencoder_max_epochs, diffusion_max_epochs
             The same for one phase.
         accelerator, devices
@@ -109,17 +118,32 @@ class TrainingMixin:
         early_stopping
             Stop a phase when the held-out entries are no longer predicted better.
         autoencoder_plan_kwargs, diffusion_plan_kwargs
-            Options of the training plans: ``lr``, ``weight_decay`` (by default 2, of ``n > 3000`` spots ``2 * 3000 / n``),
-            ``ema_decay``.
+            Options of the training plans: ``lr``, ``weight_decay`` (by default 2, of ``n > 3000`` spots
+            ``2 * 3000 / n``), ``ema_decay``.
         **trainer_kwargs
             Further arguments of :class:`scvi.train.Trainer`.
 
         Raises
         ------
+        FloatingPointError
+            If the training diverges. The weights from before are kept.
         KeyboardInterrupt
             If it is interrupted. What was learnt is kept, and a further call goes on from there.
-        ValueError, TypeError
-            If an argument is unknown or out of range; before anything is trained.
+        KeyError, TypeError, ValueError
+            If an argument is unknown or out of range, or the spots are not as they were registered; before anything is
+            trained.
+
+        References
+        ----------
+        The two phases of :cite:t:`cardenas2025lgdist`; "The latent space", "The factor model" and "The diffusion" of
+        :doc:`/method`.
+
+        Examples
+        --------
+        >>> model = lgdist_scvi.LGDiST(adata)
+        >>> model.train(batch_size=64, validation_size=0.1)
+        >>> model.is_trained
+        True
         """
         # Before the first phase takes its time.
         _check_steps(
@@ -153,12 +177,35 @@ class TrainingMixin:
         plan_kwargs: dict[str, Any] | None = None,
         **trainer_kwargs: Any,
     ) -> None:
-        """Train the first phase; parameters as in :meth:`train`.
+        """Train the first phase, and fit the factor model to what it may see.
+
+        Parameters
+        ----------
+        max_epochs, accelerator, devices, batch_size, validation_size, early_stopping
+            As in :meth:`train`.
+        plan_kwargs
+            As `autoencoder_plan_kwargs` of :meth:`train`.
+        **trainer_kwargs
+            As in :meth:`train`.
 
         Raises
         ------
-        ValueError
-            If an earlier call held out another share: what it has trained on cannot be held out any more.
+        FloatingPointError, KeyboardInterrupt
+            As :meth:`train`.
+        KeyError, TypeError, ValueError
+            As :meth:`train`; also if an earlier call held out another share: what it has trained on cannot be held out
+            any more.
+
+        References
+        ----------
+        :cite:t:`cardenas2025lgdist`; factor model: :cite:p:`townes2019glmpca`. "The latent space" and "The factor
+        model" of :doc:`/method`.
+
+        Examples
+        --------
+        >>> model = lgdist_scvi.LGDiST(adata)
+        >>> model.train_autoencoder()
+        >>> prediction = model.get_completed_expression(n_samples=0)  # without the diffusion
         """
         if "autoencoder" in self.history_ and validation_size != self.held_out_:
             raise ValueError(
@@ -193,19 +240,41 @@ class TrainingMixin:
         plan_kwargs: dict[str, Any] | None = None,
         **trainer_kwargs: Any,
     ) -> None:
-        """Train the second phase; parameters as in :meth:`train`.
+        """Train the second phase, the distribution of the codes of fully visible spots.
 
         Parameters
         ----------
+        max_epochs, accelerator, devices, batch_size
+            As in :meth:`train`.
         validation_size
-            Must be that of the first phase, which is the default: the held-out entries are the same.
+            Share of the observed entries that are held out. It must be that of the first phase, which is the default:
+            the entries are the same.
+        early_stopping
+            As in :meth:`train`.
+        plan_kwargs
+            As `diffusion_plan_kwargs` of :meth:`train`.
+        **trainer_kwargs
+            As in :meth:`train`.
 
         Raises
         ------
         RuntimeError
             If the autoencoder has not been trained.
-        ValueError
-            If `validation_size` differs from that of the first phase.
+        FloatingPointError, KeyboardInterrupt
+            As :meth:`train`.
+        KeyError, TypeError, ValueError
+            As :meth:`train`; also if `validation_size` differs from that of the first phase.
+
+        References
+        ----------
+        :cite:t:`cardenas2025lgdist`; diffusion transformer: :cite:p:`peebles2023dit`; noise schedule:
+        :cite:p:`nichol2021improved`, equation 17. "The diffusion" of :doc:`/method`.
+
+        Examples
+        --------
+        >>> model = lgdist_scvi.LGDiST(adata)
+        >>> model.train_autoencoder()
+        >>> model.train_diffusion(plan_kwargs={"lr": 5e-4})
         """
         if "autoencoder" not in self.history_:
             raise RuntimeError("The diffusion works in the latent space of the autoencoder: call train_autoencoder().")
@@ -227,7 +296,7 @@ class TrainingMixin:
 
     @torch.no_grad()
     def _clean_codes(self, view: SpotView, *, completed: bool) -> NDArray[np.float32]:
-        """Codes of all spots from all that may be seen of them, ``(n_spots, d)``.
+        """Codes of all spots from all that may be seen of them, ``(n_spots, n_latent)``.
 
         The autoencoder rests while the diffusion is trained, so they are computed once. From the second round on the
         completed spots teach what a clean code is; what is around them stays as it was measured.

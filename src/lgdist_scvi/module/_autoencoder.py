@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 
 
 def log_normalise(counts: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
-    """``log1p(counts / depth * TARGET_SUM)`` of counts ``(..., g)`` and depths ``(...)``."""
+    """``log1p(counts / depth * TARGET_SUM)`` of counts ``(..., n_genes)`` and depths ``(...)``."""
     return torch.log1p(counts * (TARGET_SUM / depth.clamp_min(1.0))[..., None])
 
 
 def visible_depth(batch: Batch, visible: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """Depth of the spots that does not know the observed entries that are not `visible`, ``(b,)``.
+    """Depth of the spots that does not know the observed entries that are not `visible`, ``(n_spots,)``.
 
-    Without their counts and scaled up by the `share` of the depth, ``(g,)``, that their genes are expected to have.
+    Without their counts and scaled up by the `share` of the depth, ``(n_genes,)``, that their genes are expected to
+    have.
     """
     masked = batch.observed & ~visible
     lost = (batch.counts * masked).sum(dim=1)
@@ -36,13 +37,13 @@ class Codes(NamedTuple):
     """Encoded neighbourhoods."""
 
     tokens: torch.Tensor
-    """Code of every token, ``(b, t, d)``; the first is the spot's own."""
+    """Code of every token, ``(n_spots, n_tokens, n_latent)``; the first is the spot's own."""
     mask: torch.Tensor
-    """True where a token exists, ``(b, t)``."""
+    """True where a token exists, ``(n_spots, n_tokens)``."""
 
     @property
     def centre(self) -> torch.Tensor:
-        """Code of the spots themselves, ``(b, d)``."""
+        """Code of the spots themselves, ``(n_spots, n_latent)``."""
         return self.tokens[:, 0]
 
 
@@ -50,20 +51,20 @@ class Surroundings(NamedTuple):
     """What a neighbourhood is before attention, but for the spot's own entries; the same whatever of them is masked."""
 
     own: torch.Tensor
-    """What the spot's own token gets from its image, ``(b, h)``; 0 without images."""
+    """What the spot's own token gets from its image, ``(n_spots, n_hidden)``; 0 without images."""
     others: torch.Tensor
-    """Tokens of the neighbours and of the pooled neighbourhoods, ``(b, t - 1, h)``."""
+    """Tokens of the neighbours and of the pooled neighbourhoods, ``(n_spots, n_tokens - 1, n_hidden)``."""
     mask: torch.Tensor
-    """True where a token exists, ``(b, t)``."""
+    """True where a token exists, ``(n_spots, n_tokens)``."""
 
 
 class Rates(NamedTuple):
-    """Decoded expression of `b` spots and `g` genes."""
+    """Decoded expression of a minibatch."""
 
     log_rate: torch.Tensor
-    """Log of the expected share of the gene in the spot's depth, ``(b, g)``."""
+    """Log of the expected share of the gene in the spot's depth, ``(n_spots, n_genes)``."""
     detected: torch.Tensor
-    """Expected log1p of the normalised count, given that it is not zero, ``(b, g)``."""
+    """Expected log1p of the normalised count, given that it is not zero, ``(n_spots, n_genes)``."""
 
 
 class EncoderLayer(nn.Module):
@@ -78,7 +79,7 @@ class EncoderLayer(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor, n_updated: int | None = None) -> torch.Tensor:
-        """Update the first `n_updated` of the tokens ``(b, t, h)``, by default all, and return those.
+        """Update the first `n_updated` tokens of ``(n_spots, n_tokens, n_hidden)``, by default all, and return those.
 
         Tokens that `mask` marks False are not attended to.
         """
@@ -165,11 +166,11 @@ class NeighborhoodEncoder(nn.Module):
         Parameters
         ----------
         batch
-            Minibatch of `b` spots.
+            Minibatch.
         visible
-            True where an entry of the spot may be used, ``(b, g)``; nothing is read where it is False.
+            True where an entry of the spot may be used, ``(n_spots, n_genes)``; nothing is read where it is False.
         share
-            Expected share of each gene in the depth, ``(g,)``.
+            Expected share of each gene in the depth, ``(n_genes,)``.
         around
             The :meth:`surroundings` of `batch`, where they are at hand from another call.
         """
@@ -225,7 +226,7 @@ class RateDecoder(nn.Module):
     def forward(
         self, code: torch.Tensor, batch: Batch, share: torch.Tensor, genes: torch.Tensor | None = None
     ) -> Rates:
-        """Decode codes ``(b, d)`` of the spots of `batch`, to rates of the genes of given numbers or of all."""
+        """Decode codes ``(n_spots, n_latent)`` of the spots of `batch`, to rates of the given genes or of all."""
         chosen = slice(None) if genes is None else genes
         rows = slice(None) if genes is None else torch.cat([genes, genes + len(share)])
         shift = F.linear(self.network(code), self.out.weight[rows], self.out.bias[rows])

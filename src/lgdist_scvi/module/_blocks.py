@@ -28,14 +28,17 @@ class Attention(nn.Module):
         self.out = nn.Linear(n_hidden, n_hidden)
 
     def keys_values(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of tokens ``(b, t, h)``, each ``(b, heads, t, h / heads)``; reusable across queries."""
+        """Keys and values of tokens ``(n_spots, n_tokens, n_hidden)``; reusable across queries.
+
+        Each ``(n_spots, n_heads, n_tokens, n_hidden / n_heads)``.
+        """
         keys, values = self.key_value(tokens).chunk(2, dim=-1)
         return self._split(keys), self._split(values)
 
     def forward(
         self, queries: torch.Tensor, keys_values: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor
     ) -> torch.Tensor:
-        """Attend from ``(b, q, h)`` to the tokens that `mask`, ``(b, t)``, marks True."""
+        """Attend from ``(n_spots, n_queries, n_hidden)`` to the tokens that `mask`, ``(n_spots, n_tokens)``, marks."""
         attended = F.scaled_dot_product_attention(
             self._split(self.query(queries)), *keys_values, attn_mask=mask[:, None, None, :]
         )

@@ -45,7 +45,10 @@ class DenoiserLayer(nn.Module):
         keys_values: tuple[torch.Tensor, torch.Tensor],
         mask: torch.Tensor,
     ) -> torch.Tensor:
-        """Update tokens ``(b, s, h)`` of `s` samples given signals ``(b, h)`` of noise level and condition."""
+        """Update the tokens of samples, ``(n_spots, n_samples, n_hidden)``.
+
+        The signals, ``(n_spots, n_hidden)``, say noise level and condition.
+        """
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = self.modulation(signal)[:, None].chunk(6, dim=-1)
         normed = self.attention_norm(token) * (1 + scale_a) + shift_a
         token = token + gate_a * self.attention(normed, keys_values, mask)
@@ -98,10 +101,10 @@ class Denoiser(nn.Module):
         Parameters
         ----------
         noisy
-            Noisy residuals of `s` samples, ``(b, s, d)``: differences of clean codes to the codes of the masked spots, in
-            units of `residual_std`, after :meth:`NoiseSchedule.add_noise`.
+            Noisy residuals of samples, ``(n_spots, n_samples, n_latent)``: differences of clean codes to the codes of
+            the masked spots, in units of `residual_std`, after :meth:`NoiseSchedule.add_noise`.
         t
-            Noise levels, ``(b,)``.
+            Noise levels, ``(n_spots,)``.
         codes, context
             Codes of the masked neighbourhoods and :meth:`context` of them.
         """

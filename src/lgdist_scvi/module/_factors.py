@@ -31,14 +31,14 @@ _RIDGE = 1.0
 
 
 class FactorRates(NamedTuple):
-    """Prediction of `b` spots and `g` genes."""
+    """Prediction for a minibatch."""
 
     log_rate: torch.Tensor
-    """Log of the expected share of the gene in the spot's depth, ``(b, g)``."""
+    """Log of the expected share of the gene in the spot's depth, ``(n_spots, n_genes)``."""
     detected: torch.Tensor
-    """Expected log1p of the normalised count, given that it is not zero, ``(b, g)``."""
+    """Expected log1p of the normalised count, given that it is not zero, ``(n_spots, n_genes)``."""
     known: torch.Tensor
-    """How much of the precision of a spot's factors comes from its counts, 0 to 1, ``(b,)``; the rest is the prior's."""
+    """Share of the precision of a spot's factors that comes from its counts and not from the prior, ``(n_spots,)``."""
 
 
 class FactorModel(nn.Module):
@@ -69,13 +69,13 @@ class FactorModel(nn.Module):
         Parameters
         ----------
         counts
-            Counts of `n` spots, ``(n, g)``.
+            Counts of the spots, ``(n_spots, n_genes)``.
         observed
-            True where an entry may be seen, ``(n, g)``.
+            True where an entry may be seen, ``(n_spots, n_genes)``.
         depth
-            Depth of the spots in counts, ``(n,)``.
+            Depth of the spots in counts, ``(n_spots,)``.
         share
-            Expected share of each gene in the depth, ``(g,)``.
+            Expected share of each gene in the depth, ``(n_genes,)``.
         """
         offset = share.log() + depth.log()[:, None]
         mean = offset.exp()
@@ -107,11 +107,11 @@ class FactorModel(nn.Module):
         Parameters
         ----------
         batch
-            Minibatch of `b` spots.
+            Minibatch.
         visible
-            True where an entry of the spot may be used, ``(b, g)``.
+            True where an entry of the spot may be used, ``(n_spots, n_genes)``.
         share
-            Expected share of each gene in the depth, ``(g,)``.
+            Expected share of each gene in the depth, ``(n_genes,)``.
         """
         depth = visible_depth(batch, visible, share)
         seen = visible.float()
@@ -147,7 +147,7 @@ class FactorModel(nn.Module):
         Parameters
         ----------
         blocks
-            Log rates ``(b, g)``, each entry's from others, and the minibatches they are of.
+            Log rates ``(n_spots, n_genes)``, each entry's from others, and the minibatches they are of.
         """
         n_genes, n_features = self.detection.shape
         products = (_RIDGE * torch.eye(n_features, device=self.detection.device)).repeat(n_genes, 1, 1)
@@ -162,7 +162,7 @@ class FactorModel(nn.Module):
 
 
 def _detection_features(log_rate: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """What the log value of a detected entry, above that of one count, is linear in, ``(b, g, 3)``."""
+    """What the log value of a detected entry, above that of one count, is linear in, ``(n_spots, n_genes, 3)``."""
     log_expected = log_rate + batch.depth.log()[:, None]
     return torch.stack([torch.ones_like(log_expected), F.softplus(log_expected), log_expected], dim=-1)
 

@@ -49,8 +49,10 @@ class LGDiSTModule(BaseModuleClass):
         True for the genes that weigh more in the loss, ``(n_genes,)``; None weighs all alike.
     n_latent
         Size of a code.
-    n_hidden, n_layers, n_heads, dropout, input_dropout
-        Size and regularisation of the autoencoder.
+    n_hidden, n_layers, n_heads
+        Size of the autoencoder.
+    dropout, input_dropout
+        Share of its activations and of its input that training drops.
     n_denoiser_hidden, n_denoiser_layers
         Size of the denoiser.
     n_diffusion_steps
@@ -70,6 +72,22 @@ class LGDiSTModule(BaseModuleClass):
     ------
     ValueError
         If an option is unknown or out of range.
+
+    Notes
+    -----
+    A minibatch comes from a view of the spots, ``batch = view.gather(rows)``, which the model makes of its AnnData. In
+    the examples of the methods `batch` is one of 8 spots and 40 genes, and ``model.module`` makes codes of 8 numbers.
+
+    References
+    ----------
+    :cite:t:`cardenas2025lgdist`, as described in :doc:`/method`; denoiser: :cite:p:`peebles2023dit`; noise schedule:
+    :cite:p:`nichol2021improved`, equation 17.
+
+    Examples
+    --------
+    >>> module = lgdist_scvi.LGDiSTModule(n_genes=40, n_latent=16, loss="log")
+    >>> module.denoiser.schedule.n_steps
+    1000
     """
 
     gene_weight: torch.Tensor
@@ -137,7 +155,12 @@ class LGDiSTModule(BaseModuleClass):
         view
             Visible counts.
         spots
-            Spots to measure on.
+            Row numbers of the spots to measure on, ``(n_chosen,)``.
+
+        Examples
+        --------
+        >>> module = lgdist_scvi.LGDiSTModule(view.n_genes)
+        >>> module.fit_statistics(view, np.arange(view.n_spots))
         """
         encoder = self.encoder
         self.share.copy_(torch.from_numpy(view.share))
@@ -159,25 +182,88 @@ class LGDiSTModule(BaseModuleClass):
             encoder.image_std.copy_(image.std(0, unbiased=False).clamp_min(1e-6))
 
     def fit_factors(self, view: SpotView, spots: NDArray[np.int64]) -> None:
-        """Fit the factor model, where there is one, to what may be seen; parameters as in :meth:`fit_statistics`."""
+        """Fit the factor model, where there is one, to what may be seen.
+
+        Parameters
+        ----------
+        view
+            Visible counts.
+        spots
+            Row numbers of the spots to fit to, ``(n_chosen,)``.
+
+        References
+        ----------
+        :cite:t:`townes2019glmpca`; "The factor model" of :doc:`/method`.
+
+        Examples
+        --------
+        >>> module = lgdist_scvi.LGDiSTModule(view.n_genes)
+        >>> module.fit_statistics(view, np.arange(view.n_spots))
+        >>> module.fit_factors(view, np.arange(view.n_spots))
+        """
         if self.factors is not None:
             counts, hidden = (torch.from_numpy(part[spots].toarray()) for part in (view.counts, view.hidden))
             depth = torch.from_numpy(view.depth[spots])
             self.factors.fit(counts.to(self.device), ~hidden.to(self.device), depth.to(self.device), self.share)
 
     def draw_visible(self, batch: Batch) -> torch.Tensor:
-        """Hide a random part of each spot's observed entries, up to all of them; True where visible, ``(b, g)``."""
+        """Hide a random part of each spot's observed entries, up to all of them.
+
+        Parameters
+        ----------
+        batch
+            Minibatch.
+
+        Returns
+        -------
+        True where an entry is visible, ``(n_spots, n_genes)``.
+
+        Examples
+        --------
+        >>> visible = model.module.draw_visible(batch)
+        >>> bool((visible & ~batch.observed).any())
+        False
+        """
         if self.condition == "neighbors":
             return torch.zeros_like(batch.observed)
         hidden = torch.rand(len(batch.counts), 1, device=self.device) ** MASK_POWER
         return batch.observed & (torch.rand(batch.counts.shape, device=self.device) >= hidden)
 
     def visible(self, batch: Batch) -> torch.Tensor:
-        """Entries of the spots that the model may use, ``(b, g)``: the observed, or none when neighbours are all."""
+        """Tell the entries of the spots that the model may use: the observed, or none when neighbours are all.
+
+        Parameters
+        ----------
+        batch
+            Minibatch.
+
+        Returns
+        -------
+        True where an entry may be used, ``(n_spots, n_genes)``.
+
+        Examples
+        --------
+        >>> model.module.visible(batch).shape
+        torch.Size([8, 40])
+        """
         return batch.observed if self.condition == "neighborhood" else torch.zeros_like(batch.observed)
 
     def draw_context(self, batch: Batch) -> Batch:
-        """Take the image or all expression from some neighbourhoods, so that one model does with either."""
+        """Take the image or all expression from some neighbourhoods, so that one model does with either.
+
+        Parameters
+        ----------
+        batch
+            Minibatch.
+
+        Returns
+        -------
+        The minibatch as it is to be shown in training; outside training as it was.
+
+        Examples
+        --------
+        >>> shown = model.module.draw_context(batch)
+        """
         if self.encoder.image is None or not self.training:
             return batch
         chance = torch.rand(len(batch.counts), device=batch.counts.device)
@@ -185,15 +271,73 @@ class LGDiSTModule(BaseModuleClass):
         return batch.without_images(no_image).images_only(~no_image & (chance < NO_IMAGE + IMAGE_ONLY))
 
     def encode(self, batch: Batch, visible: torch.Tensor, around: Surroundings | None = None) -> Codes:
-        """Encode the spots of a minibatch from their `visible` entries, ``(b, g)``, and their neighbourhood."""
+        """Encode the spots of a minibatch from their visible entries and their neighbourhood.
+
+        Parameters
+        ----------
+        batch
+            Minibatch.
+        visible
+            True where an entry of the spot may be used, ``(n_spots, n_genes)``; nothing is read where it is False.
+        around
+            What is known of the neighbourhoods from another call; computed if None.
+
+        Returns
+        -------
+        Codes of the spots, ``centre``, ``(n_spots, n_latent)``, and of all tokens of their neighbourhoods, no unit.
+
+        Examples
+        --------
+        >>> codes = model.module.encode(batch, model.module.visible(batch))
+        >>> codes.centre.shape
+        torch.Size([8, 8])
+        """
         return self.encoder(batch, visible, self.share, around)
 
     def decode(self, code: torch.Tensor, batch: Batch, genes: torch.Tensor | None = None) -> Rates:
-        """Decode codes, ``(b, d)``, of the spots of a minibatch, for the genes of given numbers or for all."""
+        """Decode codes of the spots of a minibatch.
+
+        Parameters
+        ----------
+        code
+            Codes, ``(n_spots, n_latent)``, no unit.
+        batch
+            Minibatch, of which the depth and the pooled neighbourhoods are read.
+        genes
+            Numbers of the genes to decode, ``(n_genes,)``; all by default.
+
+        Returns
+        -------
+        ``log_rate``, log of the expected share of the depth, and ``detected``, expected log1p of counts per 10,000
+        given that there is a count; each ``(n_spots, n_genes)``.
+
+        Examples
+        --------
+        >>> code = model.module.encode(batch, model.module.visible(batch)).centre
+        >>> rates = model.module.decode(code, batch)
+        >>> rates.log_rate.shape
+        torch.Size([8, 40])
+        """
         return self.decoder(code, batch, self.share, genes)
 
     def forward(self, tensors: Batch) -> tuple[dict, dict, LossOutput]:
-        """Encode, decode and score a minibatch; scvi-tools' own forward expects a dictionary."""
+        """Encode, decode and score a minibatch; scvi-tools' own forward expects a dictionary.
+
+        Parameters
+        ----------
+        tensors
+            Minibatch.
+
+        Returns
+        -------
+        What :meth:`inference`, :meth:`generative` and :meth:`loss` return.
+
+        Examples
+        --------
+        >>> encoded, decoded, losses = model.module(batch)
+        >>> losses.n_obs_minibatch
+        8
+        """
         encoded = self.inference(**self._get_inference_input(tensors))
         decoded = self.generative(**self._get_generative_input(tensors, encoded))
         return encoded, decoded, self.loss(tensors, encoded, decoded)
@@ -203,7 +347,25 @@ class LGDiSTModule(BaseModuleClass):
         return {"batch": batch, "visible": self.draw_visible(batch)}
 
     def inference(self, batch: Batch, visible: torch.Tensor) -> dict:
-        """Encode with `visible` entries."""
+        """Encode the spots of a minibatch, in training with noise on half of the codes.
+
+        Parameters
+        ----------
+        batch
+            Minibatch.
+        visible
+            True where an entry of the spot may be used, ``(n_spots, n_genes)``.
+
+        Returns
+        -------
+        ``code``, ``(n_spots, n_latent)``, no unit, beside `batch` and `visible`.
+
+        Examples
+        --------
+        >>> encoded = model.module.inference(batch, model.module.visible(batch))
+        >>> encoded["code"].shape
+        torch.Size([8, 8])
+        """
         code = self.encode(batch, visible).centre
         if self.training:
             noisy = torch.rand(len(code), 1, device=code.device) < 0.5
@@ -214,11 +376,47 @@ class LGDiSTModule(BaseModuleClass):
         return {"batch": inference_outputs["batch"], "code": inference_outputs["code"]}
 
     def generative(self, batch: Batch, code: torch.Tensor) -> dict:
-        """Decode rates."""
+        """Decode the codes of a minibatch.
+
+        Parameters
+        ----------
+        batch
+            Minibatch.
+        code
+            Codes, ``(n_spots, n_latent)``, no unit.
+
+        Returns
+        -------
+        ``rates``, as :meth:`decode` returns them.
+
+        Examples
+        --------
+        >>> encoded = model.module.inference(batch, model.module.visible(batch))
+        >>> rates = model.module.generative(batch, encoded["code"])["rates"]
+        """
         return {"rates": self.decode(code, batch)}
 
     def loss(self, tensors: Batch, inference_outputs: dict, generative_outputs: dict) -> LossOutput:
-        """Loss of the autoencoder, on the entries that it did not see."""
+        """Loss of the autoencoder, on the entries that it did not see.
+
+        Parameters
+        ----------
+        tensors
+            Minibatch.
+        inference_outputs
+            What :meth:`inference` returned.
+        generative_outputs
+            What :meth:`generative` returned.
+
+        Returns
+        -------
+        As :meth:`expression_loss`.
+
+        Examples
+        --------
+        >>> encoded, decoded, _ = model.module(batch)
+        >>> losses = model.module.loss(batch, encoded, decoded)
+        """
         masked = tensors.observed & ~inference_outputs["visible"]
         return self.expression_loss(tensors, generative_outputs["rates"], masked)
 
@@ -232,7 +430,24 @@ class LGDiSTModule(BaseModuleClass):
         rates
             Prediction.
         entries
-            True where an entry counts, ``(b, g)``.
+            True where an entry counts, ``(n_spots, n_genes)``.
+
+        Returns
+        -------
+        The loss, no unit, and its terms: the squared error of log1p counts per 10,000 at detected entries, and with
+        ``loss="counts"`` the negative log likelihood of the counts. Each is a mean over entries, weighted by gene.
+
+        References
+        ----------
+        Squared error and weights of the genes: :cite:t:`cardenas2025lgdist`; likelihood: "What is modelled" of
+        :doc:`/method`.
+
+        Examples
+        --------
+        >>> _, decoded, _ = model.module(batch)
+        >>> losses = model.module.expression_loss(batch, decoded["rates"], batch.observed)
+        >>> sorted(losses.extra_metrics)
+        ['negative_log_likelihood', 'squared_error']
         """
         weight = self.gene_weight * entries
         detected = weight * (batch.counts > 0)
@@ -250,7 +465,20 @@ class LGDiSTModule(BaseModuleClass):
 
     @torch.no_grad()
     def fit_code_statistics(self, view: SpotView, spots: NDArray[np.int64]) -> None:
-        """Set the scales of codes and residuals that the denoiser works in; parameters as in :meth:`fit_statistics`."""
+        """Set the scales of codes and residuals that the denoiser works in.
+
+        Parameters
+        ----------
+        view
+            Visible counts, with the clean codes.
+        spots
+            Row numbers of the spots to measure on, ``(n_chosen,)``.
+
+        Examples
+        --------
+        >>> view.clean = model.get_latent_representation()
+        >>> model.module.fit_code_statistics(view, np.arange(view.n_spots))
+        """
         tokens, residuals = Moments(), Moments()
         for block in blocks(spots, view.n_genes):
             batch = view.gather(block).to(self.device)
@@ -266,13 +494,30 @@ class LGDiSTModule(BaseModuleClass):
         Parameters
         ----------
         batch
-            Minibatch of `b` spots with their clean codes.
+            Minibatch with the clean codes of the spots.
         visible
-            True where an entry of the spot may be used, ``(b, g)``.
+            True where an entry of the spot may be used, ``(n_spots, n_genes)``.
         t
-            Noise levels, ``(b,)``.
+            Numbers of the noise levels, ``(n_spots,)``: 0 is almost clean.
         noise
-            Standard normal numbers, ``(b, d)``.
+            Standard normal numbers, ``(n_spots, n_latent)``, no unit.
+
+        Returns
+        -------
+        The loss, no unit.
+
+        References
+        ----------
+        :cite:t:`ho2020ddpm`, with the schedule of :cite:t:`nichol2021improved`, equation 17; "The diffusion" of
+        :doc:`/method`.
+
+        Examples
+        --------
+        >>> import torch
+        >>> view.clean = model.get_latent_representation()
+        >>> batch = view.gather(np.arange(8))
+        >>> t, noise = torch.zeros(8, dtype=torch.long), torch.randn(8, 8)
+        >>> losses = model.module.diffusion_loss(batch, model.module.visible(batch), t, noise)
         """
         denoiser = self.denoiser
         with torch.no_grad():
@@ -291,15 +536,31 @@ class LGDiSTModule(BaseModuleClass):
         Parameters
         ----------
         codes
-            Codes of the masked neighbourhoods of `b` spots.
+            Codes of the masked neighbourhoods.
         noise
-            Standard normal numbers, ``(b, n_samples, d)``.
+            Standard normal numbers, ``(n_spots, n_samples, n_latent)``, no unit.
         n_steps
             Steps of the sampler.
 
         Returns
         -------
-        Codes, ``(b, n_samples, d)``.
+        Codes, ``(n_spots, n_samples, n_latent)``, no unit.
+
+        Raises
+        ------
+        ValueError
+            If `n_steps` is not between 1 and the number of noise levels.
+
+        References
+        ----------
+        DPM-Solver++(2M), :cite:t:`lu2022dpmsolverpp`, algorithm 2; or DDIM, :cite:t:`song2021ddim`, equation 12.
+
+        Examples
+        --------
+        >>> import torch
+        >>> codes = model.module.encode(batch, model.module.visible(batch))
+        >>> model.module.sample_codes(codes, torch.randn(8, 4, 8), n_steps=2).shape
+        torch.Size([8, 4, 8])
         """
         denoiser = self.denoiser
         context = denoiser.context(codes)
@@ -313,7 +574,22 @@ class LGDiSTModule(BaseModuleClass):
         return codes.centre[:, None] + residual * denoiser.residual_std
 
     def train(self, mode: bool = True) -> LGDiSTModule:
-        """Set training mode; in the diffusion phase the frozen autoencoder stays in evaluation mode."""
+        """Set training mode; in the diffusion phase the frozen autoencoder stays in evaluation mode.
+
+        Parameters
+        ----------
+        mode
+            True for training, False for evaluation.
+
+        Returns
+        -------
+        The module itself.
+
+        Examples
+        --------
+        >>> model.module.train(False).training
+        False
+        """
         super().train(mode)
         if self.phase == "diffusion":
             for part in (self.encoder, self.decoder):
@@ -327,9 +603,9 @@ def negative_binomial_loss(counts: torch.Tensor, log_mean: torch.Tensor, log_siz
     Parameters
     ----------
     counts, log_mean
-        Counts and log of their mean, ``(b, g)``.
+        Counts and log of their mean, ``(n_spots, n_genes)``.
     log_size
-        Log of the inverse overdispersion ``r`` of each gene, ``(g,)``: the variance is ``mean + mean**2 / r``.
+        Log of the inverse overdispersion ``r`` of each gene, ``(n_genes,)``: the variance is ``mean + mean**2 / r``.
     """
     log_size = log_size.clamp(-4, 8)
     size = log_size.exp()

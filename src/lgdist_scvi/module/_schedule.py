@@ -58,8 +58,8 @@ class NoiseSchedule(nn.Module):
     def alpha(self, t: Tensor, ndim: int = 1) -> Tensor:
         """Return the factor of the clean values at times ``t``.
 
-        ``t`` holds integers in ``0 .. n_steps - 1``, of shape ``(batch,)``; the result has shape ``(batch, 1, ...)``
-        with ``ndim`` dimensions, to multiply values of shape ``(batch, ...)``.
+        ``t`` holds integers in ``0 .. n_steps - 1``, of shape ``(n_spots,)``; the result has shape
+        ``(n_spots, 1, ...)`` with ``ndim`` dimensions, to multiply values of shape ``(n_spots, ...)``.
         """
         return _append_dims(self.alphas[t], ndim)
 
@@ -68,7 +68,7 @@ class NoiseSchedule(nn.Module):
         return _append_dims(self.sigmas[t], ndim)
 
     def add_noise(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Noisy version of ``clean`` (shape ``(batch, ...)``) at times ``t`` (shape ``(batch,)``)."""
+        """Noisy version of ``clean`` (shape ``(n_spots, ...)``) at times ``t`` (shape ``(n_spots,)``)."""
         return self.alpha(t, clean.ndim) * clean + self.sigma(t, clean.ndim) * noise
 
     def velocity(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -81,9 +81,9 @@ class NoiseSchedule(nn.Module):
         Parameters
         ----------
         prediction, noisy
-            What the network returned and its input, both of shape ``(batch, ...)``.
+            What the network returned and its input, both of shape ``(n_spots, ...)``.
         t
-            Times of shape ``(batch,)``.
+            Times of shape ``(n_spots,)``.
         kind
             What the network predicts.
 
@@ -118,9 +118,8 @@ class NoiseSchedule(nn.Module):
 
         Returns
         -------
-        Tensor
-            Strictly decreasing integers of shape ``(n,)`` on the CPU from ``n_steps - 1`` to 0 inclusive;
-            ``n_steps - 1`` alone for one step.
+        Strictly decreasing integers of shape ``(n_times,)`` on the CPU from ``n_steps - 1`` to 0 inclusive;
+        ``n_steps - 1`` alone for one step.
 
         Raises
         ------
@@ -162,10 +161,10 @@ def ddim(
     Parameters
     ----------
     denoise
-        Maps noisy values of shape ``(batch, ...)`` and their integer times of shape ``(batch,)`` to an estimate of the
-        clean values.
+        Maps noisy values of shape ``(n_spots, ...)`` and their integer times of shape ``(n_spots,)`` to an estimate of
+        the clean values.
     noise
-        Standard normal values of shape ``(batch, ...)`` to start from.
+        Standard normal values of shape ``(n_spots, ...)`` to start from.
     schedule
         The schedule of the training.
     n_steps
@@ -179,8 +178,7 @@ def ddim(
 
     Returns
     -------
-    Tensor
-        The clean estimate at the last time, of the shape of ``noise``.
+    The clean estimate at the last time, of the shape of ``noise``.
 
     Raises
     ------

@@ -25,25 +25,30 @@ def held_out(entries: pd.DataFrame, *, axes: Any = None) -> NDArray[np.object_]:
     """Draw predicted against measured values of held-out entries.
 
     Left, the log values of the entries that were detected. Right, all entries, zeros included: spots and genes of
-    about the same expected count are put together, and their mean measured count, with two standard errors, stands above the
-    expected. Where the points are on the line, rates are neither too high nor too low.
+    about the same expected count are put together, and their mean measured count, with two standard errors, stands
+    above the expected. Where the points are on the line, rates are neither too high nor too low.
 
     Parameters
     ----------
     entries
-        Table of :meth:`lgdist_scvi.LGDiST.get_held_out_entries`.
+        Table of :meth:`lgdist_scvi.LGDiST.get_held_out_entries`, ``(n_entries, 7)``, in counts and log1p of counts per
+        10,000.
     axes
         Two matplotlib axes; None makes a new figure.
 
     Returns
     -------
-    numpy.ndarray
-        The axes, of shape ``(2,)``.
+    The axes, ``(2,)``.
 
     Raises
     ------
     ValueError
         If the table has no row or lacks a column, no entry was detected, or the number of axes is not 2.
+
+    Examples
+    --------
+    >>> entries = model.get_held_out_entries()
+    >>> left, right = lgdist_scvi.pl.held_out(entries)
     """
     entries = _checked(entries)
     found = entries[entries["count"] > 0]
@@ -78,13 +83,15 @@ def held_out(entries: pd.DataFrame, *, axes: Any = None) -> NDArray[np.object_]:
 def gene_accuracy(entries: pd.DataFrame, *, n_labels: int = 5, axes: Any = None) -> NDArray[np.object_]:
     """Draw how well each gene is predicted, against its mean count.
 
-    Left, the share of the Poisson deviance of the gene's mean that is explained at all held-out entries (0: no better than the
-    mean). Right, the Pearson correlation of log values at detected entries. Few counts leave little to be explained by anybody.
+    Left, the share of the Poisson deviance of the gene's mean that is explained at all held-out entries (0: no better
+    than the mean). Right, the Pearson correlation of log values at detected entries. Few counts leave little to be
+    explained by anybody.
 
     Parameters
     ----------
     entries
-        Table of :meth:`lgdist_scvi.LGDiST.get_held_out_entries`.
+        Table of :meth:`lgdist_scvi.LGDiST.get_held_out_entries`, ``(n_entries, 7)``, in counts and log1p of counts per
+        10,000.
     n_labels
         Genes to name at each end.
     axes
@@ -92,13 +99,21 @@ def gene_accuracy(entries: pd.DataFrame, *, n_labels: int = 5, axes: Any = None)
 
     Returns
     -------
-    numpy.ndarray
-        The axes, of shape ``(2,)``.
+    The axes, ``(2,)``.
 
     Raises
     ------
     ValueError
         If the table has no row or lacks a column, or the number of axes is not 2.
+
+    References
+    ----------
+    Deviance explained: :cite:p:`cameron1996rsquared`, as :func:`lgdist_scvi.metrics.deviance_explained`, gene by gene.
+
+    Examples
+    --------
+    >>> entries = model.get_held_out_entries()
+    >>> left, right = lgdist_scvi.pl.gene_accuracy(entries, n_labels=3)
     """
     entries = _checked(entries)
     panels = axes_grid(axes, 1, 2, (4.6, 3.8)).ravel()
@@ -135,25 +150,35 @@ def gene_accuracy(entries: pd.DataFrame, *, n_labels: int = 5, axes: Any = None)
 def coverage(entries: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw how often the measured count lies in the predicted interval, against how often it should.
 
-    Intervals of the uncertain rate and the noise of counting together (:func:`lgdist_scvi.metrics.count_coverage`), and in grey
-    of the noise of counting alone, as if the rate were known.
+    Intervals of the uncertain rate and the noise of counting together (:func:`lgdist_scvi.metrics.count_coverage`),
+    and in grey of the noise of counting alone, as if the rate were known.
 
     Parameters
     ----------
     entries
-        Table of :meth:`lgdist_scvi.LGDiST.get_held_out_entries`.
+        Table of :meth:`lgdist_scvi.LGDiST.get_held_out_entries`, ``(n_entries, 7)``, in counts and log1p of counts per
+        10,000.
     ax
         Matplotlib axes; None makes a new figure.
 
     Returns
     -------
-    matplotlib.axes.Axes
-        The axes.
+    The axes.
 
     Raises
     ------
     ValueError
         If the table has no row or lacks a column.
+
+    References
+    ----------
+    :cite:p:`czado2009predictive`, as :func:`lgdist_scvi.metrics.count_coverage`.
+
+    Examples
+    --------
+    >>> entries = model.get_held_out_entries()
+    >>> ax = lgdist_scvi.pl.coverage(entries)
+    >>> ax.figure.savefig("coverage.png")
     """
     entries = _checked(entries)
     ax = axes_grid(None if ax is None else [ax], 1, 1, (4.2, 3.8))[0, 0]

@@ -28,20 +28,23 @@ def history(
     Parameters
     ----------
     model_or_history
-        A trained model, or its ``history``: for every phase the curves by name, each a data frame with one row per
-        epoch and one column.
+        A trained model, or its ``history``: for every phase the curves by name, each a table ``(n_epochs, 1)`` of
+        losses, no unit.
     axes
         Matplotlib axes, one per phase; None makes a new figure.
 
     Returns
     -------
-    numpy.ndarray
-        The axes, one per phase.
+    The axes, ``(n_phases,)``.
 
     Raises
     ------
     ValueError
         If nothing was trained yet, or the number of axes is not the number of phases.
+
+    Examples
+    --------
+    >>> autoencoder, diffusion = lgdist_scvi.pl.history(model)
     """
     phases = getattr(model_or_history, "history", model_or_history)
     curves = {phase: _losses(logged or {}) for phase, logged in (phases or {}).items()}

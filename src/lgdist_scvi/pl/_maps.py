@@ -55,7 +55,7 @@ def completion(
     genes
         Names of the genes.
     layer
-        Layer with the completed expression, on the scale ``"log1p"``.
+        Layer with the completed expression, on the scale ``"log1p"`` (log1p of counts per 10,000).
     measured_layer
         Layer with the counts; None takes ``X``.
     observed_layer
@@ -71,7 +71,7 @@ def completion(
     img
         Draw the image of the section in ``uns["spatial"]`` beneath, if there is one.
     img_alpha
-        Opacity of the image.
+        Opacity of the image, a share.
     spot_size
         Diameter of a spot in the unit of the positions. By default that of the scale factors where the image is drawn, and
         the median distance to the nearest spot otherwise.
@@ -82,8 +82,7 @@ def completion(
 
     Returns
     -------
-    numpy.ndarray
-        The axes, of shape ``(genes * sections, 2)``, the sections of a gene below each other.
+    The axes, ``(n_panels, 2)``: a row for each gene and section, the sections of a gene below each other.
 
     Raises
     ------
@@ -91,6 +90,15 @@ def completion(
         If a gene, layer or key is missing.
     ValueError
         If a section is unknown, or the number of axes does not fit.
+    TypeError
+        If a layer is neither an array nor a CSR or CSC matrix.
+
+    Examples
+    --------
+    >>> model.add_completed_layer()
+    >>> axes = lgdist_scvi.pl.completion(adata, ["gene_1", "gene_2"], measured_layer="counts")
+    >>> axes.shape
+    (2, 2)
     """
     chosen = _gene_index(adata, genes)
     sections = _sections(adata, spatial_key, library_key, library_id, img)
@@ -133,8 +141,8 @@ def uncertainty(
     genes
         Names of the genes.
     layer
-        Layer with the standard deviations on the scale ``"log1p"``, the second result of
-        ``model.get_completed_expression(return_std=True)``.
+        Layer with the standard deviations on the scale ``"log1p"``, as
+        :meth:`lgdist_scvi.LGDiST.add_completed_layer` writes it with ``return_std=True``.
     spatial_key, library_key, library_id, img, img_alpha, spot_size, cmap
         As for :func:`completion`.
     axes
@@ -142,8 +150,7 @@ def uncertainty(
 
     Returns
     -------
-    numpy.ndarray
-        The axes, of shape ``(sections, genes)``.
+    The axes, ``(n_sections, n_genes)``.
 
     Raises
     ------
@@ -151,11 +158,16 @@ def uncertainty(
         If a gene, layer or key is missing.
     ValueError
         If a section is unknown, or the number of axes does not fit.
+
+    Examples
+    --------
+    >>> model.add_completed_layer(return_std=True)
+    >>> axes = lgdist_scvi.pl.uncertainty(adata, "gene_1")
     """
     chosen = _gene_index(adata, genes)
     sections = _sections(adata, spatial_key, library_key, library_id, img)
     spots = np.concatenate([section.spots for section in sections])
-    std = _columns(adata, layer, spots, chosen, "model.get_completed_expression(return_std=True)")
+    std = _columns(adata, layer, spots, chosen, "model.add_completed_layer(return_std=True)")
     panels = axes_grid(axes, len(sections), len(chosen), _panel_size(sections, 1))
     for column, gene, values in zip(panels.T, adata.var_names[chosen], std.T, strict=True):
         limits = _limits(values)
@@ -271,7 +283,7 @@ def _measured(
     spots: NDArray[np.intp],
     genes: NDArray[np.intp],
 ) -> NDArray[np.float64]:
-    """Log-normalised counts of shape ``(spots, genes)``, NaN where nothing was observed."""
+    """Log-normalised counts of shape ``(n_spots, n_genes)``, NaN where nothing was observed."""
     counts, _ = count_matrix(adata, layer)
     observed = observed_matrix(adata, observed_layer)
     if size_factor_key is None:

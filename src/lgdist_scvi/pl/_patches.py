@@ -32,8 +32,8 @@ def image_patches(
 ) -> NDArray[np.object_]:
     """Draw the patches that :func:`~lgdist_scvi.pp.image_embeddings` would embed, with the outline of the spot.
 
-    If spots, image and scale belong together, the patches show what the expression of these spots says: known landmarks,
-    no glass, no fiducial frame.
+    If spots, image and scale belong together, the patches show what the expression of these spots says: known
+    landmarks, no glass, no fiducial frame.
 
     Parameters
     ----------
@@ -48,20 +48,27 @@ def image_patches(
     axes
         Matplotlib axes, one per spot; None makes a new figure.
     **options
-        `image`, `image_key`, `library_key`, `table_key`, `spatial_key`, `patch_size`, `unit`, `scale`, `spot_diameter`,
-        `microns_per_pixel`: as for :func:`~lgdist_scvi.pp.image_embeddings`.
+        `image`, `image_key`, `library_key`, `table_key`, `spatial_key`, `patch_size`, `unit`, `scale`,
+        `spot_diameter`, `microns_per_pixel`: as for :func:`~lgdist_scvi.pp.image_embeddings`.
 
     Returns
     -------
-    numpy.ndarray
-        The axes, one per spot, in rows of eight in a new figure.
+    The axes, ``(n_drawn,)``: one per spot, in rows of eight in a new figure.
 
     Raises
     ------
     KeyError
-        If a spot is unknown.
-    KeyError, ValueError
-        If image, positions and scale do not fit.
+        If a spot is unknown or has no image.
+    KeyError, TypeError, ValueError
+        If image, positions and scale do not fit, there is no spot to draw, or the number of axes does not fit.
+    FileNotFoundError
+        If an image file does not exist.
+
+    Examples
+    --------
+    >>> axes = lgdist_scvi.pl.image_patches(adata, spots=4)
+    >>> axes.shape
+    (4,)
     """
     from matplotlib.patches import Circle
 

@@ -21,9 +21,23 @@ class StainDescriptor(nn.Module):
     For windows of a quarter, a half and the whole of the patch: mean, standard deviation and five quantiles of each of
     four densities (haematoxylin, eosin, residual, overall), and the mean absolute detail of three of them in four bands
     of a Laplacian pyramid. It needs no weights and no network, and works for any stain, though it is made for
-    haematoxylin and eosin: the densities come from colour deconvolution {cite:p}`ruifrok2001deconvolution`.
+    haematoxylin and eosin: the densities come from colour deconvolution.
 
-    Shapes: takes ``(b, 3, p, p)`` with red, green and blue from 0 to 1 and returns ``(b, 120)``.
+    Raises
+    ------
+    ValueError
+        If the patches that it is called with have fewer than 16 pixels a side.
+
+    References
+    ----------
+    Stains and their separation: :cite:t:`ruifrok2001deconvolution`; the residual has the direction of the third, DAB.
+
+    Examples
+    --------
+    >>> import torch
+    >>> describe = lgdist_scvi.pp.StainDescriptor()
+    >>> describe(torch.rand(2, 3, describe.n_pixels, describe.n_pixels)).shape
+    torch.Size([2, 120])
     """
 
     n_pixels = 128
@@ -36,7 +50,28 @@ class StainDescriptor(nn.Module):
         self.register_buffer("unmix", torch.linalg.inv(stains).float())
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """Describe patches ``(b, 3, p, p)``."""
+        """Describe patches.
+
+        Parameters
+        ----------
+        patches
+            Red, green and blue from 0 to 1, ``(n_patches, 3, n_pixels, n_pixels)``.
+
+        Returns
+        -------
+        Features, ``(n_patches, 120)``: optical densities (natural log, no unit).
+
+        Raises
+        ------
+        ValueError
+            If the patches have fewer than 16 pixels a side.
+
+        Examples
+        --------
+        >>> import torch
+        >>> lgdist_scvi.pp.StainDescriptor().forward(torch.ones(1, 3, 64, 64)).shape
+        torch.Size([1, 120])
+        """
         if min(patches.shape[-2:]) < 2**_N_BANDS:
             raise ValueError(f"The patches are {tuple(patches.shape[-2:])}; n_pixels must be {2**_N_BANDS} or more.")
         density = -torch.log((patches * 255 + 1) / 256)
@@ -54,7 +89,7 @@ class StainDescriptor(nn.Module):
 
 
 def _window(images: torch.Tensor, quarters: int) -> torch.Tensor:
-    """Pixels of the middle window of `quarters` quarters, ``(b, c, pixels)``."""
+    """Pixels of the middle window of `quarters` quarters, ``(n_patches, n_channels, n_pixels)``."""
     side = images.shape[-1]
     size = max(2, side * quarters // 4)
     start = (side - size) // 2

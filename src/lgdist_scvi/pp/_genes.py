@@ -65,7 +65,7 @@ def select_genes(
     min_fraction
         Least share of a gene's observed entries that must be above zero, over all libraries.
     target_sum
-        Depth to which spots are scaled.
+        Depth to which spots are scaled, in counts.
 
     Returns
     -------
@@ -77,17 +77,25 @@ def select_genes(
     ------
     KeyError
         If a named key is missing.
+    TypeError
+        If counts or mask are neither an array nor a CSR or CSC matrix.
     ValueError
         If counts or positions cannot be used, or no gene is detected in `min_fraction` of the spots.
 
     Notes
     -----
-    Moran's I [1]_ with row-standardised weights, as in :func:`squidpy.gr.spatial_autocorr`. A gene that does not vary
-    within a library counts as 0 there.
+    The weights are row-standardised, as in :func:`squidpy.gr.spatial_autocorr`. A gene that does not vary within a
+    library counts as 0 there.
 
     References
     ----------
-    .. [1] Moran, P. A. P. (1950). Notes on continuous stochastic phenomena. Biometrika 37, 17-23.
+    Moran's I: :cite:p:`moran1950notes`. Target and context genes: :cite:p:`cardenas2025lgdist`.
+
+    Examples
+    --------
+    >>> panel = lgdist_scvi.pp.select_genes(adata, layer="counts", n_target=5, n_context=15)
+    >>> panel.n_vars, int(panel.var["target_gene"].sum())
+    (20, 5)
     """
     if n_target < 1 or n_context < 0:
         raise ValueError(f"n_target={n_target} must be at least 1 and n_context={n_context} at least 0.")
@@ -180,17 +188,17 @@ def _moran(
     Parameters
     ----------
     values
-        Observed expression, shape ``(n_obs, n_vars)``.
+        Observed expression, shape ``(n_spots, n_genes)``.
     mask
         Observed entries of the same shape; None when all were.
     graph
-        Spatial graph with ones, shape ``(n_obs, n_obs)``.
+        Spatial graph with ones, shape ``(n_spots, n_spots)``.
     codes
-        Library of every spot, shape ``(n_obs,)``.
+        Library of every spot, shape ``(n_spots,)``.
 
     Returns
     -------
-    Array of shape ``(n_vars,)``.
+    Array of shape ``(n_genes,)``.
     """
     total, libraries = np.zeros(values.shape[1]), np.zeros(values.shape[1])
     for code in np.unique(codes):

@@ -64,12 +64,14 @@ def image_embeddings(
     model
         None for :class:`~lgdist_scvi.pp.StainDescriptor`, which needs no weights. A name for a pretrained model of
         `timm <https://huggingface.co/docs/timm>`_, without its classifier and with its own preparation of the input
-        (``pip install 'lgdist-scvi[image]'``). A module or any callable that takes ``(b, 3, n_pixels, n_pixels)``, red,
-        green and blue from 0 to 1, and returns ``(b, n_features)``.
+        (``pip install 'lgdist-scvi[image]'``). A module or any callable that takes patches,
+        ``(n_patches, 3, n_pixels, n_pixels)``, red, green and blue from 0 to 1, and returns features,
+        ``(n_patches, n_features)``.
     image
-        Image file (TIFF, PNG, JPEG) or array ``(height, width[, channels])``, or a dictionary of these by library. By
-        default ``uns["spatial"][library]["images"]``. For SpatialData the name of an image, or a dictionary by region;
-        by default the one image in the coordinate system of the region.
+        Image file (TIFF, PNG, JPEG) or array, ``(height, width)`` or ``(height, width, n_channels)``, of brightness up
+        to 1, 255 or 65,535; or a dictionary of these by library. By default ``uns["spatial"][library]["images"]``. For
+        SpatialData the name of an image, or a dictionary by region; by default the one image in the coordinate system
+        of the region.
     image_key
         Key in ``uns["spatial"][library]["images"]``; by default the image with the highest resolution.
     library_key
@@ -85,15 +87,15 @@ def image_embeddings(
     n_pixels
         Pixels to which a patch is resampled; by default what the model was made for, else 224.
     standardize
-        Give each feature mean 0 and standard deviation 1 over the spots of a library, because stains differ more between
-        slides than tissues do. Not for libraries of a few spots, or of places that were picked.
+        Give each feature mean 0 and standard deviation 1 over the spots of a library, because stains differ more
+        between slides than tissues do. Not for libraries of a few spots, or of places that were picked.
     scale
         Pixels of `image` per full-resolution pixel.
     spot_diameter
         Spot diameter in full-resolution pixels; by default that of the scale factors.
     microns_per_pixel
-        Size of a full-resolution pixel; by default that of the scale factors. For SpatialData, size of a unit of the
-        region's own coordinates.
+        Size of a full-resolution pixel in micrometres; by default that of the scale factors. For SpatialData, size of a
+        unit of the region's own coordinates.
     key_added
         Key in ``obsm`` and ``uns``.
     batch_size
@@ -105,14 +107,22 @@ def image_embeddings(
 
     Raises
     ------
-    KeyError, ValueError
+    KeyError, TypeError, ValueError
         If image, positions and scale do not fit; the message names the spots and the remedy.
+    FileNotFoundError
+        If an image file does not exist.
     ImportError
         If a timm model is asked for and timm is not installed.
 
     Notes
     -----
     Spots of libraries without an image get NaN, which the model reads as "no image"; a warning names the libraries.
+
+    Examples
+    --------
+    >>> lgdist_scvi.pp.image_embeddings(adata)
+    >>> adata.obsm["X_image"].shape == (adata.n_obs, 120)
+    True
     """
     for name, value in (("batch_size", batch_size), ("n_pixels", n_pixels)):
         if value is not None and not value > 0:

@@ -35,6 +35,11 @@ def from_visium(
     ------
     FileNotFoundError
         If the folder or a file in it is missing.
+
+    Examples
+    --------
+    >>> section = lgdist_scvi.pp.from_visium("outs")
+    >>> lgdist_scvi.LGDiST.setup_anndata(section, layer="counts")
     """
     import squidpy
 

@@ -1,0 +1,143 @@
+"""Runs every code block of the README and of the pages, page by page, and every example of a docstring."""
+
+import doctest
+import functools
+import importlib.metadata
+import logging
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack, chdir
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from formats import as_spatialdata, write_space_ranger
+from matplotlib import pyplot as plt
+from packaging.requirements import Requirement
+from sybil import Document, Example, Sybil
+from sybil.document import PythonDocStringDocument
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
+from sybil.parsers.rest import DocTestParser
+
+import lgdist_scvi
+
+ROOT = Path(__file__).parents[1]
+EXTRAS = set(importlib.metadata.metadata("lgdist-scvi").get_all("Provides-Extra") or [])
+
+
+class _Docstrings(PythonDocStringDocument):
+    """Docstrings of a module, whose examples see no more than a reader has: without the module's own names."""
+
+    def __init__(self, text: str, path: str) -> None:
+        Document.__init__(self, text, path)
+
+
+def _start(namespace: dict[str, Any], *, quick: bool) -> pytest.MonkeyPatch:
+    """Open a folder for the blocks of a document, with the files that they name; `quick` cuts training short."""
+    stack = namespace["_stack"] = ExitStack()
+    stack.callback(plt.close, "all")
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    stack.enter_context(chdir(folder))
+    patch = stack.enter_context(pytest.MonkeyPatch.context())
+    patch.setenv("TQDM_DISABLE", "1")
+    patch.setattr("squidpy.datasets.visium", _no_download)
+    if quick:
+        patch.setattr(lgdist_scvi.LGDiST, "_run_phase", _one_epoch(lgdist_scvi.LGDiST._run_phase))
+    write_space_ranger(lgdist_scvi.datasets.simulated_tissue(100, 40), folder / "outs", header=True)
+    return patch
+
+
+def _start_page(namespace: dict[str, Any], *, quick: bool) -> None:
+    """Write what the pages read."""
+    _start(namespace, quick=quick)
+    tissue = lgdist_scvi.datasets.simulated_tissue(200, 60, n_libraries=2)
+    tissue.write_h5ad("IN.h5ad")
+    as_spatialdata(tissue).write("sections.zarr")
+
+
+def _start_docstrings(namespace: dict[str, Any]) -> None:
+    """Give the examples of a module a tissue and a trained model of it; nothing else is printed."""
+    patch = _start(namespace, quick=True)
+    for module in ("model._completion", "pp._images"):
+        patch.setattr(f"lgdist_scvi.{module}.track", lambda items, **_: items)
+    logging.disable(logging.WARNING)
+    namespace["_stack"].callback(logging.disable, logging.NOTSET)
+    adata, folder = _trained()
+    adata = adata.copy()
+    model = lgdist_scvi.LGDiST.load(Path(folder.name, "model"), adata, accelerator="cpu")
+    view = model._view()
+    namespace |= {"lgdist_scvi": lgdist_scvi, "np": np, "adata": adata, "model": model, "sdata": as_spatialdata(adata)}
+    namespace |= {"view": view, "batch": view.gather(np.arange(8))}
+
+
+def _no_download(sample: str) -> None:
+    raise OSError("the tests download nothing")
+
+
+def _stop(namespace: dict[str, Any]) -> None:
+    namespace["_stack"].close()
+
+
+@functools.cache
+def _trained() -> tuple[Any, tempfile.TemporaryDirectory]:
+    """A tissue and a folder with a small model of it, once for all docstrings."""
+    adata = lgdist_scvi.datasets.simulated_tissue(150, 40)
+    lgdist_scvi.LGDiST.setup_anndata(adata, layer="counts", image_key="X_image")
+    sizes = {"n_hidden": 32, "n_layers": 1, "n_denoiser_hidden": 32, "n_denoiser_layers": 1, "n_diffusion_steps": 100}
+    model = lgdist_scvi.LGDiST(adata, n_latent=8, n_heads=2, **sizes)
+    model.train(accelerator="cpu")
+    model.add_completed_layer(return_std=True)
+    folder = tempfile.TemporaryDirectory()
+    model.save(Path(folder.name, "model"))
+    return adata, folder
+
+
+def _one_epoch(run: Any) -> Any:
+    """Training that is short, unless an example says how long, and silent."""
+
+    def run_phase(self, plan, name, data, max_epochs, plan_kwargs, trainer_kwargs):
+        run(self, plan, name, data, max_epochs or 1, plan_kwargs, {**trainer_kwargs, "enable_progress_bar": False})
+
+    return run_phase
+
+
+def _run_shell(example: Example) -> None:
+    """Run the lines of a block. Of those that install only targets and extras are looked up: ``.ci/run`` installs."""
+    for line in filter(None, (line.partition("#")[0].strip() for line in str(example.parsed).splitlines())):
+        program, *arguments = shlex.split(line)
+        if program == "make":
+            subprocess.run([program, "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
+        elif program == "pip":
+            named = [argument.replace(".[", "lgdist-scvi[") for argument in arguments if "[" in argument]
+            missing = {extra for name in named for extra in Requirement(name).extras} - EXTRAS
+            assert not missing, f"{line}: there is no extra {missing}"
+        else:
+            path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+            subprocess.run(["bash", "-c", line], check=True, env=os.environ | {"PATH": path})
+
+
+def _pages(pattern: str, *, quick: bool) -> Sybil:
+    return Sybil(
+        parsers=[PythonCodeBlockParser(), CodeBlockParser("bash", _run_shell)],
+        pattern=pattern,
+        path=str(ROOT),
+        setup=functools.partial(_start_page, quick=quick),
+        teardown=_stop,
+    )
+
+
+# The README runs as it is; of the many trainings of the pages only the steps matter.
+README = _pages("README.md", quick=False)
+PAGES = _pages("docs/*.md", quick=True)
+DOCSTRINGS = Sybil(
+    parsers=[DocTestParser(doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)],
+    patterns=["src/lgdist_scvi/*.py", "src/lgdist_scvi/**/*.py"],
+    path=str(ROOT),
+    document_types={".py": _Docstrings},
+    setup=_start_docstrings,
+    teardown=_stop,
+)
