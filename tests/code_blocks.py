@@ -2,13 +2,13 @@
 
 import doctest
 import functools
-import importlib.metadata
 import logging
 import os
 import shlex
 import subprocess
 import sys
 import tempfile
+import tomllib
 from contextlib import ExitStack, chdir
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from sybil.parsers.rest import DocTestParser
 import lgdist_scvi
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = set(importlib.metadata.metadata("lgdist-scvi").get_all("Provides-Extra") or [])
+EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 
 
 class _Docstrings(PythonDocStringDocument):
@@ -108,16 +108,21 @@ def _one_epoch(run: Any) -> Any:
 def _run_shell(example: Example) -> None:
     """Run the lines of a block. Of those that install only targets and extras are looked up: ``.ci/run`` installs."""
     for line in filter(None, (line.partition("#")[0].strip() for line in str(example.parsed).splitlines())):
-        program, *arguments = shlex.split(line)
-        if program == "make":
-            subprocess.run([program, "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
-        elif program == "pip":
-            named = [argument.replace(".[", "lgdist-scvi[") for argument in arguments if "[" in argument]
-            missing = {extra for name in named for extra in Requirement(name).extras} - EXTRAS
-            assert not missing, f"{line}: there is no extra {missing}"
-        else:
-            path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-            subprocess.run(["bash", "-c", line], check=True, env=os.environ | {"PATH": path})
+        _run_line(line)
+
+
+@functools.cache  # several pages show the same
+def _run_line(line: str) -> None:
+    program, *arguments = shlex.split(line)
+    if program == "make":
+        subprocess.run([program, "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
+    elif program == "pip":
+        named = [argument.replace(".[", "lgdist-scvi[") for argument in arguments if "[" in argument]
+        missing = {extra for name in named for extra in Requirement(name).extras} - EXTRAS
+        assert not missing, f"{line}: there is no extra {missing}"
+    else:
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        subprocess.run(["bash", "-c", line], check=True, env=os.environ | {"PATH": path})
 
 
 def _pages(pattern: str, *, quick: bool) -> Sybil:

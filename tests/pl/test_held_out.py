@@ -55,6 +55,12 @@ def test_gene_accuracy(entries):
     assert {text.get_text() for text in correlated.texts} >= {"good", "wrong"}
 
 
+def test_names_of_genes_do_not_lie_on_each_other(entries):
+    crowd = pd.concat([entries, entries[entries["gene"] == "good"].assign(gene="twin")])
+    names = [text.get_text() for text in pl.gene_accuracy(crowd, n_labels=2)[0].texts]
+    assert len({"good", "twin"} & set(names)) == 1 and "wrong" in names
+
+
 def test_coverage(entries):
     ax = plt.figure().add_subplot()
     assert pl.coverage(entries, ax=ax) is ax

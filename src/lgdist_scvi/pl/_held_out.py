@@ -19,6 +19,7 @@ _COLUMNS = ("spot", "gene", "count", "depth", "expected", "std", "detected")
 _BLUE, _VERMILION, _GREY = "#0072B2", "#D55E00", "0.6"
 _LEVELS = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95])
 _BINS = 12
+_NAME_SIZE = (0.2, 0.05)  # of a gene's name, as shares of a panel
 
 
 def held_out(entries: pd.DataFrame, *, axes: Any = None) -> NDArray[np.object_]:
@@ -93,7 +94,7 @@ def gene_accuracy(entries: pd.DataFrame, *, n_labels: int = 5, axes: Any = None)
         Table of :meth:`lgdist_scvi.LGDiST.get_held_out_entries`, ``(n_entries, 7)``, in counts and log1p of counts per
         10,000.
     n_labels
-        Genes to name at each end.
+        Genes to name at each end, but for those whose names would lie on others.
     axes
         Two matplotlib axes; None makes a new figure.
 
@@ -137,14 +138,25 @@ def gene_accuracy(entries: pd.DataFrame, *, n_labels: int = 5, axes: Any = None)
         score = score[mean > 0].dropna()
         ax.axhline(0, color=_GREY, linewidth=1)
         ax.scatter(mean[score.index], score, s=12, color=_BLUE, linewidths=0, alpha=0.7)
-        ranked = score.sort_values()
-        for gene in dict.fromkeys([*ranked.index[:n_labels], *ranked.index[::-1][:n_labels]]):
+        ranked = score.sort_values().index
+        for gene in _apart([*ranked[:n_labels], *ranked[::-1][:n_labels]], np.log10(mean[score.index]), score):
             ax.annotate(
                 str(gene), (mean[gene], score[gene]), xytext=(3, 3), textcoords="offset points", fontsize="x-small"
             )
         ax.set(title=title, xlabel="mean count of the gene", xscale="log")
     _bare(panels)
     return panels
+
+
+def _apart(genes: list[str], x: pd.Series, y: pd.Series) -> list[str]:
+    """Genes whose names do not lie on that of an earlier one, at places x and y."""
+    places = pd.DataFrame({"x": x / max(np.ptp(x), 1e-12), "y": y / max(np.ptp(y), 1e-12)})
+    kept: list[str] = []
+    for gene in dict.fromkeys(genes):
+        gap = (places.loc[kept] - places.loc[gene]).abs()
+        if not ((gap["x"] < _NAME_SIZE[0]) & (gap["y"] < _NAME_SIZE[1])).any():
+            kept.append(gene)
+    return kept
 
 
 def coverage(entries: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
