@@ -1,11 +1,83 @@
 """What calibration makes of predictions: overdispersion, and the read-out given detection."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from lgdist_scvi.data._view import Batch
-from lgdist_scvi.model._readout import _Moments
+from lgdist_scvi.model._readout import N_FOLDS, Prediction, _Moments, draw_noise, gene_folds, posterior
+
+
+@pytest.mark.parametrize("n_samples", [1, 2, 5, 6])
+def test_noise_comes_in_pairs_that_the_seed_settles(n_samples):
+    noise = draw_noise(n_samples, 7, seed=3)
+    assert noise.shape == (1, n_samples, 7)
+    half = n_samples // 2 * 2
+    assert torch.equal(noise[:, 0:half:2], -noise[:, 1:half:2])
+    assert len(torch.unique(noise.abs(), dim=1)[0]) == (n_samples + 1) // 2
+    torch.manual_seed(1)
+    assert torch.equal(draw_noise(n_samples, 7, seed=3), noise)
+    assert not torch.equal(draw_noise(n_samples, 7, seed=4), noise)
+
+
+def test_folds_share_the_genes_out():
+    folds = gene_folds(23)
+    assert sorted(torch.bincount(folds).tolist()) == [4, 4, 5, 5, 5] and len(torch.bincount(folds)) == N_FOLDS
+    assert torch.equal(folds, gene_folds(23))
+    assert not torch.equal(folds, torch.sort(folds).values)
+
+
+# Spots of unlike depth; the first entry of each is not known.
+DEPTH, COUNTS = torch.tensor([50.0, 2000.0]), torch.tensor([[7.0, 0.0, 3.0], [90.0, 0.0, 41.0]])
+KNOWN = torch.tensor([[False, True, True], [False, True, True]])
+NETWORK = torch.tensor([[0.01, 0.03, 0.02], [0.01, 0.002, 0.03]])
+SPREAD = torch.tensor([[1e-5, 2e-5, 3e-5], [4e-6, 5e-7, 6e-6]])
+FACTOR = torch.tensor([[0.02, 0.01, 0.05], [0.005, 0.004, 0.01]])
+WEIGHT = torch.tensor([[0.2], [0.5]])
+SIZE, FACTOR_SIZE = torch.tensor([2.0, 4.0, 8.0]), torch.tensor([3.0, 1.5, 6.0])
+
+
+def read(factors=None):
+    unused = dict.fromkeys(set(Batch._fields) - {"counts", "depth"})
+    batch = Batch(counts=COUNTS, depth=DEPTH, **unused)
+    prediction = Prediction(NETWORK, SPREAD, FACTOR, WEIGHT, NETWORK)
+    return posterior(prediction, batch, KNOWN, SimpleNamespace(dispersion=SIZE, factors=factors))
+
+
+def by_integration(rate, size, count, depth):
+    """Mean and variance of the rate by Bayes' rule: a gamma prior of this mean and shape, and a Poisson count."""
+
+    x = np.linspace(0, 20 * rate, 200_001)
+    weight = stats.gamma(size, scale=rate / size).pdf(x) * stats.poisson(x * depth).pmf(count)
+    mean = np.average(x, weights=weight)
+    return mean, np.average((x - mean) ** 2, weights=weight)
+
+
+def test_posterior_is_that_of_bayes():
+    mean, variance = read()
+    assert torch.equal(mean[:, 0], NETWORK[:, 0])  # what is not known leaves the prediction as it is
+    torch.testing.assert_close(variance[:, 0], SPREAD[:, 0] + NETWORK[:, 0] ** 2 / SIZE[0])
+    for spot, gene in np.argwhere(KNOWN.numpy()):
+        rate, size, depth = (float(x) for x in (NETWORK[spot, gene], SIZE[gene], DEPTH[spot]))
+        exact = by_integration(rate, size, float(COUNTS[spot, gene]), depth)
+        own = rate * depth / (rate * depth + size)
+        assert float(mean[spot, gene]) == pytest.approx(exact[0], rel=1e-4)
+        # The own count replaces the prediction, and with it the spread of the prediction.
+        assert float(variance[spot, gene]) == pytest.approx(
+            exact[1] + (1 - own) ** 2 * float(SPREAD[spot, gene]), rel=1e-4
+        )
+
+
+def test_network_and_factor_model_are_averaged_in_the_log():
+    network, variance = read()
+    mean, mixed_variance = read(SimpleNamespace(dispersion=FACTOR_SIZE))
+    own = torch.where(KNOWN, FACTOR * DEPTH[:, None] / (FACTOR * DEPTH[:, None] + FACTOR_SIZE), 0)
+    factor = FACTOR * (1 - own) + own * COUNTS / DEPTH[:, None]
+    torch.testing.assert_close(mean, network ** (1 - WEIGHT) * factor**WEIGHT)
+    torch.testing.assert_close(mixed_variance, variance * (mean / network) ** 2)
 
 
 def test_moments_find_the_overdispersion():
