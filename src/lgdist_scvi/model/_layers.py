@@ -70,8 +70,9 @@ class LayersMixin(CompletionMixin):
         Examples
         --------
         >>> model.add_completed_layer(return_std=True)
-        >>> sorted(name for name in adata.layers if name.startswith("lgdist"))
-        ['lgdist', 'lgdist_imputed', 'lgdist_std']
+        >>> values, imputed = adata.layers["lgdist"], adata.layers["lgdist_imputed"]
+        >>> values.dtype, imputed.dtype
+        (dtype('float32'), dtype('bool'))
         """
         reading = Reading(**options)
         adata, view = self._trained_view(adata, diffusion=reading.n_samples > 0, use_image=reading.use_image)
