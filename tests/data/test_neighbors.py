@@ -96,6 +96,32 @@ def test_gap_is_not_bridged():
     assert connectivities[:36, 36:].nnz == connectivities[36:, :36].nnz == 0
 
 
+@pytest.mark.parametrize("pitch", [1e-3, 1.0])
+def test_unit_of_the_positions_does_not_matter(pitch):
+    expected = spatial_graph(hex_grid(), None, 6)[0]
+    assert (spatial_graph(hex_grid(pitch=pitch), None, 6)[0] != expected).nnz == 0
+
+
+def test_distances_up_to_one_and_a_half_times_the_typical_one_count():
+    for last, linked in ((4.5, True), (4.5 + 1e-9, False)):
+        coordinates = np.column_stack([[0, 1, 2, 3, last], np.zeros(5)])
+        assert (spatial_graph(coordinates, None, 1)[0][4].nnz > 0) == linked
+
+
+def test_no_distance_is_too_far_where_most_spots_share_a_position():
+    coordinates = np.array([[0.0, 0], [0, 0], [0, 0], [0, 0], [3, 0]])
+    assert spatial_graph(coordinates, None, 1)[0][4].nnz == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8", "int64"])
+def test_numbers_of_any_kind_as_positions(dtype):
+    coordinates = np.random.default_rng(5).uniform(0, 200, (40, 2)).astype(dtype)
+    graph, expected = spatial_graph(coordinates, None, 6), spatial_graph(coordinates.astype(np.float64), None, 6)
+    assert [matrix.dtype for matrix in graph] == [np.float32, np.float64]
+    for matrix, other in zip(graph, expected, strict=True):
+        np.testing.assert_array_equal(matrix.toarray(), other.toarray())
+
+
 def test_spots_at_one_position_stay_neighbors():
     coordinates = hex_grid(6, 6)
     coordinates[[7, 8]] = coordinates[14]
@@ -216,9 +242,14 @@ def test_h5ad_round_trip(sections, tmp_path):
     loaded = ad.read_h5ad(tmp_path / "sections.h5ad")
     for left, right in zip(before, read(loaded, 4, "mine"), strict=True):
         np.testing.assert_array_equal(left, right)
-    assert loaded.uns["mine_neighbors"]["connectivities_key"] == "mine_connectivities"
-    assert loaded.uns["mine_neighbors"]["params"] == sections.uns["mine_neighbors"]["params"]
-    assert loaded.uns["lgdist_neighbors"]["params"]["library_key"] == "library_id"
+    params = {"method": "knn", "metric": "euclidean", "max_distance_factor": 1.5, "spatial_key": "spatial"}
+    for written in (sections, loaded):
+        assert written.uns["mine_neighbors"] == {
+            "connectivities_key": "mine_connectivities",
+            "distances_key": "mine_distances",
+            "params": params | {"n_neighbors": 4},
+        }
+        assert written.uns["lgdist_neighbors"]["params"] == params | {"n_neighbors": 6, "library_key": "library_id"}
 
 
 def test_hops_match_breadth_first_search():

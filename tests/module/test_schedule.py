@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,6 +30,13 @@ def gaussian_denoiser(schedule):
         return MEAN + alpha * STD**2 / (alpha**2 * STD**2 + sigma**2) * (noisy - alpha * MEAN)
 
     return denoise
+
+
+def levels(n_steps):
+    """The cosine schedule of Nichol & Dhariwal, equation 17, in numpy: share of the variance kept, and log(alpha / sigma)."""
+    level = np.cos((np.arange(n_steps + 1) / n_steps + 0.008) / 1.008 * np.pi / 2) ** 2
+    kept = np.cumprod(np.maximum(level[1:] / level[:-1], 1 - 0.999))
+    return kept, np.log(kept / (1 - kept)) / 2
 
 
 def normal(*shape, seed=0):
@@ -124,6 +132,19 @@ def test_respaced_times_are_trained_times(n_train, spacing):
             assert (times.diff() + (n_train - 1) / (n - 1)).abs().max() <= 1  # even, up to rounding
 
 
+def test_times_half_way_round_up(schedule):
+    assert schedule.respaced(3).tolist() == schedule.respaced(3, "time").tolist() == [999, 500, 0]
+
+
+@pytest.mark.parametrize("n", [2, 5, 16, 24])
+def test_log_snr_spacing_is_even(schedule, n):
+    _, log_snr = levels(1000)
+    wanted = np.linspace(-3, log_snr[0], n)[1:]
+    # The nearest times, all different with so few steps; the first time is always the last of the training.
+    nearest = np.abs(wanted[:, None] - log_snr).argmin(axis=1)
+    assert schedule.respaced(n, "log_snr").tolist() == [999, *nearest]
+
+
 @pytest.mark.parametrize("sampler", [ddim, dpm_solver_pp])
 @pytest.mark.parametrize("spacing", ["time", "log_snr"])
 def test_network_is_asked_at_the_respaced_times(schedule, sampler, spacing):
@@ -165,9 +186,15 @@ def test_schedule_values():
         assert schedule.alphas[t].item() ** 2 == pytest.approx(level[i] / level[0], rel=1e-5)
 
 
+def test_samplers_have_the_levels_in_full_precision(schedule):
+    assert NoiseSchedule().n_steps == 1000
+    kept, _ = levels(1000)
+    np.testing.assert_allclose(np.square([alpha for alpha, _ in schedule._levels]), kept, rtol=1e-10)
+
+
 def test_alpha_and_sigma_broadcast(schedule):
     t = torch.tensor([0, 500, 999])
-    assert schedule.alpha(t).shape == (3,)
+    assert schedule.alpha(t).shape == schedule.sigma(t).shape == (3,)
     assert schedule.sigma(t, 3).shape == (3, 1, 1)
     assert torch.equal(schedule.alpha(t, 3)[:, 0, 0], schedule.alphas[t])
 
@@ -184,7 +211,7 @@ def test_predictions_agree(schedule, shape):
     # Rounding of `noisy` is divided by alpha, about 5e-5 at the last time.
     allowed = 1e-6 / schedule.alpha(t, len(shape))
     assert ((from_noise - clean).abs() <= allowed).all()
-    with pytest.raises(ValueError, match="epsilon.*velocity"):
+    with pytest.raises(ValueError, match="epsilon.*one of (clean|noise|velocity), (clean|noise|velocity), "):
         schedule.clean_from(noise, noisy, t, "epsilon")
 
 
@@ -209,12 +236,38 @@ def test_generator_decides_the_fresh_noise(schedule):
     assert not torch.equal(sample(3), sample(4))
 
 
+def test_fresh_noise_is_as_precise_as_the_rest_and_drawn_only_where_needed(schedule):
+    asked, start = [], normal(5, 3).double()
+
+    def sample(eta):
+        generator = torch.Generator().manual_seed(2)
+        asked.clear()
+        ddim(
+            lambda noisy, _: asked.append(noisy) or torch.zeros_like(noisy),
+            start,
+            schedule,
+            2,
+            eta=eta,
+            generator=generator,
+        )
+        return generator
+
+    sample(eta=1.0)
+    (alpha, sigma), (next_alpha, next_sigma) = schedule._levels[999], schedule._levels[0]
+    fresh = next_sigma / sigma * math.sqrt(1 - (alpha / next_alpha) ** 2)
+    drawn = torch.randn(5, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    expected = math.sqrt(next_sigma**2 - fresh**2) / sigma * start + fresh * drawn
+    torch.testing.assert_close(asked[1], expected, rtol=1e-12, atol=0)
+    untouched = torch.Generator().manual_seed(2).get_state()
+    assert torch.equal(sample(eta=0.0).get_state(), untouched)
+
+
 @pytest.mark.parametrize("sampler", [ddim, dpm_solver_pp])
 def test_bad_arguments(schedule, sampler):
     for n_steps in (0, -1, 1001):
         with pytest.raises(ValueError, match=f"1 to 1000.*got {n_steps}"):
             sampler(gaussian_denoiser(schedule), normal(2, 3), schedule, n_steps)
-    with pytest.raises(ValueError, match="'even'.*log_snr"):
+    with pytest.raises(ValueError, match="'even'.*one of time, log_snr"):
         sampler(gaussian_denoiser(schedule), normal(2, 3), schedule, 5, spacing="even")
     with pytest.raises(ValueError, match="eta"):
         ddim(gaussian_denoiser(schedule), normal(2, 3), schedule, 5, eta=1.5)
