@@ -25,7 +25,7 @@ def printed(notebook):
 
 
 def test_there_are_tutorials():
-    assert len(NOTEBOOKS) == 5
+    assert len(NOTEBOOKS) == 6
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -181,6 +181,13 @@ def test_one_sided_distances_of_a_symmetrised_graph():
     np.testing.assert_array_equal(distance, [[2, 3], [1, 2], [1, 3]])
 
 
+def test_a_single_distance_is_read():
+    edge = sparse.csr_matrix(([7.0], ([0], [1])), shape=(3, 3))
+    _, distance, mask = neighbor_index(edge, edge, 1)
+    np.testing.assert_array_equal(distance.ravel(), [7, 0, 0])
+    np.testing.assert_array_equal(mask.ravel(), [True, False, False])
+
+
 def test_graph_formats_give_one_index():
     connectivities, distances = spatial_graph(np.random.default_rng(2).uniform(0, 1, (40, 2)), None, 5)
     expected = neighbor_index(connectivities, distances, 5)
