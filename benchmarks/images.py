@@ -11,13 +11,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from statistics import fmean
 
 import anndata
 import numpy as np
 from compare import DIRTY, MODEL, RESULTS, ROOT, Case, Code, Record, Store, is_current
+from imaged import LIBRARY, SETS, sections
 from report import spread, table
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import GroupKFold
@@ -25,11 +25,6 @@ from sklearn.model_selection import GroupKFold
 from lgdist_scvi import LGDiST, pp
 
 PAGE = ROOT / "docs" / "benchmarks" / "images.md"
-# Sections with the original photograph beside them.
-SETS = {
-    "her2": ("breast tumour C2 to C6", [f"her2_breast_st_patientC/her2_breast_st_C{i}" for i in range(2, 7)]),
-    "mob": ("olfactory bulb MOB1 to MOB4", [f"mouse_olfactory_bulb_st_MOB{i}" for i in range(1, 5)]),
-}
 TASKS = {
     "spots": "Hidden spots",
     "patches": "Hidden patches",
@@ -44,25 +39,6 @@ METHODS = {
 N_FOLDS = 5
 PATCH_SPOTS = 13  # a spot and what lies within two steps of a square grid
 PENALTIES = np.geomspace(1, 1e5, 11)
-LEAST_COUNTS = 100
-LIBRARY = "section"
-
-
-@cache
-def sections(name: str, data: Path) -> anndata.AnnData:
-    """All sections of a set, with embedded images; nearly empty spots are left out."""
-    parts, images = [], {}
-    for file in SETS[name][1]:
-        part = anndata.read_h5ad(data / f"{file}.h5ad")
-        library = next(iter(part.uns["spatial"]))
-        part.obs[LIBRARY] = library
-        part.obs_names = [f"{library} {spot}" for spot in part.obs_names]
-        images[library] = data / f"{file}_fullres.jpg"
-        parts.append(part)
-    joined = anndata.concat(parts, uns_merge="unique")
-    joined = joined[np.asarray(joined.X.sum(axis=1)).ravel() >= LEAST_COUNTS].copy()
-    pp.image_embeddings(joined, image=images, library_key=LIBRARY)
-    return joined
 
 
 def hidden_spots(adata: anndata.AnnData, task: str, seed: int) -> Iterator[np.ndarray]:
