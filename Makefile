@@ -20,7 +20,7 @@ PEER_PYTHON ?= $(bin)/python
 BENCHMARK_ARGS ?=
 
 .PHONY: help install demo test test-quick coverage errors lint format types docs linkcheck tutorials picture benchmark benchmark-quick benchmark-ablation benchmark-calibration \
-	benchmark-images benchmark-biology benchmark-speed clean
+	benchmark-images benchmark-prediction benchmark-biology benchmark-speed clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -41,6 +41,7 @@ help:
 	@echo "make benchmark-ablation     what each part of the model is worth; about two hours"
 	@echo "make benchmark-calibration  whether intervals hold what they promise; some twenty minutes"
 	@echo "make benchmark-images  what the histology image adds; about two hours"
+	@echo "make benchmark-prediction  whether predictors from images learn better from completed data; about HOURS hours"
 	@echo "make benchmark-speed   time and memory, beside other methods; about three hours"
 	@echo "make benchmark-biology  layers, markers and absent genes of four cortex sections; about an hour"
 	@echo "make install     only the environment, in $(VENV)"
@@ -114,6 +115,9 @@ benchmark-quick: benchmark
 
 benchmark-ablation benchmark-calibration benchmark-images: benchmark-%: $(VENV)/.stamp-package
 	$(bin)/python benchmarks/$*.py $(BENCHMARK_ARGS)
+
+benchmark-prediction: $(VENV)/.stamp-package
+	$(bin)/python benchmarks/predict.py $(BENCHMARK_ARGS)
 
 benchmark-biology benchmark-speed: benchmark-%: $(VENV)/.stamp-package
 	$(bin)/python benchmarks/$*.py --peer-python $(PEER_PYTHON) $(BENCHMARK_ARGS)
