@@ -82,7 +82,8 @@ is what they are trained on. Their options are the same for all targets and sets
 | `smoothed` (d) | mean of the log values of the spot and its six nearest spots |
 | `lgdist` (e) | detected entries as measured, zeros completed with the expected expression, the default |
 | `lgdist_detected` (e) | the same with `read_out="detected"`: zeros completed with what would be seen if the gene were detected |
-| `lgdist_image`, `lgdist_image_detected` (e) | the same by a model that is given the images |
+| `lgdist_denoised` (e) | the expected expression of every entry, detected ones too (`keep_observed=False`) |
+| `lgdist_image`, `lgdist_image_detected`, `lgdist_image_denoised` (e) | the same by a model that is given the images |
 
 **Scores** are those of measured counts of sections never seen, never of completed ones.
 

@@ -15,7 +15,8 @@ from lgdist_scvi.datasets import simulated_tissue
 
 PREDICTORS = ("linear", "mlp", "transformer", "contrastive", "exemplar", "graph")
 SIMPLE = ("raw", "detected", "median", "smoothed")
-COMPLETED = ("lgdist", "lgdist_detected", "lgdist_image", "lgdist_image_detected")
+READ_OUTS = ("", "_detected", "_denoised")
+COMPLETED = tuple(f"lgdist{image}{read_out}" for image in ("", "_image") for read_out in READ_OUTS)
 UNSEEN = "section_3"
 
 
@@ -235,7 +236,7 @@ def test_completions_are_kept(code, tissue, tmp_path, monkeypatch):
 
     def complete(panel, seed, image):
         calls.append((seed, image))
-        return {"expected": np.full((2, 2), seed), "detected": np.ones((2, 2))}
+        return {"expected": np.full((2, 2), seed), "detected": np.ones((2, 2)), "denoised": np.zeros((2, 2))}
 
     monkeypatch.setattr(code.targets, "complete", complete)
     panel = code.folds.split(tissue, [UNSEEN]).panel
@@ -353,5 +354,5 @@ def test_page_of_what_was_run_so_far(code, tmp_path):
     assert "The goal cannot be judged yet." in rendered(code, store, tmp_path)
     kept_scores(code, store, lambda *_: {"mse": 1.0, "pearson": 0.5, "d2": 0.2}, seeds=(0,))
     page = rendered(code, store, tmp_path)
-    assert "It is not met so far: reached in none of 12 combinations of set and target." in page
+    assert "It is not met so far: reached in none of 18 combinations of set and target." in page
     assert "no advantage over `raw` so far" in page

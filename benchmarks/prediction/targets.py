@@ -21,14 +21,21 @@ from .sections import N_NEIGHBORS, Floats
 
 N_TARGET, N_CONTEXT = 128, 896
 N_HOPS = 4
-READ_OUTS = ("expected", "detected")
+# What is asked of LGDiST, beside its defaults.
+READ_OUTS: dict[str, dict[str, str | bool]] = {
+    "expected": {},
+    "detected": {"read_out": "detected"},
+    "denoised": {"keep_observed": False},
+}
 SIMPLE = ("raw", "detected", "median", "smoothed")
 # Image registered or not, and read-out.
 COMPLETED = {
     "lgdist": (False, "expected"),
     "lgdist_detected": (False, "detected"),
+    "lgdist_denoised": (False, "denoised"),
     "lgdist_image": (True, "expected"),
     "lgdist_image_detected": (True, "detected"),
+    "lgdist_image_denoised": (True, "denoised"),
 }
 TARGETS = (*SIMPLE, *COMPLETED)
 
@@ -93,7 +100,7 @@ def smooth(values: Floats, graph: sparse.csr_matrix) -> Floats:
 
 
 def complete(panel: anndata.AnnData, seed: int, image: bool) -> dict[str, Floats]:
-    """Both read-outs of LGDiST with its defaults, trained on the training sections."""
+    """All read-outs of LGDiST with its defaults, trained on the training sections."""
     panel = panel.copy()  # registering writes to it
     LGDiST.setup_anndata(
         panel,
@@ -105,11 +112,11 @@ def complete(panel: anndata.AnnData, seed: int, image: bool) -> dict[str, Floats
     model = LGDiST(panel, seed=seed)
     model.train(enable_progress_bar=False)
     options = {"gene_list": target_genes(panel), "return_numpy": True, "silent": True}
-    return {name: model.get_completed_expression(read_out=name, **options) for name in READ_OUTS}
+    return {name: model.get_completed_expression(**options, **what) for name, what in READ_OUTS.items()}
 
 
 class Kept:
-    """Completions by the model of one version, kept in a folder: both read-outs, and a stopped run, take one training."""
+    """Completions by the model of one version, kept in a folder: all read-outs, and a stopped run, take one training."""
 
     def __init__(self, folder: Path, version: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +135,7 @@ class Kept:
 
     def _digest(self, panel: anndata.AnnData, image: bool) -> str:
         """Of all that the model gets."""
-        digest = hashlib.sha256((self.version + inspect.getsource(complete)).encode())
+        digest = hashlib.sha256(f"{self.version} {inspect.getsource(complete)} {READ_OUTS}".encode())
         parts = [panel.X.toarray(), panel.obsm["spatial"], panel.var["target_gene"], panel.obs["total_counts"]]
         for part in parts + ([panel.obsm["X_image"]] if image else []):
             digest.update(np.ascontiguousarray(part).tobytes())
