@@ -8,7 +8,18 @@ import torch
 from scipy import stats
 
 from lgdist_scvi.data._view import Batch
-from lgdist_scvi.model._readout import N_FOLDS, Prediction, _Moments, draw_noise, gene_folds, posterior
+from lgdist_scvi.model import _readout
+from lgdist_scvi.model._readout import (
+    N_FOLDS,
+    Prediction,
+    _decode_samples,
+    _Moments,
+    _passes,
+    draw_noise,
+    gene_folds,
+    posterior,
+)
+from lgdist_scvi.module._autoencoder import Rates
 
 
 @pytest.mark.parametrize("n_samples", [1, 2, 5, 6])
@@ -28,6 +39,37 @@ def test_folds_share_the_genes_out():
     assert sorted(torch.bincount(folds).tolist()) == [4, 4, 5, 5, 5] and len(torch.bincount(folds)) == N_FOLDS
     assert torch.equal(folds, gene_folds(23))
     assert not torch.equal(folds, torch.sort(folds).values)
+
+
+def test_every_entry_is_predicted_once_and_never_from_itself():
+    visible = torch.from_numpy(np.random.default_rng(0).random((6, 23)) < 0.7)
+    visible[:, 4] = True
+    (hidden, rest, genes), *left_out = _passes(visible, observed=True)
+    assert torch.equal(hidden, ~visible) and torch.equal(rest, visible)
+    assert genes.tolist() == [gene for gene in range(23) if not visible[:, gene].all()] and 4 not in genes
+    assert len(left_out) == N_FOLDS
+    assert torch.equal(sum(wanted.int() for wanted, _, _ in left_out), visible.int())
+    for fold, (wanted, rest, genes) in enumerate(left_out):
+        assert torch.equal(rest, visible & ~wanted)
+        assert genes.tolist() == (gene_folds(23) == fold).nonzero()[:, 0].tolist()
+        assert torch.equal(wanted[:, genes], visible[:, genes])
+    assert len(list(_passes(visible, observed=False))) == 1
+    assert len(list(_passes(torch.ones_like(visible), observed=True))) == N_FOLDS
+    assert len(list(_passes(torch.zeros_like(visible), observed=True))) == 1
+
+
+@pytest.mark.parametrize("loss_kind", ["counts", "log"])
+def test_samples_are_averaged(loss_kind):
+    samples, genes = torch.from_numpy(np.random.default_rng(0).normal(0.2, 1.0, (4, 5, 7))).abs(), torch.tensor([1, 5])
+    module = SimpleNamespace(
+        decode=lambda sample, batch, genes: Rates(-2 * sample[:, genes], sample[:, genes]), loss_kind=loss_kind
+    )
+    mean, variance, detected = _decode_samples(module, None, samples, genes)
+    chosen = samples[:, :, genes]
+    rates = torch.exp(-2 * chosen) if loss_kind == "counts" else chosen.expm1() / 10_000
+    torch.testing.assert_close(mean, rates.mean(dim=1))
+    torch.testing.assert_close(variance, rates.var(dim=1, unbiased=False))
+    torch.testing.assert_close(detected, chosen.mean(dim=1))
 
 
 # Spots of unlike depth; the first entry of each is not known.
@@ -117,6 +159,13 @@ def test_detected_entries_that_were_hidden_are_read_out_without_bias(small, opti
     # The rate alone would be too low for them.
     rate = model.get_completed_expression(**(small.READ | {"return_numpy": True}))
     assert (rate - np.log1p(counts / depth * 1e4))[hidden].mean() < -0.1
+
+
+def test_calibration_on_a_part_of_the_spots_is_settled_by_the_seed(small, monkeypatch):
+    monkeypatch.setattr(_readout, "CALIBRATION_SPOTS", 40)
+    one, again = (small.fit(small.build(small.tissue())).module for _ in range(2))
+    assert torch.equal(one.dispersion, again.dispersion)
+    assert torch.equal(one.factors.dispersion, again.factors.dispersion)
 
 
 def test_calibration_undoes_a_shift(small, monkeypatch):
