@@ -41,7 +41,7 @@ help:
 	@echo "make benchmark-ablation     what each part of the model is worth; about two hours"
 	@echo "make benchmark-calibration  whether intervals hold what they promise; some twenty minutes"
 	@echo "make benchmark-images  what the histology image adds; about two hours"
-	@echo "make benchmark-prediction  whether predictors from images learn better from completed data; about HOURS hours"
+	@echo "make benchmark-prediction  whether predictors from images learn better from completed data; about two hours"
 	@echo "make benchmark-speed   time and memory, beside other methods; about three hours"
 	@echo "make benchmark-biology  layers, markers and absent genes of four cortex sections; about an hour"
 	@echo "make install     only the environment, in $(VENV)"

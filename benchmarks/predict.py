@@ -38,12 +38,17 @@ MEASURED = {"tree": MODEL, "recipe": "benchmarks/prediction", "reading": "benchm
 FITTED = {**PREDICTORS, **REFERENCES}
 # What the goal asks for: so many predictors for which completed data are best, and so much less error than with raw ones.
 LEAST_PREDICTORS, LEAST_GAIN = 5, 0.05
+# What is judged of (e), by metric: every target alone, and the read-outs that were made for the metrics.
+JUDGED = {f"`{what}`": dict.fromkeys(("mse", "pearson", "d2"), what) for what in COMPLETED} | {
+    f"`{image}_detected`, in `d2` `{image}`": {"mse": f"{image}_detected", "pearson": f"{image}_detected", "d2": image}
+    for image in ("lgdist", "lgdist_image")
+}
 METRICS = {
     "mse": "Error of detected entries, `mse`, lower is better",
     "pearson": "Correlation of detected entries, `pearson`, higher is better",
     "d2": "Deviance of all counts explained, `d2`, higher is better",
 }
-FORMS = {"mse": ".3f", "pearson": ".3f", "d2": ".3f"}
+FORM = "z.3f"
 
 INTRODUCTION = f"""\
 # Prediction from images
@@ -168,36 +173,42 @@ def verdict(found: Scores) -> list[str]:
         for metric in METRICS
     )
     so_far = "" if done else " so far"
-    rows, met, judged = [], [], 0
+    rows: list[list[str]] = []
+    met: dict[str, list[str]] = {"published": [], "all": []}
     places = {**{name: [name] for name in FOLDS}, "both": list(FOLDS)}
     for place, names in places.items():
         means = {(p, m): mean_scores(found, names, p, m) for p in FITTED for m in METRICS}
         if not all(means.values()):
             continue
         title = SETS[place][0] if place in SETS else "both sets"
-        for what in COMPLETED:
-            judged += 1
-            best = {metric: [p for p in PREDICTORS if is_best(means[p, metric], what, metric)] for metric in METRICS}
-            both = set(best["mse"]) & set(best["d2"])
-            change = {p: means[p, "mse"][what] / means[p, "mse"]["raw"] - 1 for p in FITTED}
+        for label, read_outs in JUDGED.items():
+            best = {m: {p for p in PREDICTORS if is_best(means[p, m], what, m)} for m, what in read_outs.items()}
+            together = {"published": best["mse"] & best["pearson"], "all": best["mse"] & best["pearson"] & best["d2"]}
+            change = {p: means[p, "mse"][read_outs["mse"]] / means[p, "mse"]["raw"] - 1 for p in FITTED}
             average = fmean(change[p] for p in PREDICTORS)
-            reached = len(both) >= LEAST_PREDICTORS and average <= -LEAST_GAIN
-            if reached:
-                met.append(f"`{what}` on {title}")
-            counts = (str(len(each)) for each in (best["mse"], best["pearson"], best["d2"], both))
-            cells = [title, f"`{what}`", *counts, f"{average:+.1%}", f"{change['mean']:+.1%}"]
-            rows.append([*cells, f"{'met' if reached else 'not met'}{so_far}"])
+            for which, predictors in together.items():
+                if len(predictors) >= LEAST_PREDICTORS and average <= -LEAST_GAIN:
+                    met[which].append(f"{label} on {title}")
+            counts = (str(len(each)) for each in (*best.values(), *together.values()))
+            rows.append([title, label, *counts, f"{average:+.1%}", f"{change['mean']:+.1%}"])
     if not rows:
         return ["The goal cannot be judged yet."]
-    head = ["set", "target", "best in `mse`", "best in `pearson`", "best in `d2`", "best in `mse` and `d2`"]
-    head += ["`mse` against `raw`", "the same of `mean`", "goal"]
+    head = ["set", "target", *(f"best in `{metric}`" for metric in METRICS), "in `mse` and `pearson`", "in all three"]
+    head += ["`mse` against `raw`", "the same of `mean`"]
+    reached = {
+        which: f"is met{so_far} by {'; '.join(each)}" if each else f"is not met{so_far}" for which, each in met.items()
+    }
     return [
         f"The goal: a completed target (e) better than all of (a) to (d) for at least {LEAST_PREDICTORS} of the {len(PREDICTORS)} "
-        f"predictors in both `mse` and `d2`, with an `mse` at least {LEAST_GAIN:.0%} below that with `raw` on average. It is "
-        f"{'met' if met else 'not met'}{so_far}: "
-        + (f"reached by {', '.join(met)}." if met else f"reached in none of {judged} combinations of set and target.")
-        + " The table says for how many predictors each target is better than (a) to (d), by the means over sections and seeds, and how the "
-        "error changes on average; the gene means, which know no image, show how much of that is the level alone.",
+        f"predictors in `mse` and `pearson`, the published metrics, with an `mse` at least {LEAST_GAIN:.0%} below that with `raw` on "
+        f"average. It {reached['published']}. With `d2`, the metric that is fair to zeros, as a third that has to be best, it "
+        f"{reached['all']}.",
+        "",
+        f"{len(rows)} combinations of set and target were judged. The table says for how many predictors each is better than (a) to (d), "
+        "by the means over sections and seeds, however little, and how the error changes on average; the gene means, which know no image, "
+        "show how much of that is the level alone. The metrics want different things of a target: those of detected entries the level "
+        "of what is detected, `d2` that of expression. So the last rows of each set take the read-out that was made for each.",
+        "",
         *table(head, rows),
         *fair(found, so_far),
     ]
@@ -235,7 +246,7 @@ def overview(found: Scores, name: str, metric: str) -> list[str]:
     for what in TARGETS:
         cells = []
         for predictor, each in columns.items():
-            text = spread(each[what].values(), FORMS[metric])
+            text = spread(each[what].values(), FORM)
             mean, _, extent = text.partition(" ")
             cells.append(
                 f"**{mean}** {extent}".strip() if best[predictor] == what and predictor in PREDICTORS else text
