@@ -22,6 +22,11 @@ from lgdist_scvi.model._readout import (
 from lgdist_scvi.module._autoencoder import Rates
 
 
+def batch_of(**fields):
+    """A minibatch of which the rest is not used."""
+    return Batch(**(dict.fromkeys(Batch._fields, torch.zeros(())) | fields))
+
+
 @pytest.mark.parametrize("n_samples", [1, 2, 5, 6])
 def test_noise_comes_in_pairs_that_the_seed_settles(n_samples):
     noise = draw_noise(n_samples, 7, seed=3)
@@ -83,8 +88,7 @@ SIZE, FACTOR_SIZE = torch.tensor([2.0, 4.0, 8.0]), torch.tensor([3.0, 1.5, 6.0])
 
 
 def read(factors=None):
-    unused = dict.fromkeys(set(Batch._fields) - {"counts", "depth"})
-    batch = Batch(counts=COUNTS, depth=DEPTH, **unused)
+    batch = batch_of(counts=COUNTS, depth=DEPTH)
     prediction = Prediction(NETWORK, SPREAD, FACTOR, WEIGHT, NETWORK)
     return posterior(prediction, batch, KNOWN, SimpleNamespace(dispersion=SIZE, factors=factors))
 
@@ -127,13 +131,11 @@ def test_moments_find_the_overdispersion():
     size, rate, depth = 4.0, np.linspace(1e-3, 2e-2, 12), rng.uniform(500, 2000, (3000, 1))
     counts = rng.poisson(rng.gamma(size, rate * depth / size))
     moments = _Moments(torch.ones(12))
-    unused = dict.fromkeys(set(Batch._fields) - {"counts", "observed", "depth"})
     for part in np.array_split(np.arange(3000), 3):
-        batch = Batch(
+        batch = batch_of(
             counts=torch.from_numpy(counts[part]).float(),
             observed=torch.ones(1000, 12, dtype=torch.bool),
             depth=torch.from_numpy(depth[part, 0]).float(),
-            **unused,
         )
         moments.add(torch.from_numpy(rate).float().expand(1000, 12), batch)
     np.testing.assert_allclose(moments.size().numpy(), size, rtol=0.25)
@@ -142,6 +144,70 @@ def test_moments_find_the_overdispersion():
     before = moments.size()
     moments.add(torch.from_numpy(rate).float().expand(1000, 12), unseen)
     assert torch.equal(moments.size(), before)
+
+
+def test_overdispersion_of_a_gene_leans_towards_that_of_all_by_its_counts():
+    rng = np.random.default_rng(1)
+    counts, expected = rng.poisson(3, (2, 30, 4)).astype(float), rng.uniform(1, 4, (2, 30, 4))
+    counts[..., 0], expected[..., 0] = 20, 20  # less than Poisson
+    counts[..., 1], expected[..., 1] = rng.choice([0, 100], (2, 30)), 10  # far more than any gamma
+    moments = _Moments(torch.zeros(4))
+    for count, mean in zip(counts, expected, strict=True):
+        depth = torch.full((30,), 100.0)
+        observed = torch.ones(30, 4, dtype=torch.bool)
+        moments.add(
+            torch.from_numpy(mean / 100), batch_of(counts=torch.from_numpy(count), depth=depth, observed=observed)
+        )
+    over, square = ((counts - expected) ** 2 - expected).sum((0, 1)), (expected**2).sum((0, 1))
+    overall = over.sum() / square.sum()
+    inverse = (over + 20 * overall) / (square + 20)
+    assert inverse[0] < 0 and 1 / inverse[1] < 0.05
+    np.testing.assert_allclose(moments.size()[2:], 1 / inverse[2:], rtol=1e-5)
+    assert moments.size()[:2].tolist() == pytest.approx([1e4, 0.05])
+    # Without overdispersion anywhere all is taken for Poisson, and without an observed entry as well.
+    calm = _Moments(torch.zeros(4))
+    np.testing.assert_allclose(calm.size(), 1e4)
+    calm.add(torch.full((1, 4), 0.02), batch_of(counts=torch.full((1, 4), 2.0), depth=depth[:1], observed=observed[:1]))
+    np.testing.assert_allclose(calm.size(), 1e4)
+
+
+@pytest.mark.parametrize("n_parts", [1, 2])
+def test_value_given_detection_is_a_ridge_regression_on_held_out_detections(n_parts):
+    """Weighted by gene, leaning towards what either predicts, or a share of both, by as much as ten entries."""
+    rng = np.random.default_rng(2)
+    shape, depth = (2, 40, 3), rng.uniform(500, 1500, (2, 40))
+    counts, held_out = rng.poisson(1.5, shape).astype(float), rng.random(shape) < 0.6
+    parts, weight = rng.normal(2, 0.5, (n_parts, *shape)), np.array([0.5, 1.0, 2.0])
+    tensors = [torch.from_numpy(array) for array in (counts, held_out, depth)]
+    minibatches = [
+        (batch_of(counts=torch.tensor(float(i)).expand(40, 3), depth=tensors[2][i]), tensors[0][i], tensors[1][i])
+        for i in range(2)
+    ]
+
+    def said(part):
+        return lambda batch, *_: SimpleNamespace(detected=torch.from_numpy(parts[part][int(batch.counts[0, 0])]))
+
+    module = SimpleNamespace(
+        device="cpu",
+        visible=lambda batch: "visible",
+        encode=lambda batch, visible: SimpleNamespace(centre=(batch, visible)),
+        decode=lambda code, batch: said(0)(batch),
+        factors=None if n_parts == 1 else said(1),
+        share=None,
+        gene_weight=torch.from_numpy(weight),
+        detected_calibration=torch.full((3,), 7.0),
+    )
+    _readout._fit_detected(module, SimpleNamespace(val_dataloader=lambda: minibatches))
+    chosen = held_out & (counts > 0)
+    x = np.stack([np.ones(shape), *parts], axis=-1)[chosen]
+    y = np.log1p(counts / depth[..., None] * 1e4)[chosen]
+    rows = np.sqrt(np.broadcast_to(weight, shape)[chosen])[:, None]
+    prior = np.array([0, 1.0] if n_parts == 1 else [0, 0.65, 0.35])
+    pull = np.diag(np.sqrt([1e-3] + n_parts * [10]))
+    fitted = np.linalg.lstsq(np.vstack([rows * x, pull]), np.concatenate([rows[:, 0] * y, pull @ prior]), rcond=None)[0]
+    found = module.detected_calibration.numpy()
+    np.testing.assert_allclose(found[: n_parts + 1], fitted, rtol=1e-5)
+    assert (found[n_parts + 1 :] == 7).all()
 
 
 @pytest.mark.parametrize("options", [{}, {"n_factors": 0}])
