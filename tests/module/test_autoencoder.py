@@ -207,6 +207,10 @@ def test_masks_of_random_extent(condition, batch):
         assert not drawn.any()
     else:
         assert share.min() < 0.15 and share.max() == 1
+        # A third of the entries on average, the mean of the square of a uniform number, and of every spot by itself.
+        some = batch.observed.any(dim=1)
+        assert abs(share[:, some].mean() - 2 / 3) < 0.03
+        assert torch.corrcoef(share[:, some].T).fill_diagonal_(0).abs().max() < 0.3
     torch.testing.assert_close(
         module.visible(batch), batch.observed if condition == "neighborhood" else torch.zeros_like(batch.observed)
     )
