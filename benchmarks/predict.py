@@ -49,6 +49,7 @@ METRICS = {
     "d2": "Deviance of all counts explained, `d2`, higher is better",
 }
 FORM = "z.3f"
+DIFFERENCE = {"mse": "+.1%", "pearson": "+.3f", "d2": "+.3f"}
 
 INTRODUCTION = f"""\
 # Prediction from images
@@ -96,7 +97,7 @@ is what they are trained on. Their options are the same for all targets and sets
   predictor trained on higher values gains in `mse` by their level alone.
 - `d2`: the share of the Poisson deviance of the training's gene means that is explained, of all counts at the depth that the spot
   has. Predicted log values are turned into rates, and those of each gene multiplied by one factor, by which they add up to the counts
-  of the training sections: the level of a target neither helps nor harms.
+  of the training sections: the level of a target neither helps nor harms. Below 0, the gene means would have been better.
 """
 DIFFERENCES = """\
 Differences of each completed target (e) from the others, predictor by predictor: the same section and the same seed, mean over such pairs,
@@ -142,8 +143,9 @@ def difference_text(differences: list[float], metric: str) -> str:
     """Mean and range of differences, and how many are for the better."""
     if not differences:
         return ""
-    form = "+.1%" if metric == "mse" else "+.3f"
-    return f"{spread(differences, form)}, {sum(better(d, metric) for d in differences)}/{len(differences)}"
+    return (
+        f"{spread(differences, DIFFERENCE[metric])}, {sum(better(d, metric) for d in differences)}/{len(differences)}"
+    )
 
 
 def mean_scores(found: Scores, names: Iterable[str], predictor: str, metric: str) -> dict[str, float]:
@@ -210,29 +212,35 @@ def verdict(found: Scores) -> list[str]:
         "of what is detected, `d2` that of expression. So the last rows of each set take the read-out that was made for each.",
         "",
         *table(head, rows),
-        *fair(found, so_far),
+        *in_words(found, so_far),
     ]
 
 
-def fair(found: Scores, so_far: str) -> list[str]:
-    """What completion is worth where zeros count, in words."""
+def in_words(found: Scores, so_far: str) -> list[str]:
+    """What completion is worth by every metric; by those of detected entries only the read-outs made for them."""
     lines = []
-    for name in FOLDS:
-        for what in COMPLETED:
-            over = {
-                other: [d for p in PREDICTORS for d in paired(found, name, p, what, other, "d2")] for other in SIMPLE
-            }
-            if not all(over.values()):
-                continue
-            gains = {other: fmean(each) for other, each in over.items()}
-            worst = min(gains, key=lambda other: gains[other])
-            wins = sum(d > 0 for d in over["raw"])
-            says = "an advantage" if gains["raw"] > 0 else "no advantage"
-            lines.append(
-                f"- {SETS[name][0]}, `{what}`: {says} over `raw`{so_far}, {gains['raw']:+.3f} on average and better in {wins} of "
-                f"{len(over['raw'])} pairs; the hardest to beat of the others is `{worst}` ({gains[worst]:+.3f})."
-            )
-    return ["Where zeros count, in `d2`, over the six predictors:", "", *lines, ""] if lines else []
+    for metric, heading in METRICS.items():
+        said = []
+        for name in FOLDS:
+            for what in COMPLETED:
+                over = {
+                    other: [d for p in PREDICTORS for d in paired(found, name, p, what, other, metric)]
+                    for other in SIMPLE
+                }
+                if not all(over.values()) or (metric != "d2" and not what.endswith("_detected")):
+                    continue
+                gains = {other: fmean(each) for other, each in over.items()}
+                hardest = (max if metric == "mse" else min)(gains, key=lambda other: gains[other])
+                wins = {other: f"{sum(better(d, metric) for d in each)} of {len(each)}" for other, each in over.items()}
+                says = "an advantage" if better(gains["raw"], metric) else "no advantage"
+                form = DIFFERENCE[metric]
+                said.append(
+                    f"- {SETS[name][0]}, `{what}`: {says} over `raw`{so_far}, {gains['raw']:{form}} on average and better in "
+                    f"{wins['raw']} pairs; the hardest to beat of the others is `{hardest}` ({gains[hardest]:{form}}, {wins[hardest]})."
+                )
+        if said:
+            lines += [f"{heading.split(',')[0]}, over the six predictors:", "", *said, ""]
+    return lines
 
 
 def overview(found: Scores, name: str, metric: str) -> list[str]:

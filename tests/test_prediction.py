@@ -345,6 +345,10 @@ def test_page_says_whether_the_goal_is_met(code, tmp_path):
         assert f"| {row} |" in page
     assert f"- {breast}, `lgdist`: an advantage over `raw`, +0.008 on average and better in 75 of 90 pairs" in page
     assert f"- {bulb}, `lgdist`: no advantage over `raw`, -0.050 on average and better in 0 of 72 pairs" in page
+    assert (
+        f"- {bulb}, `lgdist_detected`: an advantage over `raw`, -50.0% on average and better in 72 of 72 pairs; "
+        "the hardest to beat of the others is `raw` (-50.0%, 72 of 72)." in page
+    )
     # 1.0, 1.1 and 1.2, of each of five sections
     assert "| `raw` | 1.100 (1.000 to 1.200) |" in page
     assert "| `lgdist` | `raw` | -6.0% (-6.0% to -6.0%), 15/15 |" in page
