@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from prediction import PREDICTORS, REFERENCES
 from prediction.folds import FOLDS, Fold, predictions, scores, split
 from prediction.targets import COMPLETED, N_TARGET, SIMPLE, TARGETS, Kept, measured, target
-from report import spread, table
+from report import commits_of, spread, table
 
 PAGE = ROOT / "docs" / "benchmarks" / "prediction.md"
 CACHE = Path(tempfile.gettempdir()) / "lgdist-prediction"
@@ -139,13 +139,16 @@ def better(difference: float, metric: str) -> bool:
     return difference < 0 if metric == "mse" else difference > 0
 
 
+def wins(differences: list[float], metric: str) -> int:
+    """How many differences are for the better."""
+    return sum(better(difference, metric) for difference in differences)
+
+
 def difference_text(differences: list[float], metric: str) -> str:
     """Mean and range of differences, and how many are for the better."""
     if not differences:
         return ""
-    return (
-        f"{spread(differences, DIFFERENCE[metric])}, {sum(better(d, metric) for d in differences)}/{len(differences)}"
-    )
+    return f"{spread(differences, DIFFERENCE[metric])}, {wins(differences, metric)}/{len(differences)}"
 
 
 def mean_scores(found: Scores, names: Iterable[str], predictor: str, metric: str) -> dict[str, float]:
@@ -223,20 +226,22 @@ def in_words(found: Scores, so_far: str) -> list[str]:
         said = []
         for name in FOLDS:
             for what in COMPLETED:
+                if metric != "d2" and not what.endswith("_detected"):
+                    continue
                 over = {
                     other: [d for p in PREDICTORS for d in paired(found, name, p, what, other, metric)]
                     for other in SIMPLE
                 }
-                if not all(over.values()) or (metric != "d2" and not what.endswith("_detected")):
+                if not all(over.values()):
                     continue
                 gains = {other: fmean(each) for other, each in over.items()}
                 hardest = (max if metric == "mse" else min)(gains, key=lambda other: gains[other])
-                wins = {other: f"{sum(better(d, metric) for d in each)} of {len(each)}" for other, each in over.items()}
+                won = {other: f"{wins(over[other], metric)} of {len(over[other])}" for other in ("raw", hardest)}
                 says = "an advantage" if better(gains["raw"], metric) else "no advantage"
                 form = DIFFERENCE[metric]
                 said.append(
                     f"- {SETS[name][0]}, `{what}`: {says} over `raw`{so_far}, {gains['raw']:{form}} on average and better in "
-                    f"{wins['raw']} pairs; the hardest to beat of the others is `{hardest}` ({gains[hardest]:{form}}, {wins[hardest]})."
+                    f"{won['raw']} pairs; the hardest to beat of the others is `{hardest}` ({gains[hardest]:{form}}, {won[hardest]})."
                 )
         if said:
             lines += [f"{heading.split(',')[0]}, over the six predictors:", "", *said, ""]
@@ -278,12 +283,11 @@ def versions(store: Store) -> list[str]:
     """Which code the results are from."""
     cases = (Case(name, fold, seed) for name, folds in FOLDS.items() for fold in folds for seed in SEEDS)
     records = [record for case in cases for record in store.load(case)["results"].values()]
-    commits = sorted({DIRTY if record["tree"] == DIRTY else record["commit"] for record in records})
+    commits, warning = commits_of(records)
     if not commits:
         return []
-    text = f"The results are of the commit{'s' if len(commits) > 1 else ''} {', '.join(f'`{c}`' for c in commits)}."
-    if DIRTY in commits:
-        text += f" Those marked `{DIRTY}` are of code that was not committed, and cannot be repeated."
+    named = f"commit{'s' if len(commits) > 1 else ''} {', '.join(f'`{c}`' for c in commits)}"
+    text = f"The results are of the {named}.{warning}"
     if len({tuple(record.get(name) for name in MEASURED) for record in records}) > 1:
         text += " Not all are of the same code; the next run brings them up to date."
     return [text, ""]

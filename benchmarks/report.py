@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean
@@ -207,15 +207,21 @@ def places(cases: Iterable[Case]) -> str:
     return "; ".join(SETS[name].title + seed_lists.get(name, "") for name in seeds)
 
 
+def commits_of(records: Sequence[Record]) -> tuple[list[str], str]:
+    """Commits that records are from, and what to say of those that cannot be repeated."""
+    commits = sorted({DIRTY if record["tree"] == DIRTY else record["commit"] for record in records})
+    warning = f" Results marked `{DIRTY}` are from code that was not committed, and cannot be repeated."
+    return commits, warning if DIRTY in commits else ""
+
+
 def versions(results: Results) -> str:
     """Which code the results of ours are from."""
     ours = [records[OURS] for records in results.values() if OURS in records]
-    commits = sorted({DIRTY if record["tree"] == DIRTY else record["commit"] for record in ours})
+    commits, warning = commits_of(ours)
     if not commits:
         return f"`{OURS}` has not been run yet."
-    text = f"`{OURS}` is that of {'commit' if len(commits) == 1 else 'the commits'} {', '.join(f'`{c}`' for c in commits)}."
-    if DIRTY in commits:
-        text += f" Results marked `{DIRTY}` are from code that was not committed, and cannot be repeated."
+    named = f"{'commit' if len(commits) == 1 else 'the commits'} {', '.join(f'`{c}`' for c in commits)}"
+    text = f"`{OURS}` is that of {named}.{warning}"
     if len({record["tree"] for record in ours}) > 1:
         text += " The model's code is not the same in all of them."
     return text
