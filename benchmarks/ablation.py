@@ -28,12 +28,16 @@ from scipy import sparse
 
 from lgdist_scvi import PUBLISHED, LGDiST
 from lgdist_scvi._constants import TARGET_SUM
-from lgdist_scvi.data._view import Batch
-from lgdist_scvi.model import _readout
-from lgdist_scvi.model._arguments import N_SAMPLES, N_STEPS
-from lgdist_scvi.model._readout import predict
-from lgdist_scvi.module._autoencoder import Codes, Rates, Surroundings, log_normalise, visible_depth
+from lgdist_scvi.data._batch import Batch
+from lgdist_scvi.model._options import N_SAMPLES, N_STEPS
+from lgdist_scvi.module._autoencoder import Codes, Rates, Sizes
+from lgdist_scvi.module._encoders import ENCODERS
+from lgdist_scvi.module._factors import FactorModel, FactorRates
 from lgdist_scvi.module._lgdist import LGDiSTModule
+from lgdist_scvi.module._normalisation import visible_depth
+from lgdist_scvi.module._posterior import draw_noise
+from lgdist_scvi.module._scale import InputScale
+from lgdist_scvi.train._calibration import fit_calibration
 
 DEFAULT_SETS = ("her2_c4", "mob1", "hippo1", "cortex_151674")
 PAGE = ROOT / "docs" / "benchmarks" / "ablation.md"
@@ -66,16 +70,26 @@ class OneSample(LGDiST):
         return super().get_completed_expression(n_samples=1, **options)
 
 
+class OnlyFactors(FactorModel):
+    """Counts for the whole of every rate, the network for nothing."""
+
+    def forward(self, *arguments: Any) -> FactorRates:
+        rates = super().forward(*arguments)
+        return rates._replace(weight=torch.ones_like(rates.weight))
+
+
+class OnlyFactorsModule(LGDiSTModule):
+    _factors_cls = OnlyFactors
+
+
 class FactorsAlone(Autoencoder):
     """The factor model without the network, which is hardly trained and left out of every mean."""
+
+    _module_cls = OnlyFactorsModule
 
     def train(self, **options: Any) -> None:
         super().train(max_epochs=1, **options)
         self.module.detected_calibration.copy_(torch.tensor([0.0, 0.0, 1.0]))
-
-    def get_completed_expression(self, **options: Any) -> Any:
-        with mock.patch("lgdist_scvi.model._readout._mix", lambda network, factor, weight: factor):
-            return super().get_completed_expression(**options)
 
 
 class WithoutNeighbors(LGDiST):
@@ -88,43 +102,60 @@ class WithoutNeighbors(LGDiST):
         super().setup_anndata(adata, neighbors_key="none", **options)
 
 
-class ExpressionModule(LGDiSTModule):
-    """Its codes are the log values themselves, standardised, so the diffusion runs on expression."""
+class ExpressionDecoder(torch.nn.Module):
+    """Takes codes for standardised log values."""
 
-    def encode(self, batch: Batch, visible: torch.Tensor, around: Surroundings | None = None) -> Codes:
-        encoder = self.encoder
-        depth = visible_depth(batch, visible, self.share)
-        centre = (log_normalise(batch.counts, depth) - encoder.mean) / encoder.std * visible
-        near = (log_normalise(batch.neighbor_counts, batch.neighbor_depth) - encoder.mean) / encoder.std
-        tokens = torch.cat([centre[:, None], near * batch.neighbor_observed], dim=1)
-        mask = torch.cat([torch.ones_like(batch.neighbor_mask[:, :1]), batch.neighbor_mask], dim=1)
-        return Codes(tokens, mask)
+    def __init__(self, scale: InputScale) -> None:
+        super().__init__()
+        self.scale = scale
 
-    def decode(self, code: torch.Tensor, batch: Batch, genes: torch.Tensor | None = None) -> Rates:
-        value = (code * self.encoder.std + self.encoder.mean).clamp_min(1e-3)
+    def forward(
+        self, code: torch.Tensor, batch: Batch, share: torch.Tensor, genes: torch.Tensor | None = None
+    ) -> Rates:
+        value = (code * self.scale.std + self.scale.mean).clamp_min(1e-3)
         value = value if genes is None else value[:, genes]
         return Rates((value.expm1() / TARGET_SUM).log(), value)
+
+
+class ExpressionEncoder(torch.nn.Module):
+    """Its codes are the standardised log values themselves, so the diffusion runs on expression."""
+
+    def __init__(self, sizes: Sizes, scale: InputScale) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def make_decoder(self, sizes: Sizes) -> ExpressionDecoder:
+        return ExpressionDecoder(self.scale)
+
+    def surroundings(self, batch: Batch) -> torch.Tensor:
+        """Expression of the neighbours."""
+        return self.scale.expression(batch.neighbor_counts, batch.neighbor_observed, batch.neighbor_depth)
+
+    def forward(
+        self, batch: Batch, visible: torch.Tensor, share: torch.Tensor, around: torch.Tensor | None = None
+    ) -> Codes:
+        centre = self.scale.expression(batch.counts, visible, visible_depth(batch, visible, share))
+        around = self.surroundings(batch) if around is None else around
+        mask = torch.cat([torch.ones_like(batch.neighbor_mask[:, :1]), batch.neighbor_mask], dim=1)
+        return Codes(torch.cat([centre[:, None], around], dim=1), mask)
+
+
+ENCODERS["expression"] = ExpressionEncoder
 
 
 class WithoutLatentSpace(LGDiST):
     """Diffusion on expression: nothing is encoded. The factor model, which is not of the paper, is left out."""
 
     def __init__(self, adata: anndata.AnnData, **arguments: Any) -> None:
-        super().__init__(adata, n_latent=adata.n_vars, n_factors=0, **arguments)
+        super().__init__(adata, n_latent=adata.n_vars, n_factors=0, encoder="expression", **arguments)
 
     def train(self, **options: Any) -> None:
-        # For the statistics of the input only: there will be no encoder and no decoder.
+        # For the statistics of the input only: nothing of encoder and decoder can be trained.
         self.train_autoencoder(max_epochs=1, **options)
-        self.module.__class__ = ExpressionModule
         self.train_diffusion(**options)
-        noise = self._noise(N_SAMPLES, seed=0)
-
-        def sampled(module: LGDiSTModule, batch: Batch, *_: Any) -> _readout.Prediction:
-            return predict(module, batch, noise, N_STEPS)
-
         # Overdispersion around what is sampled, as there is no other prediction; log values are as they are.
-        with mock.patch.object(_readout, "predict", sampled), mock.patch.object(_readout, "_fit_detected"):
-            _readout.fit_calibration(self.module, self._training_data(self.held_out_, 128), self.seed_)
+        noise = draw_noise(N_SAMPLES, self.adata.n_vars, seed=0).to(self.module.device)
+        fit_calibration(self.module, self._training_data(self.held_out_, 128), self.seed_, noise, N_STEPS)
         self.module.detected_calibration.copy_(torch.tensor([0.0, 1.0, 0.0]))
 
 

@@ -26,7 +26,8 @@ from report import BLUE, GREY, ORANGE, best_peer, spread, table
 
 from lgdist_scvi import LGDiST
 from lgdist_scvi.metrics import count_coverage
-from lgdist_scvi.model._arguments import Reading
+from lgdist_scvi.model._options import Reading
+from lgdist_scvi.model._reader import Reader
 
 PAGE = ROOT / "docs" / "benchmarks" / "calibration.md"
 LEVELS = (0.5, 0.8, 0.95)
@@ -87,7 +88,7 @@ def held_out(
     data = model._training_data(model.held_out_, 128)
     rows = data.val_idx
     reading = Reading(keep_observed=False, return_std=True, scale="counts")
-    mean, std = model._complete(data.view, rows, reading, silent=True)
+    _, mean, std = Reader(model.module, data.view, reading).read(rows)
     chosen = data.held_out[rows].toarray()
     yield "entries", coverages(data.truth.counts[rows].toarray()[chosen], mean[chosen], std[chosen])
 

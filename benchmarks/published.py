@@ -80,7 +80,8 @@ def complete(autoencoder: Autoencoder, denoiser: Denoiser, expression: torch.Ten
     times = schedule.respaced(N_STEPS).tolist()
     for time, following in zip(times, [*times[1:], None], strict=True):
         t = torch.full((len(noisy),), time, device=noisy.device)
-        clean = schedule.clean_from(denoiser(noisy, condition, t), noisy, t, "noise").clamp(-1, 1)
+        noise = denoiser(noisy, condition, t)
+        clean = ((noisy - schedule.sigma(t, 3) * noise) / schedule.alpha(t, 3)).clamp(-1, 1)
         if following is not None:
             noisy = schedule.add_noise(clean, torch.randn_like(noisy), torch.full_like(t, following))
     return autoencoder.decode(clean[:, 0])

@@ -177,9 +177,10 @@ def task_sampling(options: argparse.Namespace) -> Record:
     from torch.utils.flop_counter import FlopCounterMode
 
     from lgdist_scvi import LGDiST
-    from lgdist_scvi.model._arguments import BATCH_SIZE, N_SAMPLES, N_STEPS
-    from lgdist_scvi.model._readout import draw_noise, predict
+    from lgdist_scvi.model._options import BATCH_SIZE, N_SAMPLES, N_STEPS
+    from lgdist_scvi.module._posterior import draw_noise, predict
     from lgdist_scvi.train import AutoencoderPlan, DiffusionPlan
+    from lgdist_scvi.train._statistics import clean_codes
 
     adata = simulated(2_000, 1_024, detected=0.15)
     LGDiST.setup_anndata(adata)
@@ -187,7 +188,7 @@ def task_sampling(options: argparse.Namespace) -> Record:
     model.train(max_epochs=1, enable_progress_bar=False)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module, view = model.module.to(device), model._view()
-    view.clean = model._clean_codes(view, completed=False)
+    view.clean = clean_codes(module, view)
     noise = draw_noise(N_SAMPLES, module.denoiser.code_std.numel(), 0).to(device)
     n_published, n_training = 8, 128
     theirs = published.Autoencoder(adata.n_vars).to(device), published.Denoiser().to(device)
@@ -218,7 +219,7 @@ def task_sampling(options: argparse.Namespace) -> Record:
         return [plan.loss(batch).loss for plan in plans]
 
     work = {
-        "completion": lambda: predict(module.eval(), view.gather(completed).to(device), noise, N_STEPS),
+        "completion": lambda: predict(module.eval(), view.gather(completed), noise, N_STEPS),
         "published completion": lambda: published.complete(
             theirs[0].eval(), theirs[1].eval(), expression[:n_published]
         ),

@@ -62,7 +62,7 @@ def _start_page(namespace: dict[str, Any], *, quick: bool) -> None:
 def _start_docstrings(namespace: dict[str, Any]) -> None:
     """Give the examples of a module a tissue and a trained model of it; nothing else is printed."""
     patch = _start(namespace, quick=True)
-    for module in ("model._completion", "pp._images"):
+    for module in ("model._reader", "pp._images"):
         patch.setattr(f"lgdist_scvi.{module}.track", lambda items, **_: items)
     logging.disable(logging.WARNING)
     namespace["_stack"].callback(logging.disable, logging.NOTSET)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     """Refuse a value that is not among the choices."""
-    if value not in choices:
+    if value not in (choices := tuple(choices)):
         raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, choices))}.")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._constants import Keys
 from ._output import UserError, check_target, write_aside
-from .model._arguments import N_SAMPLES
+from .model._options import N_SAMPLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -5,12 +5,12 @@ import pytest
 import torch
 from scipy import sparse
 
-from lgdist_scvi.data import _view
+from lgdist_scvi.data import _pooling
+from lgdist_scvi.data._batch import Batch
+from lgdist_scvi.data._hidden import Hidden
 from lgdist_scvi.data._neighbors import spatial_graph
-from lgdist_scvi.data._view import HOPS, Batch, SpotView
-
-SECTION_PSEUDO_COUNTS = _view._SECTION_PSEUDO_COUNTS
-RADIUS_PSEUDO_COUNTS = _view._RADIUS_PSEUDO_COUNTS
+from lgdist_scvi.data._pooling import HOPS, RADIUS_PSEUDO_COUNTS, SECTION_PSEUDO_COUNTS
+from lgdist_scvi.data._view import SpotView
 
 
 def make_view(hidden_share=0.0, n_sections=2, *, known_depth=False, share=None, seed=0, k=6):
@@ -30,7 +30,7 @@ def make_view(hidden_share=0.0, n_sections=2, *, known_depth=False, share=None, 
     image[10:20] = np.nan
     return SpotView(
         sparse.csr_matrix(counts),
-        sparse.csr_matrix(hidden),
+        Hidden(hidden.shape, sparse.csr_matrix(hidden)),
         depth,
         section,
         half,
@@ -40,6 +40,11 @@ def make_view(hidden_share=0.0, n_sections=2, *, known_depth=False, share=None, 
         image,
         share,
     )
+
+
+def all_of(view):
+    """True where an entry is hidden, ``(n_spots, n_genes)``."""
+    return view.hidden[np.arange(view.n_spots)]
 
 
 def hops_away(graph, hops):
@@ -52,7 +57,7 @@ def hops_away(graph, hops):
 
 def pooled_by_hand(view, spot):
     """Shares pooled entry by entry, over what is visible of other spots."""
-    counts, seen = view.counts.toarray().astype(float), ~view.hidden.toarray()
+    counts, seen = view.counts.toarray().astype(float), ~all_of(view)
     depth = view.depth.astype(float)
     others = (view.section == view.section[spot]) & (view.half != view.half[spot])
     ratios = []
@@ -83,7 +88,7 @@ def test_pooled_ratios_by_brute_force(hidden_share, n_sections):
 @pytest.mark.parametrize("hidden_share", [0.0, 0.3])
 def test_share_of_each_gene(hidden_share):
     view = make_view(hidden_share)
-    counts, seen = view.counts.toarray(), ~view.hidden.toarray()
+    counts, seen = view.counts.toarray(), ~all_of(view)
     with np.errstate(invalid="ignore"):
         expected = counts.sum(axis=0) / (view.depth[:, None] * seen).sum(axis=0)
     visible = seen.any(axis=0)
@@ -96,7 +101,7 @@ def test_share_of_each_gene(hidden_share):
 def test_a_spot_is_not_in_its_own_pools():
     view = make_view(0.3, known_depth=True)
     counts = view.counts.tolil()
-    gene = int(np.flatnonzero(~view.hidden[30].toarray()[0])[0])
+    gene = int(np.flatnonzero(~view.hidden[[30]][0])[0])
     counts[30, gene] = counts[30, gene] + 500
     changed = SpotView(
         counts.tocsr(), view.hidden, view.depth, view.section, view.half, *view._graph, view.image, share=view.share
@@ -127,7 +132,7 @@ def test_minibatches():
         "clean": (b, 0),
     }
     assert {name: tuple(getattr(batch, name).shape) for name in Batch._fields} == shapes
-    counts, hidden = view.counts.toarray(), view.hidden.toarray()
+    counts, hidden = view.counts.toarray(), all_of(view)
     np.testing.assert_array_equal(batch.counts, counts[rows])
     np.testing.assert_array_equal(batch.observed, ~hidden[rows])
     for i, row in enumerate(rows):
@@ -149,16 +154,29 @@ def test_minibatches():
 def test_with_and_without_a_cache(monkeypatch):
     rows = np.random.default_rng(0).permutation(80)[:20]
     cached = make_view(0.3)
-    assert cached._pooled is not None
-    monkeypatch.setattr(_view, "_BLOCK_BYTES", 1000)
+    cached.gather(rows[5:10])
+    monkeypatch.setattr(_pooling, "BLOCK_BYTES", 1000)
     in_blocks = make_view(0.3)
-    assert in_blocks._pooled is not None
-    monkeypatch.setattr(_view, "_CACHE_BYTES", 0)
+    once = in_blocks.gather(rows)
+    monkeypatch.setattr(_pooling, "CACHE_BYTES", 0)
     direct = make_view(0.3)
-    assert direct._pooled is None
     for other in (in_blocks, direct):
-        for name, one, two in zip(Batch._fields, cached.gather(rows), other.gather(rows), strict=True):
+        for name, one, two, first in zip(Batch._fields, cached.gather(rows), other.gather(rows), once, strict=True):
             torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6, msg=name)
+            torch.testing.assert_close(one, first, rtol=1e-6, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_reading_one_spot_pools_no_other(monkeypatch, cached):
+    if not cached:
+        monkeypatch.setattr(_pooling, "CACHE_BYTES", 0)
+    pooled, pool = [], _pooling.Pools._pool
+    monkeypatch.setattr(_pooling.Pools, "_pool", lambda self, rows: pooled.extend(rows) or pool(self, rows))
+    view = make_view(0.3)
+    view.gather([7])
+    assert pooled == [7]
+    view.gather([3, 7])
+    assert pooled == ([7, 3] if cached else [7, 3, 7])
 
 
 @pytest.mark.parametrize("known_depth", [False, True])
@@ -168,8 +186,8 @@ def test_hiding_further_entries(known_depth):
     # Some of them are hidden already.
     entries = sparse.csr_matrix(rng.random(view.counts.shape) < 0.3)
     less = view.without(entries)
-    mask, before = entries.toarray(), view.hidden.toarray()
-    np.testing.assert_array_equal(less.hidden.toarray(), before | mask)
+    mask, before = entries.toarray(), all_of(view)
+    np.testing.assert_array_equal(all_of(less), before | mask)
     np.testing.assert_array_equal(less.counts.toarray(), np.where(mask, 0, view.counts.toarray()))
     assert less.counts.data.all()
     removed = (view.counts.toarray() * mask).sum(axis=1)

@@ -6,9 +6,12 @@ import pandas as pd
 import pytest
 import torch
 
-from lgdist_scvi import PUBLISHED, LGDiST
+from lgdist_scvi import PUBLISHED
 from lgdist_scvi.metrics import count_distribution
-from lgdist_scvi.model._readout import draw_noise, predict
+from lgdist_scvi.model import _evaluation, _training
+from lgdist_scvi.module._denoiser import Denoiser
+from lgdist_scvi.module._posterior import draw_noise, predict
+from lgdist_scvi.train._statistics import clean_codes
 
 
 def read(model, small, **options):
@@ -367,15 +370,15 @@ def test_published_convention(published, small):
     adata = published.adata
     counts = adata.layers["counts"].toarray()
     view = published._view()
-    np.testing.assert_array_equal(view.hidden.toarray(), counts == 0)
+    np.testing.assert_array_equal(view.hidden[np.arange(view.n_spots)], counts == 0)
     completed = read(published, small)
     depth = counts.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(completed[counts > 0], np.log1p(counts / depth * 1e4)[counts > 0], rtol=1e-6)
     # Zeros are taken for missing: they get what a detected entry has, at least about a count.
     assert (completed[counts == 0] > 0.5 * np.log1p(1e4 / depth).min()).all()
     batch = view.gather(np.arange(view.n_spots))
-    assert not published.module.visible(batch).any()
-    assert not published.module.draw_visible(batch).any()
+    assert not published.module.condition.visible(batch).any()
+    assert not published.module.condition.draw(batch, "diffusion", training=True)[1].any()
     assert np.isfinite(published.evaluate_completion(**small.READ).to_numpy()).all()
 
 
@@ -394,21 +397,20 @@ def test_published_convention_sees_neighbors_only(published, small):
 def test_rounds_teach_with_the_completion(small, monkeypatch):
     model = small.build(small.tissue(), PUBLISHED)
     taught, clean = [], []
-    cls = type(model.module)
-    loss, codes = cls.diffusion_loss, LGDiST._clean_codes
+    loss, codes = Denoiser.loss, _training.clean_codes
 
-    def spy_on_loss(module, batch, *arguments):
-        if module.training:
-            taught[-1].append(batch.clean)
-        return loss(module, batch, *arguments)
+    def spy_on_loss(denoiser, clean, *arguments):
+        if denoiser.training:
+            taught[-1].append(clean)
+        return loss(denoiser, clean, *arguments)
 
-    def spy_on_codes(self, view, *, completed):
+    def spy_on_codes(module, view, completed):
         taught.append([])
-        clean.append((completed, codes(self, view, completed=completed)))
+        clean.append((completed is not None, codes(module, view, completed)))
         return clean[-1][1]
 
-    monkeypatch.setattr(cls, "diffusion_loss", spy_on_loss)
-    monkeypatch.setattr(LGDiST, "_clean_codes", spy_on_codes)
+    monkeypatch.setattr(Denoiser, "loss", spy_on_loss)
+    monkeypatch.setattr(_training, "clean_codes", spy_on_codes)
     small.fit(model)
     assert [completed for completed, _ in clean] == [False, True]
     for batches, (_, known) in zip(taught, clean, strict=True):
@@ -422,7 +424,7 @@ def test_rounds_teach_with_the_completion(small, monkeypatch):
 def test_clean_codes_are_those_of_all_that_may_be_seen(trained):
     view = trained._view(share=trained.module.share.numpy())
     expected = trained.get_latent_representation()
-    np.testing.assert_allclose(trained._clean_codes(view, completed=False), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(clean_codes(trained.module, view), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -455,20 +457,20 @@ def test_scores(trained, small):
 @pytest.mark.parametrize("own", [True, False])
 def test_scored_entries_are_hidden(trained, small, monkeypatch, own):
     views = []
-    batches = type(trained)._batches
 
-    def spy(model, view, *args, **options):
-        views.append(view)
-        return batches(model, view, *args, **options)
+    class Spy(_evaluation.Reader):
+        def __init__(self, module, view, reading):
+            views.append(view)
+            super().__init__(module, view, reading)
 
-    monkeypatch.setattr(type(trained), "_batches", spy)
+    monkeypatch.setattr(_evaluation, "Reader", Spy)
     adata = trained.adata if own else small.hide(small.tissue(n_spots=60, seed=2))
     scores = trained.evaluate_completion(None if own else adata, fraction=0.2, **small.READ)
     observed = adata.layers["observed"]
     for view in views:
-        hidden = view.hidden.toarray()
+        hidden = view.hidden[np.arange(view.n_spots)]
         assert (hidden & observed).sum() == scores["n_entries"].iloc[0] > 0
-        assert view.counts.multiply(view.hidden).nnz == 0
+        assert not view.counts.toarray()[hidden].any()
         # Rates are relative to the shares that the model was trained with.
         np.testing.assert_allclose(view.share, trained.module.share)
     assert views
@@ -480,7 +482,7 @@ def test_scored_entries_are_hidden(trained, small, monkeypatch, own):
 def test_scores_of_new_data_do_not_depend_on_the_cache(trained, small, monkeypatch):
     new = small.hide(small.tissue(n_spots=60, seed=2))
     cached = trained.evaluate_completion(new, **small.READ)
-    monkeypatch.setattr("lgdist_scvi.data._view._CACHE_BYTES", 0)
+    monkeypatch.setattr("lgdist_scvi.data._pooling.CACHE_BYTES", 0)
     np.testing.assert_allclose(trained.evaluate_completion(new, **small.READ), cached, rtol=1e-4)
 
 

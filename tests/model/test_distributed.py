@@ -16,11 +16,11 @@ import json, os, sys
 import anndata as ad
 import torch
 from lgdist_scvi import LGDiST
-from lgdist_scvi.model import _layers
+from lgdist_scvi.model import _streaming
 
 folder, options = sys.argv[1], json.loads(sys.argv[2])
 torch.set_num_threads(1)
-_layers.BLOCK_BYTES = 1
+_streaming.BLOCK_BYTES = 1
 adata = ad.read_h5ad(f"{folder}/data.h5ad")
 LGDiST.setup_anndata(adata, layer="counts")
 model = LGDiST(adata, **options)
@@ -34,8 +34,8 @@ steps = {phase: len(table["train_loss"]) for phase, table in model.history.items
 with open(f"{folder}/{rank}.json", "w") as file:
     json.dump({"weights": model._weights_hash(), "losses": losses, "steps": steps}, file)
 saved = []
-save = _layers._Blocks.save
-_layers._Blocks.save = lambda blocks, block, arrays: (saved.append(block), save(blocks, block, arrays))
+save = _streaming.Blocks.save
+_streaming.Blocks.save = lambda blocks, block, arrays: (saved.append(block), save(blocks, block, arrays))
 model.write_completed(f"{folder}/completed.h5ad", n_samples=2, n_steps=2, batch_size=32, silent=True)
 with open(f"{folder}/{rank}_blocks.json", "w") as file:
     json.dump(saved, file)

@@ -14,7 +14,7 @@ import pytest
 from scipy import sparse
 
 from lgdist_scvi import LGDiST
-from lgdist_scvi.model import _layers
+from lgdist_scvi.model import _layers, _streaming
 
 OPTIONS = {"n_samples": 2, "n_steps": 2, "silent": True, "batch_size": 32}
 
@@ -22,7 +22,7 @@ OPTIONS = {"n_samples": 2, "n_steps": 2, "silent": True, "batch_size": 32}
 @pytest.fixture
 def blocks(monkeypatch):
     """Blocks of one minibatch each: 150 spots make five."""
-    monkeypatch.setattr(_layers, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(_streaming, "BLOCK_BYTES", 1)
 
 
 def read(path):
@@ -78,7 +78,7 @@ def test_written_file_serves_the_model_again(trained, tmp_path):
 
 def test_goes_on_where_it_was(trained, blocks, tmp_path, monkeypatch):
     trained.write_completed(tmp_path / "whole.h5ad", **OPTIONS)
-    path, save, saved = tmp_path / "part.h5ad", _layers._Blocks.save, []
+    path, save, saved = tmp_path / "part.h5ad", _streaming.Blocks.save, []
 
     def interrupted(self, block, arrays):
         save(self, block, arrays)
@@ -86,7 +86,7 @@ def test_goes_on_where_it_was(trained, blocks, tmp_path, monkeypatch):
         if len(saved) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(_layers._Blocks, "save", interrupted)
+    monkeypatch.setattr(_streaming.Blocks, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         trained.write_completed(path, **OPTIONS)
     assert not path.exists()
@@ -119,7 +119,7 @@ def test_full_disk(trained, blocks, tmp_path, monkeypatch):
 def test_part_of_another_completion(trained, blocks, small, tmp_path, monkeypatch):
     path = tmp_path / "a.h5ad"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(_layers, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(_layers, "write_extended", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         trained.write_completed(path, **OPTIONS)
     with pytest.raises(ValueError, match=r"a\.h5ad\.partial holds a part of another completion \(seed differ\)"):
         trained.write_completed(path, seed=1, **OPTIONS)
@@ -156,12 +156,12 @@ KILLED = """
 import os, signal, sys
 import numpy as np
 from lgdist_scvi import LGDiST
-from lgdist_scvi.model import _layers
+from lgdist_scvi.model import _layers, _streaming
 
 folder, path, when = sys.argv[1:]
-_layers.BLOCK_BYTES = 1
+_streaming.BLOCK_BYTES = 1
 kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
-savez, write, n = np.savez, _layers._write, 0
+savez, write, n = np.savez, _layers.write_extended, 0
 
 def half_a_block(file, *arrays):
     global n
@@ -179,7 +179,7 @@ def half_a_file(adata, layers, uns, path):
 if when == "block":
     np.savez = half_a_block
 if when == "file":
-    _layers._write = half_a_file
+    _layers.write_extended = half_a_file
 LGDiST.load(folder).write_completed(path, n_samples=2, n_steps=2, silent=True, batch_size=32)
 """
 

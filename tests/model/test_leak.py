@@ -5,10 +5,10 @@ import pytest
 import torch
 from scipy import sparse
 
-from lgdist_scvi.data import _view
-from lgdist_scvi.model import _readout
-from lgdist_scvi.model._readout import draw_noise, predict
-from lgdist_scvi.module._lgdist import LGDiSTModule
+from lgdist_scvi.data import _batch, _view
+from lgdist_scvi.module import _posterior
+from lgdist_scvi.module._conditions import Neighborhood
+from lgdist_scvi.module._posterior import draw_noise, predict
 from lgdist_scvi.train._plans import PhasePlan
 
 SETUP = {"library_key": "library_id", "image_key": "X_image", "observed_layer": "observed"}
@@ -120,7 +120,7 @@ def ignore_mask_of_counts(monkeypatch):
 
 def ignore_mask_in_encoder(monkeypatch):
     ignore_mask_of_counts(monkeypatch)
-    monkeypatch.setattr(LGDiSTModule, "visible", lambda self, batch: torch.ones_like(batch.observed))
+    monkeypatch.setattr(Neighborhood, "visible", lambda self, batch: torch.ones_like(batch.observed))
 
 
 def ignore_mask_altogether(monkeypatch):
@@ -163,7 +163,7 @@ def test_held_out_counts_do_not_reach_the_view(small, setup):
     np.testing.assert_array_equal(first.view.share, second.view.share)
     everything = np.arange(adata.n_obs)
     for name, one, other in zip(
-        _view.Batch._fields, first.view.gather(everything), second.view.gather(everything), strict=True
+        _batch.Batch._fields, first.view.gather(everything), second.view.gather(everything), strict=True
     ):
         assert torch.equal(one, other), name
     rows = np.flatnonzero(np.diff(first.held_out.indptr))
@@ -227,11 +227,12 @@ def test_fold_that_does_not_leave_out_is_seen(small, monkeypatch):
     more.counts[0, gene] += 400
     honest = [predict(model.module, b, None, 1).network[0, gene] for b in (batch, more)]
     torch.testing.assert_close(*honest, rtol=2e-5, atol=0)
-    passes = _readout._passes
+    passes = _posterior.passes
 
-    def seeing(visible, *, observed):
-        return [(wanted, visible, genes) for wanted, _, genes in passes(visible, observed=observed)]
+    def seeing(visible, genes, *, observed):
+        found = passes(visible, genes, observed=observed)
+        return [part._replace(left_out=torch.zeros_like(part.left_out)) for part in found]
 
-    monkeypatch.setattr(_readout, "_passes", seeing)
+    monkeypatch.setattr(_posterior, "passes", seeing)
     leaking = [predict(model.module, b, None, 1).network[0, gene] for b in (batch, more)]
     assert abs(leaking[1] / leaking[0] - 1) > 1e-3

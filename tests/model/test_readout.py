@@ -7,19 +7,19 @@ import pytest
 import torch
 from scipy import stats
 
-from lgdist_scvi.data._view import Batch
-from lgdist_scvi.model import _readout
-from lgdist_scvi.model._readout import (
+from lgdist_scvi.data._batch import Batch
+from lgdist_scvi.module._autoencoder import Rates
+from lgdist_scvi.module._likelihoods import LIKELIHOODS, Overdispersion
+from lgdist_scvi.module._posterior import (
     N_FOLDS,
     Prediction,
     _decode_samples,
-    _Moments,
-    _passes,
     draw_noise,
     gene_folds,
+    passes,
     posterior,
 )
-from lgdist_scvi.module._autoencoder import Rates
+from lgdist_scvi.train import _calibration
 
 
 def batch_of(**fields):
@@ -46,28 +46,34 @@ def test_folds_share_the_genes_out():
     assert not torch.equal(folds, torch.sort(folds).values)
 
 
-def test_every_entry_is_predicted_once_and_never_from_itself():
+@pytest.mark.parametrize("genes", [torch.arange(23), torch.tensor([7, 4, 0, 19])])
+def test_every_entry_is_predicted_once_and_never_from_itself(genes):
     visible = torch.from_numpy(np.random.default_rng(0).random((6, 23)) < 0.7)
     visible[:, 4] = True
-    (hidden, rest, genes), *left_out = _passes(visible, observed=True)
-    assert torch.equal(hidden, ~visible) and torch.equal(rest, visible)
-    assert genes.tolist() == [gene for gene in range(23) if not visible[:, gene].all()] and 4 not in genes
-    assert len(left_out) == N_FOLDS
-    assert torch.equal(sum(wanted.int() for wanted, _, _ in left_out), visible.int())
-    for fold, (wanted, rest, genes) in enumerate(left_out):
-        assert torch.equal(rest, visible & ~wanted)
-        assert genes.tolist() == (gene_folds(23) == fold).nonzero()[:, 0].tolist()
-        assert torch.equal(wanted[:, genes], visible[:, genes])
-    assert len(list(_passes(visible, observed=False))) == 1
-    assert len(list(_passes(torch.ones_like(visible), observed=True))) == N_FOLDS
-    assert len(list(_passes(torch.zeros_like(visible), observed=True))) == 1
+    hidden, *left_out = passes(visible, genes)
+    assert not hidden.left_out.any() and not hidden.of_visible
+    assert hidden.genes.tolist() == [gene for gene in genes.tolist() if not visible[:, gene].all()]
+    assert 4 not in hidden.genes
+    folds = gene_folds(23)
+    assert len(left_out) == len(folds[genes].unique())
+    for part in left_out:
+        assert part.of_visible and part.left_out[part.genes].all()
+        assert len(folds[part.left_out].unique()) == 1 and torch.equal(folds == folds[part.genes[0]], part.left_out)
+    assert sorted(torch.cat([part.genes for part in left_out]).tolist()) == sorted(genes.tolist())
+    for part in (hidden, *left_out):
+        assert torch.equal(genes[part.place], part.genes)
+    assert passes(visible, genes, observed=False)[0].genes.tolist() == hidden.genes.tolist()
+    assert len(passes(visible, genes, observed=False)) == 1
+    assert all(part.of_visible for part in passes(torch.ones_like(visible), genes))
+    assert [part.of_visible for part in passes(torch.zeros_like(visible), genes)] == [False]
 
 
 @pytest.mark.parametrize("loss_kind", ["counts", "log"])
 def test_samples_are_averaged(loss_kind):
     samples, genes = torch.from_numpy(np.random.default_rng(0).normal(0.2, 1.0, (4, 5, 7))).abs(), torch.tensor([1, 5])
     module = SimpleNamespace(
-        decode=lambda sample, batch, genes: Rates(-2 * sample[:, genes], sample[:, genes]), loss_kind=loss_kind
+        decode=lambda sample, batch, genes: Rates(-2 * sample[:, genes], sample[:, genes]),
+        likelihood=LIKELIHOODS[loss_kind](7),
     )
     mean, variance, detected = _decode_samples(module, None, samples, genes)
     chosen = samples[:, :, genes]
@@ -88,9 +94,19 @@ SIZE, FACTOR_SIZE = torch.tensor([2.0, 4.0, 8.0]), torch.tensor([3.0, 1.5, 6.0])
 
 
 def read(factors=None):
-    batch = batch_of(counts=COUNTS, depth=DEPTH)
-    prediction = Prediction(NETWORK, SPREAD, FACTOR, WEIGHT, NETWORK)
-    return posterior(prediction, batch, KNOWN, SimpleNamespace(dispersion=SIZE, factors=factors))
+    batch = batch_of(counts=COUNTS, depth=DEPTH, observed=~KNOWN)
+    prediction = Prediction(batch, slice(None), NETWORK, SPREAD, FACTOR, WEIGHT, NETWORK)
+    module = SimpleNamespace(dispersion=SIZE, factors=factors, likelihood=LIKELIHOODS["counts"](3))
+    given = posterior(prediction, module, known=KNOWN)
+    by_default = posterior(prediction._replace(batch=batch._replace(observed=KNOWN)), module)
+    assert all(torch.equal(one, other) for one, other in zip(given, by_default, strict=True))
+    # Of some genes the same is said.
+    genes = torch.tensor([2, 0])
+    parts = (part[:, genes] for part in (NETWORK, SPREAD, FACTOR))
+    some = Prediction(batch.of_genes(genes), genes, *parts, WEIGHT, NETWORK)
+    for one, other in zip(posterior(some, module, known=KNOWN[:, genes]), given, strict=True):
+        torch.testing.assert_close(one, other[:, genes])
+    return given
 
 
 def by_integration(rate, size, count, depth):
@@ -130,7 +146,7 @@ def test_moments_find_the_overdispersion():
     rng = np.random.default_rng(0)
     size, rate, depth = 4.0, np.linspace(1e-3, 2e-2, 12), rng.uniform(500, 2000, (3000, 1))
     counts = rng.poisson(rng.gamma(size, rate * depth / size))
-    moments = _Moments(torch.ones(12))
+    moments = Overdispersion(torch.ones(12))
     for part in np.array_split(np.arange(3000), 3):
         batch = batch_of(
             counts=torch.from_numpy(counts[part]).float(),
@@ -151,7 +167,7 @@ def test_overdispersion_of_a_gene_leans_towards_that_of_all_by_its_counts():
     counts, expected = rng.poisson(3, (2, 30, 4)).astype(float), rng.uniform(1, 4, (2, 30, 4))
     counts[..., 0], expected[..., 0] = 20, 20  # less than Poisson
     counts[..., 1], expected[..., 1] = rng.choice([0, 100], (2, 30)), 10  # far more than any gamma
-    moments = _Moments(torch.zeros(4))
+    moments = Overdispersion(torch.zeros(4))
     for count, mean in zip(counts, expected, strict=True):
         depth = torch.full((30,), 100.0)
         observed = torch.ones(30, 4, dtype=torch.bool)
@@ -165,7 +181,7 @@ def test_overdispersion_of_a_gene_leans_towards_that_of_all_by_its_counts():
     np.testing.assert_allclose(moments.size()[2:], 1 / inverse[2:], rtol=1e-5)
     assert moments.size()[:2].tolist() == pytest.approx([1e4, 0.05])
     # Without overdispersion anywhere all is taken for Poisson, and without an observed entry as well.
-    calm = _Moments(torch.zeros(4))
+    calm = Overdispersion(torch.zeros(4))
     np.testing.assert_allclose(calm.size(), 1e4)
     calm.add(torch.full((1, 4), 0.02), batch_of(counts=torch.full((1, 4), 2.0), depth=depth[:1], observed=observed[:1]))
     np.testing.assert_allclose(calm.size(), 1e4)
@@ -189,7 +205,7 @@ def test_value_given_detection_is_a_ridge_regression_on_held_out_detections(n_pa
 
     module = SimpleNamespace(
         device="cpu",
-        visible=lambda batch: "visible",
+        condition=SimpleNamespace(visible=lambda batch: "visible"),
         encode=lambda batch, visible: SimpleNamespace(centre=(batch, visible)),
         decode=lambda code, batch: said(0)(batch),
         factors=None if n_parts == 1 else said(1),
@@ -197,7 +213,7 @@ def test_value_given_detection_is_a_ridge_regression_on_held_out_detections(n_pa
         gene_weight=torch.from_numpy(weight),
         detected_calibration=torch.full((3,), 7.0),
     )
-    _readout._fit_detected(module, SimpleNamespace(val_dataloader=lambda: minibatches))
+    _calibration._fit_detected(module, SimpleNamespace(val_dataloader=lambda: minibatches))
     chosen = held_out & (counts > 0)
     x = np.stack([np.ones(shape), *parts], axis=-1)[chosen]
     y = np.log1p(counts / depth[..., None] * 1e4)[chosen]
@@ -228,7 +244,7 @@ def test_detected_entries_that_were_hidden_are_read_out_without_bias(small, opti
 
 
 def test_calibration_on_a_part_of_the_spots_is_settled_by_the_seed(small, monkeypatch):
-    monkeypatch.setattr(_readout, "CALIBRATION_SPOTS", 40)
+    monkeypatch.setattr(_calibration, "CALIBRATION_SPOTS", 40)
     one, again = (small.fit(small.build(small.tissue())).module for _ in range(2))
     assert torch.equal(one.dispersion, again.dispersion)
     assert torch.equal(one.factors.dispersion, again.factors.dispersion)

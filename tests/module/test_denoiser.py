@@ -6,6 +6,7 @@ import torch
 from lgdist_scvi.module._autoencoder import Codes
 from lgdist_scvi.module._denoiser import Denoiser
 from lgdist_scvi.module._lgdist import LGDiSTModule
+from lgdist_scvi.module._samplers import dpm_solver_pp
 from lgdist_scvi.module._schedule import NoiseSchedule
 
 B, T, D, STEPS = 6, 5, 8, 100
@@ -13,7 +14,8 @@ B, T, D, STEPS = 6, 5, 8, 100
 
 def make_denoiser(trained=False):
     torch.manual_seed(0)
-    denoiser = Denoiser(n_latent=D, n_hidden=32, n_layers=2, n_heads=2, schedule=NoiseSchedule(STEPS))
+    sizes = {"n_latent": D, "n_hidden": 32, "n_layers": 2, "n_heads": 2}
+    denoiser = Denoiser(**sizes, schedule=NoiseSchedule(STEPS), sampler=dpm_solver_pp)
     if trained:
         for parameter in denoiser.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
@@ -84,7 +86,7 @@ def test_samples_scatter_around_the_masked_code(codes):
     spread = torch.linspace(0.5, 2, D)
     module.denoiser.residual_std.copy_(spread)
     noise = torch.randn(B, 3000, D)
-    drawn = module.sample_codes(codes, noise, n_steps=50)
+    drawn = module.denoiser.sample(codes, noise, n_steps=50)
     assert drawn.shape == (B, 3000, D)
     torch.testing.assert_close(drawn.mean(1), codes.centre, rtol=0, atol=0.2)
     torch.testing.assert_close(drawn.std(1), spread.expand(B, D), rtol=0.1, atol=0)
@@ -96,10 +98,10 @@ def test_samples_do_not_mix(codes):
     module = LGDiSTModule(n_genes=10, n_latent=D, n_diffusion_steps=100, **size).eval()
     module.denoiser = make_denoiser(trained=True)
     noise = torch.randn(B, 9, D)
-    drawn = module.sample_codes(codes, noise, n_steps=5)
-    torch.testing.assert_close(module.sample_codes(codes, noise[:, 5:7], 5), drawn[:, 5:7], rtol=1e-4, atol=1e-4)
+    drawn = module.denoiser.sample(codes, noise, n_steps=5)
+    torch.testing.assert_close(module.denoiser.sample(codes, noise[:, 5:7], 5), drawn[:, 5:7], rtol=1e-4, atol=1e-4)
     alone = Codes(codes.tokens[2:3], codes.mask[2:3])
-    torch.testing.assert_close(module.sample_codes(alone, noise[2:3, :4], 5), drawn[2:3, :4], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(module.denoiser.sample(alone, noise[2:3, :4], 5), drawn[2:3, :4], rtol=1e-4, atol=1e-4)
 
 
 def test_context_is_that_of_each_noise_level(codes):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from lgdist_scvi.data._view import Batch
-from lgdist_scvi.module._autoencoder import log_normalise
-from lgdist_scvi.module._factors import PENALTY, SIZE, FactorModel
+from lgdist_scvi.data._batch import Batch
+from lgdist_scvi.module._factors import PENALTY, SIZE, WEIGHT, FactorModel
+from lgdist_scvi.module._normalisation import log_normalise
 
 N, G, K = 300, 60, 3
 
@@ -84,16 +84,25 @@ def test_factors_are_the_posterior_mode(model, tissue):
     assert factors.grad.abs().max() < 0.1
 
 
+def test_some_genes_are_predicted_as_among_all(model, tissue):
+    genes = torch.tensor([41, 0, 7])
+    model.detection.normal_()
+    some, whole = (model(tissue.batch, tissue.observed, tissue.share, chosen) for chosen in (genes, None))
+    torch.testing.assert_close(some.log_rate, whole.log_rate[:, genes])
+    torch.testing.assert_close(some.detected, whole.detected[:, genes])
+    assert torch.equal(some.weight, whole.weight)
+
+
 def test_without_counts_the_rates_are_the_mean_and_nothing_is_known(model, tissue):
     prediction = model(tissue.batch, torch.zeros_like(tissue.observed), tissue.share)
     torch.testing.assert_close(prediction.log_rate, tissue.share.log().expand(N, G))
-    torch.testing.assert_close(prediction.known, torch.zeros(N), atol=1e-6, rtol=0)
+    torch.testing.assert_close(prediction.weight, torch.zeros(N, 1), atol=1e-6, rtol=0)
 
 
 def test_more_counts_are_known_better(model, tissue):
-    known = model(tissue.batch, tissue.observed, tissue.share).known
+    known = model(tissue.batch, tissue.observed, tissue.share).weight / WEIGHT
     shallow = Tissue(depth=60.0)
-    less = model(shallow.batch, shallow.observed, shallow.share).known
+    less = model(shallow.batch, shallow.observed, shallow.share).weight / WEIGHT
     assert ((known > 0) & (known < 1)).all()
     assert less.mean() < known.mean() - 0.05
 

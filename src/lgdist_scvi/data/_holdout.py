@@ -7,17 +7,19 @@ from scipy import sparse
 
 from lgdist_scvi._checks import check_share
 
+from ._hidden import Hidden
+
 MAX_HOLDOUT_SPOTS = 2000
 """Spots with held-out entries at most: enough to measure, few enough to be quick."""
 
 
-def holdout_entries(hidden: sparse.csr_matrix, fraction: float, seed: int) -> sparse.csr_matrix:
+def holdout_entries(hidden: Hidden, fraction: float, seed: int) -> sparse.csr_matrix:
     """Draw observed entries to hold out, zeros as likely as counts.
 
     Parameters
     ----------
     hidden
-        True where an entry is unobserved, ``(n_spots, n_genes)``; those are not drawn.
+        Unobserved entries, which are not drawn.
     fraction
         Share of the entries of a spot to hold out, in [0, 1).
     seed
@@ -25,7 +27,7 @@ def holdout_entries(hidden: sparse.csr_matrix, fraction: float, seed: int) -> sp
 
     Returns
     -------
-    True where held out, same shape; in at most :data:`MAX_HOLDOUT_SPOTS` spots.
+    True where held out, ``(n_spots, n_genes)``; in at most :data:`MAX_HOLDOUT_SPOTS` spots.
 
     Raises
     ------
@@ -37,6 +39,6 @@ def holdout_entries(hidden: sparse.csr_matrix, fraction: float, seed: int) -> sp
     rng = np.random.default_rng(seed)
     spots = np.sort(rng.permutation(n_spots)[:MAX_HOLDOUT_SPOTS])
     drawn = rng.random((len(spots), n_genes), dtype=np.float32) < fraction
-    drawn &= ~hidden[spots].toarray()
+    drawn &= ~hidden[spots]
     row, col = np.nonzero(drawn)
     return sparse.csr_matrix((np.ones(len(row), dtype=bool), (spots[row], col)), shape=hidden.shape)

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from scipy import sparse
 
-    from lgdist_scvi.data._view import Batch, SpotView
+    from lgdist_scvi.data._batch import Batch
+    from lgdist_scvi.data._view import SpotView
 
 
 class NeighborhoodDataModule(pl.LightningDataModule):

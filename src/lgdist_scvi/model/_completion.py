@@ -1,4 +1,4 @@
-"""Read-outs: completed expression, latent representation."""
+"""Read-outs: completed expression, quantiles of counts, latent representation."""
 
 from __future__ import annotations
 
@@ -7,44 +7,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from lgdist_scvi._checks import check_whole
-from lgdist_scvi._compat import track
-from lgdist_scvi._constants import TARGET_SUM
-from lgdist_scvi._memory import require_memory, smaller_batches_suggested
-from lgdist_scvi.data._validation import validate_genes, validate_setup
+from lgdist_scvi._memory import require_memory
 from lgdist_scvi.metrics import count_distribution
 
-from ._arguments import BATCH_SIZE, N_SAMPLES, N_STEPS, Reading, gene_numbers, row_numbers
-from ._guards import warn_if_unlike
-from ._readout import draw_noise, posterior, predict
+from ._base import LGDiSTBase
+from ._options import BATCH_SIZE, N_SAMPLES, N_STEPS, Reading, gene_numbers, row_numbers
+from ._reader import Reader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
     from numpy.typing import NDArray
-    from scvi.data import AnnDataManager
 
-    from lgdist_scvi.data._view import Batch, SpotView
-    from lgdist_scvi.module._lgdist import LGDiSTModule
-
-    from ._arguments import ReadOut, Scale
+    from ._options import Scale
 
 
-class CompletionMixin:
+class CompletionMixin(LGDiSTBase):
     """Completed expression and latent representation."""
-
-    module: LGDiSTModule
-    adata: AnnData
-    adata_manager: AnnDataManager
-    _gene_names: Callable[[], NDArray]
-    _validate_anndata: Callable[..., AnnData]
-    _view: Callable[..., SpotView]
-    zeros_missing_: bool
-    history_: dict
-    init_params_: dict
 
     def get_completed_expression(
         self,
@@ -57,7 +38,7 @@ class CompletionMixin:
         keep_observed: bool = True,
         return_std: bool = False,
         scale: Scale = "log1p",
-        read_out: ReadOut = "expected",
+        read_out: str = "expected",
         use_image: bool = True,
         seed: int = 0,
         batch_size: int = BATCH_SIZE,
@@ -141,13 +122,10 @@ class CompletionMixin:
             f"The completed expression of {len(rows)} spots and {len(genes)} genes",
             "Ask for part of it with `indices` or `gene_list`, or write all of it to disk with write_completed().",
         )
-        completed = self._complete(view, rows, reading, genes=genes, silent=silent)
-        if return_numpy:
-            return completed
+        completed = Reader(self.module, view, reading).read(rows, None if gene_list is None else genes, silent=silent)
         labels = {"index": adata.obs_names[rows], "columns": adata.var_names[genes]}
-        if return_std:
-            return tuple(pd.DataFrame(values, **labels) for values in completed)
-        return pd.DataFrame(completed, **labels)
+        parts = [part if return_numpy else pd.DataFrame(part, **labels) for part in completed[1 : 2 + return_std]]
+        return tuple(parts) if return_std else parts[0]
 
     def get_count_quantiles(
         self,
@@ -252,96 +230,4 @@ class CompletionMixin:
         """
         adata, view = self._trained_view(adata, diffusion=False)
         rows = row_numbers(indices, adata)
-        check_whole(1, batch_size=batch_size)
-        codes = np.empty((len(rows), self.module.denoiser.code_std.numel()), dtype=np.float32)
-        with torch.no_grad(), smaller_batches_suggested():
-            for place, batch in self._batches(view, rows, batch_size, silent=True):
-                codes[place] = self.module.encode(batch, self.module.visible(batch)).centre.cpu().numpy()
-        return codes
-
-    def _complete(
-        self,
-        view: SpotView,
-        rows: NDArray[np.int64],
-        reading: Reading,
-        *,
-        genes: NDArray[np.int64] | slice = slice(None),
-        silent: bool = True,
-    ) -> Any:
-        """Completed rows of a view in one array, or with `return_std` in two."""
-        n_genes = len(np.arange(view.n_genes)[genes])
-        arrays = [np.empty((len(rows), n_genes), dtype=np.float32) for _ in range(1 + reading.return_std)]
-        for place, *parts in self._completed_batches(view, rows, reading, silent=silent):
-            for array, part in zip(arrays, parts, strict=False):
-                array[place] = part[:, genes]
-        return tuple(arrays) if reading.return_std else arrays[0]
-
-    def _completed_batches(
-        self, view: SpotView, rows: NDArray[np.int64], reading: Reading, *, silent: bool
-    ) -> Iterator[tuple[slice, NDArray[np.float32], NDArray[np.float32]]]:
-        """Places among the rows, completed values and their standard deviations, a minibatch at a time."""
-        module, noise, scale = self.module, self._noise(reading.n_samples, reading.seed), reading.scale
-        detected = reading.read_out == "detected"
-        with smaller_batches_suggested():
-            for place, batch in self._batches(view, rows, reading.batch_size, silent):
-                prediction = predict(module, batch, noise, reading.n_steps, detected=detected)
-                depth = batch.depth[:, None]
-                measured = batch.observed & (batch.counts > 0)
-                rate, variance = posterior(prediction, batch, batch.observed, module)
-                if detected:
-                    rate = prediction.detected.expm1() / TARGET_SUM
-                if reading.keep_observed:
-                    rate = torch.where(measured, batch.counts / depth, rate)
-                    variance = torch.where(measured, 0, variance)
-                std = variance.sqrt()
-                if scale == "log1p":
-                    std = std * TARGET_SUM / (1 + rate * TARGET_SUM)
-                    rate = torch.log1p(rate * TARGET_SUM)
-                elif scale == "counts":
-                    rate, std = rate * depth, std * depth
-                if not (torch.isfinite(rate).all() and torch.isfinite(std).all()):
-                    raise FloatingPointError(
-                        f"The completion of spots {rows[place].min()} to {rows[place].max()} is not finite. Look for counts and depths "
-                        "among them that are out of all proportion."
-                    )
-                yield place, rate.cpu().numpy(), std.cpu().numpy()
-
-    def _noise(self, n_samples: int, seed: int) -> torch.Tensor | None:
-        if not n_samples:
-            return None
-        return draw_noise(n_samples, len(self.module.denoiser.code_std), seed).to(self.module.device)
-
-    def _batches(
-        self, view: SpotView, rows: NDArray[np.int64], batch_size: int, silent: bool
-    ) -> Iterator[tuple[slice, Batch]]:
-        starts = range(0, len(rows), batch_size)
-        for start in track(starts, description="Completing", style="tqdm", disable=silent):
-            place = slice(start, min(start + batch_size, len(rows)))
-            yield place, view.gather(rows[place]).to(self.module.device)
-
-    def _trained_view(
-        self, adata: AnnData | None, *, diffusion: bool, use_image: bool = True
-    ) -> tuple[AnnData, SpotView]:
-        """Check model and data, and read what may be seen of the data."""
-        self._check_trained(diffusion=diffusion)
-        if adata is not None and adata is not self.adata:
-            validate_genes(self._gene_names(), adata)
-            validate_setup(adata, **_validated(self.adata_manager.registry["setup_args"]), query=True)
-        adata = self._validate_anndata(adata, copy_if_view=False)
-        share = self.module.share.cpu().numpy()
-        view = self._view(adata, share)
-        if adata is not self.adata:
-            warn_if_unlike(view, share)
-        view.image_mask &= use_image
-        return adata, view
-
-    def _check_trained(self, *, diffusion: bool) -> None:
-        needed = {"autoencoder": "train"} | ({"diffusion": "train_diffusion"} if diffusion else {})
-        for phase, method in needed.items():
-            if phase not in self.history_:
-                hint = " (or pass n_samples=0 for the autoencoder's own prediction)" if phase == "diffusion" else ""
-                raise RuntimeError(f"The {phase} has not been trained: call model.{method}() first{hint}.")
-
-
-def _validated(setup: dict) -> dict:
-    return {name: value for name, value in setup.items() if name != "neighbors_key"}
+        return Reader(self.module, view, Reading(n_samples=0, batch_size=batch_size)).codes(rows)

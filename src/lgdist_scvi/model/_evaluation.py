@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy import sparse
 
 from lgdist_scvi._constants import TARGET_SUM
+from lgdist_scvi.data._hidden import dense
 from lgdist_scvi.data._holdout import holdout_entries
 from lgdist_scvi.data._neighbors import hop_weights
 from lgdist_scvi.metrics import deviance_explained, gene_pearson, masked_mse
 
-from ._arguments import BATCH_SIZE, N_SAMPLES, N_STEPS
-from ._completion import CompletionMixin
+from ._base import LGDiSTBase
 from ._guards import digest_of, holds_some_of, warn_if_no_better_than_means, warn_if_trained_on
-from ._readout import posterior, predict
+from ._options import N_SAMPLES, N_STEPS, Reading
+from ._reader import Reader
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -28,13 +28,8 @@ if TYPE_CHECKING:
 NEIGHBOR_HOPS = 2
 
 
-class EvaluationMixin(CompletionMixin):
+class EvaluationMixin(LGDiSTBase):
     """Evaluation on held-out entries."""
-
-    seed_: int
-    held_out_: float
-    trained_digest_: str
-    trained_spots_: NDArray[np.uint64]
 
     def evaluate_completion(
         self,
@@ -91,9 +86,10 @@ class EvaluationMixin(CompletionMixin):
         >>> list(scores.index)
         ['lgdist', 'gene mean', 'spatial neighbours']
         """
-        truth, hidden, view, rows = self._hide(adata, fraction, seed, diffusion=n_samples > 0, use_image=use_image)
+        reading = Reading(n_samples, n_steps, use_image=use_image, seed=seed)
+        truth, hidden, view, rows = self._hide(adata, fraction, reading)
         predictions = {
-            "lgdist": self._predict_hidden(view, rows, self._noise(n_samples, seed), n_steps, silent)[::2],
+            "lgdist": Reader(self.module, view, reading).hidden(rows, silent=silent)[::2],
             "gene mean": _gene_means(view, rows),
             "spatial neighbours": _neighbor_means(view, rows),
         }
@@ -153,8 +149,9 @@ class EvaluationMixin(CompletionMixin):
         >>> ax = lgdist_scvi.pl.coverage(entries)
         """
         source = self.adata if adata is None else adata
-        truth, hidden, view, rows = self._hide(adata, fraction, seed, diffusion=n_samples > 0, use_image=use_image)
-        predicted = self._predict_hidden(view, rows, self._noise(n_samples, seed), n_steps, silent)
+        reading = Reading(n_samples, n_steps, use_image=use_image, seed=seed)
+        truth, hidden, view, rows = self._hide(adata, fraction, reading)
+        predicted = Reader(self.module, view, reading).hidden(rows, silent=silent)
         row, gene = hidden[rows].nonzero()
         rate, std, detected = (values[row, gene] for values in predicted)
         spot, depth = rows[row], view.depth[rows[row]]
@@ -171,10 +168,10 @@ class EvaluationMixin(CompletionMixin):
         )
 
     def _hide(
-        self, adata: AnnData | None, fraction: float, seed: int, *, diffusion: bool, use_image: bool
+        self, adata: AnnData | None, fraction: float, reading: Reading
     ) -> tuple[SpotView, sparse.csr_matrix, SpotView, NDArray[np.int64]]:
         """What was measured, which entries are hidden of it, what is left to be seen, and the spots it is hidden from."""
-        _, truth = self._trained_view(adata, diffusion=diffusion, use_image=use_image)
+        _, truth = self._trained_view(adata, diffusion=reading.n_samples > 0, use_image=reading.use_image)
         # A copy of the data of the training is as good as the data, and the same data after some filtering is not.
         own = digest_of(truth) == self.trained_digest_
         if not own and adata is None and holds_some_of(truth, self.trained_spots_):
@@ -184,25 +181,12 @@ class EvaluationMixin(CompletionMixin):
             )
         if not own:
             warn_if_trained_on(truth, self.trained_spots_)
-        hidden = holdout_entries(truth.hidden, self.held_out_ if own else fraction, self.seed_ if own else seed)
+        hidden = holdout_entries(truth.hidden, self.held_out_ if own else fraction, self.seed_ if own else reading.seed)
         if not hidden.nnz:
             raise ValueError("No entry is held out: train with validation_size > 0, or pass fraction > 0 with adata.")
         view = truth.without(hidden, truth.share)
         rows = np.flatnonzero(np.diff(hidden.indptr))
         return truth, hidden, view, rows
-
-    def _predict_hidden(
-        self, view: SpotView, rows: NDArray[np.int64], noise: torch.Tensor | None, n_steps: int, silent: bool
-    ) -> tuple[NDArray, NDArray, NDArray]:
-        """Rate, its standard deviation and log value given detection, as far as entries are hidden from the view."""
-        rate, std, log_value = (np.empty((len(rows), view.n_genes), dtype=np.float32) for _ in range(3))
-        for place, batch in self._batches(view, rows, BATCH_SIZE, silent):
-            prediction = predict(self.module, batch, noise, n_steps, observed=False, detected=True)
-            _, variance = posterior(prediction, batch, torch.zeros_like(batch.observed), self.module)
-            rate[place], std[place], log_value[place] = (
-                values.cpu().numpy() for values in (prediction.rate, variance.sqrt(), prediction.detected)
-            )
-        return rate, std, log_value
 
 
 def _log_values(view: SpotView) -> sparse.csr_matrix:
@@ -215,7 +199,8 @@ def _gene_means(view: SpotView, rows: NDArray[np.int64]) -> tuple[NDArray, NDArr
     """Mean share of each gene, and mean log value where detected."""
     values, shape = _log_values(view), (len(rows), view.n_genes)
     depth = view.depth.astype(np.float64)
-    share = np.asarray(view.counts.sum(axis=0)).ravel() / np.maximum(depth.sum() - view.hidden.T @ depth, 1)
+    seen = depth.sum() - np.asarray(view.hidden.times(depth).sum(axis=0)).ravel()
+    share = np.asarray(view.counts.sum(axis=0)).ravel() / np.maximum(seen, 1)
     mean = np.asarray(values.sum(axis=0)).ravel() / np.maximum(values.getnnz(axis=0), 1)
     return np.broadcast_to(share, shape), np.broadcast_to(mean, shape)
 
@@ -225,8 +210,7 @@ def _neighbor_means(view: SpotView, rows: NDArray[np.int64]) -> tuple[NDArray, N
     near = hop_weights(view.graph, (NEIGHBOR_HOPS,))[0][rows]
     share, mean = _gene_means(view, rows)
     values, depth = _log_values(view), view.depth.astype(np.float64)
-    hidden = near @ view.hidden.multiply(depth[:, None]).tocsr()
-    seen = (near @ depth)[:, None] - hidden.toarray()
+    seen = (near @ depth)[:, None] - dense(near @ view.hidden.times(depth))
     n_detected = (near @ (values > 0).astype(np.float32)).toarray()
     rate = np.where(seen > 0.5, (near @ view.counts).toarray() / np.maximum(seen, 0.5), share)
     return rate, np.where(n_detected > 0, (near @ values).toarray() / np.maximum(n_detected, 1), mean)

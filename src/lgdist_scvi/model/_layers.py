@@ -3,42 +3,36 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import dask
-import dask.array as da
 import numpy as np
-from anndata import AnnData
 from torch import distributed
 
 from lgdist_scvi._constants import IMPUTED_SUFFIX, PACKAGE, STD_SUFFIX, Keys
 from lgdist_scvi._memory import require_memory
+from lgdist_scvi.data._regions import annotating_table
 
-from ._arguments import Reading
-from ._completion import CompletionMixin
+from ._base import LGDiSTBase
+from ._options import Reading
+from ._reader import Reader
+from ._spatialdata import put_into_table, write_layers
+from ._streaming import Blocks, fill, imputed, write_extended
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from anndata import AnnData
+    from spatialdata import SpatialData
 
-    from numpy.typing import NDArray
-
-    from lgdist_scvi.data._view import SpotView
-
-BLOCK_BYTES = 1 << 26
-"""Size of the blocks of spots in which a completion is written."""
 _TECHNICAL = ("batch_size", "return_std")
 
 
-class LayersMixin(CompletionMixin):
+class LayersMixin(LGDiSTBase):
     """Completed layers."""
 
     def add_completed_layer(
@@ -82,13 +76,62 @@ class LayersMixin(CompletionMixin):
             f"The completed layers of {adata.n_obs} spots and {adata.n_vars} genes",
             "Write them to disk with write_completed(), or read a part with get_completed_expression().",
         )
-        completed = self._complete(view, np.arange(adata.n_obs), reading, silent=silent)
-        values, std = completed if reading.return_std else (completed, None)
-        adata.layers[key_added] = values
-        if std is not None:
-            adata.layers[f"{key_added}{STD_SUFFIX}"] = std
-        adata.layers[f"{key_added}{IMPUTED_SUFFIX}"] = _imputed(view, slice(None))
+        completed = Reader(self.module, view, reading).read(np.arange(adata.n_obs), silent=silent)
+        adata.layers[key_added] = completed.values
+        if reading.return_std:
+            adata.layers[f"{key_added}{STD_SUFFIX}"] = completed.std
+        adata.layers[f"{key_added}{IMPUTED_SUFFIX}"] = imputed(view, slice(None))
         adata.uns[key_added] = self._provenance(reading)
+
+    def add_completed_table(
+        self, sdata: SpatialData, *, table_key: str = "table", key_added: str = Keys.LAYER, **options: Any
+    ) -> None:
+        """Write the completed expression to a table of a SpatialData object, and to its zarr store if it has one.
+
+        The layers are those of :meth:`add_completed_layer`. Rows of the table that the model was not given (other
+        regions) get NaN. On disk, layers and provenance are added to the table, nothing else is touched.
+
+        Parameters
+        ----------
+        sdata
+            Object of the table that was registered with :meth:`setup_spatialdata`; changed in place.
+        table_key
+            Name of the table.
+        key_added
+            Name of the layer.
+        **options
+            Options of :meth:`add_completed_layer`.
+
+        Raises
+        ------
+        ValueError
+            If the table is not the one that the model was given, or as :meth:`add_completed_layer`.
+        KeyError
+            If there is no such table.
+        RuntimeError, TypeError, FloatingPointError, MemoryError
+            As :meth:`add_completed_layer`.
+
+        Examples
+        --------
+        >>> table = lgdist_scvi.LGDiST.setup_spatialdata(sdata, layer="counts")
+        >>> model = lgdist_scvi.LGDiST(table)
+        >>> model.train()
+        >>> model.add_completed_table(sdata)
+        >>> "lgdist" in sdata.tables["table"].layers
+        True
+        """
+        table, _, _ = annotating_table(sdata, table_key)
+        rows = table.obs_names.get_indexer(self.adata.obs_names)
+        if (rows < 0).any() or not table.var_names.equals(self.adata.var_names):
+            raise ValueError(
+                f"sdata.tables[{table_key!r}] has not the spots and genes of the model's AnnData; put the table that was "
+                "registered into the object, or name the right one by table_key=..."
+            )
+        self.add_completed_layer(key_added=key_added, **options)
+        names = [name for name in _layer_names(key_added) if name in self.adata.layers]
+        if table is not self.adata:
+            put_into_table(table, self.adata, rows, names, key_added)
+        write_layers(sdata, table_key, names, key_added)
 
     def write_completed(
         self,
@@ -157,30 +200,20 @@ class LayersMixin(CompletionMixin):
         adata, view = self._trained_view(adata, diffusion=reading.n_samples > 0, use_image=reading.use_image)
         _check_key(adata, key_added)
         job = {**asdict(reading), **self._provenance(reading), "weights": self._weights_hash(), "data": view.digest()}
-        blocks = _Blocks(path.with_name(f"{path.name}.partial"), view, reading.batch_size, job)
-        spread_out = distributed.is_available() and distributed.is_initialized()
-        rank, n_ranks = (distributed.get_rank(), distributed.get_world_size()) if spread_out else (0, 1)
+        blocks = Blocks(path.with_name(f"{path.name}.partial"), view, reading.batch_size, job)
+        batches = partial(Reader(self.module, view, reading).batches, silent=silent)
         try:
-            todo = [block for block in blocks.missing() if block % n_ranks == rank]
-            rows = [blocks.rows(block) for block in todo]
-            batches = self._completed_batches(view, np.concatenate([[], *rows]).astype(int), reading, silent=silent)
-            for block, spots in zip(todo, rows, strict=True):
-                # Blocks hold whole minibatches.
-                _, *arrays = zip(*islice(batches, -(-len(spots) // reading.batch_size)), strict=True)
-                blocks.save(block, [np.concatenate(parts) for parts in arrays[: 1 + reading.return_std]])
-            if spread_out:
-                distributed.barrier()
-            if rank == 0:
+            if fill(blocks, batches, return_std=reading.return_std):
                 layers = {key_added: blocks.layer(0), f"{key_added}{IMPUTED_SUFFIX}": blocks.imputed()}
                 if reading.return_std:
                     layers[f"{key_added}{STD_SUFFIX}"] = blocks.layer(1)
                 written = blocks.folder / path.name
-                _write(adata, layers, {key_added: self._provenance(reading)}, written)
+                write_extended(adata, layers, {key_added: self._provenance(reading)}, written)
                 if path.is_dir():
                     shutil.rmtree(path)
                 os.replace(written, path)
                 shutil.rmtree(blocks.folder)
-            if spread_out:
+            if distributed.is_available() and distributed.is_initialized():
                 distributed.barrier()
         except OSError as error:
             error.add_note(f"What is complete is kept in {blocks.folder}; repeat the call to go on from there.")
@@ -198,64 +231,9 @@ class LayersMixin(CompletionMixin):
         return digest.hexdigest()
 
 
-class _Blocks:
-    """Blocks of completed spots, each a file in a folder that knows which completion it is of."""
-
-    def __init__(self, folder: Path, view: SpotView, batch_size: int, job: dict[str, Any]) -> None:
-        self.folder, self._view = folder, view
-        self._step = batch_size * max(1, BLOCK_BYTES // (4 * view.n_genes * batch_size))
-        described, text = folder / "job.json", json.dumps({**job, "spots_per_block": self._step}, indent=1)
-        if not described.exists():
-            folder.mkdir(exist_ok=True)
-            _replace(described, lambda scratch: scratch.write_text(text, encoding="utf-8"))
-        elif (found := described.read_text(encoding="utf-8")) != text:
-            differs = [name for name, value in json.loads(found).items() if json.loads(text).get(name) != value]
-            raise ValueError(
-                f"{folder} holds a part of another completion ({', '.join(differs)} differ). Delete it, or choose another "
-                "path; with what it was begun with, it would go on."
-            )
-
-    def rows(self, block: int) -> NDArray[np.int64]:
-        """Spots of a block."""
-        return np.arange(block * self._step, min((block + 1) * self._step, self._view.n_spots))
-
-    def missing(self) -> list[int]:
-        """Blocks that are not there yet."""
-        return [block for block in self._all() if not self._file(block).exists()]
-
-    def save(self, block: int, arrays: list[NDArray[np.float32]]) -> None:
-        """Keep the values of a block, and with them the standard deviations where there are any."""
-
-        def write(scratch: Path) -> None:
-            with scratch.open("wb") as file:
-                np.savez(file, *arrays)
-
-        _replace(self._file(block), write)
-
-    def layer(self, number: int) -> da.Array:
-        """One of the saved arrays, of all spots, ``(n_spots, n_genes)``; read block by block."""
-        return self._lazy(lambda block: self._load(block, number), np.float32)
-
-    def imputed(self) -> da.Array:
-        """True where an entry is imputed, ``(n_spots, n_genes)``; computed block by block."""
-        return self._lazy(lambda block: _imputed(self._view, self.rows(block)), bool)
-
-    def _load(self, block: int, number: int) -> NDArray[np.float32]:
-        with np.load(self._file(block)) as arrays:
-            return arrays[f"arr_{number}"]
-
-    def _lazy(self, read: Callable[[int], NDArray], dtype: type) -> da.Array:
-        def part(block: int) -> da.Array:
-            shape = (len(self.rows(block)), self._view.n_genes)
-            return da.from_delayed(dask.delayed(partial(read, block), pure=False)(), shape, dtype)
-
-        return da.concatenate([part(block) for block in self._all()])
-
-    def _all(self) -> range:
-        return range(-(-self._view.n_spots // self._step))
-
-    def _file(self, block: int) -> Path:
-        return self.folder / f"block_{block:06d}.npz"
+def _layer_names(key: str) -> list[str]:
+    """Names of all layers of a completion."""
+    return [key, f"{key}{IMPUTED_SUFFIX}", f"{key}{STD_SUFFIX}"]
 
 
 def _check_key(adata: AnnData, key: str) -> None:
@@ -265,45 +243,10 @@ def _check_key(adata: AnnData, key: str) -> None:
     known = adata.uns.get(key)
     if isinstance(known, Mapping) and known.get("package") == PACKAGE:
         return
-    layers = [key, f"{key}{IMPUTED_SUFFIX}", f"{key}{STD_SUFFIX}"]
-    taken = [f"layers[{name!r}]" for name in layers if name in adata.layers] + [f"uns[{key!r}]"] * (key in adata.uns)
+    taken = [f"layers[{name!r}]" for name in _layer_names(key) if name in adata.layers] + [f"uns[{key!r}]"] * (
+        key in adata.uns
+    )
     if taken:
         raise ValueError(
             f"adata has {' and '.join(taken)} already, not from a completion; pass another key_added=... than {key!r}."
         )
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file that is there as a whole or not at all."""
-    scratch = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        write(scratch)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
-def _imputed(view: SpotView, rows: NDArray[np.int64] | slice) -> NDArray[np.bool_]:
-    return ~view.counts[rows].astype(bool).toarray()
-
-
-def _write(adata: AnnData, layers: dict[str, da.Array], uns: dict[str, Any], path: Path) -> None:
-    """Write `adata` with further layers; `adata` itself stays as it is."""
-    extended = AnnData(
-        X=adata.X,
-        obs=adata.obs,
-        var=adata.var,
-        uns={**adata.uns, **uns},
-        obsm=dict(adata.obsm),
-        varm=dict(adata.varm),
-        # In anndata 0.13 layers[None] is X.
-        layers={**{name: layer for name, layer in adata.layers.items() if name is not None}, **layers},
-        obsp=dict(adata.obsp),
-        varp=dict(adata.varp),
-        raw=adata.raw,
-    )
-    if path.suffix == ".zarr":
-        shutil.rmtree(path, ignore_errors=True)
-        extended.write_zarr(path)
-    else:
-        extended.write_h5ad(path, compression="gzip", compression_opts=1)

@@ -8,22 +8,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scvi.data import AnnDataManager
 from scvi.data.fields import LayerField, NumericalObsField, ObsmField
-from scvi.model.base import BaseModelClass
 
 from lgdist_scvi._checks import check_whole
-from lgdist_scvi._compat import ForgettingMixin
 from lgdist_scvi._constants import REGISTRY_KEYS
-from lgdist_scvi.data._counts import check_counts
 from lgdist_scvi.data._fields import GroupField, ImageField, SpatialGraphField
 from lgdist_scvi.data._validation import validate_genes, validate_setup
-from lgdist_scvi.data._view import SpotView
 from lgdist_scvi.module._lgdist import LGDiSTModule
+from lgdist_scvi.module._likelihoods import LIKELIHOODS
+from lgdist_scvi.train._runner import relative_size
+from lgdist_scvi.train._statistics import seeded
 
+from ._base import LGDiSTBase
+from ._completion import CompletionMixin
 from ._evaluation import EvaluationMixin
+from ._layers import LayersMixin
 from ._prediction import PredictionMixin
 from ._saving import SavingMixin
 from ._spatialdata import SpatialDataMixin
-from ._training import TrainingMixin, relative_size, seeded
+from ._training import TrainingMixin
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -34,7 +36,14 @@ MOST_FACTORS = 40
 
 
 class LGDiST(
-    TrainingMixin, EvaluationMixin, PredictionMixin, SpatialDataMixin, SavingMixin, ForgettingMixin, BaseModelClass
+    TrainingMixin,
+    CompletionMixin,
+    EvaluationMixin,
+    LayersMixin,
+    PredictionMixin,
+    SpatialDataMixin,
+    SavingMixin,
+    LGDiSTBase,
 ):
     """Latent gene diffusion for spatial transcriptomics completion (LGDiST, arXiv 2509.01864).
 
@@ -95,17 +104,18 @@ class LGDiST(
         super().__init__(adata)
         n_spots = self.summary_stats.n_cells
         # Saved with the model, so that it loads under other defaults of a later version.
-        known = inspect.signature(LGDiSTModule).parameters
+        known = inspect.signature(self._module_cls).parameters
         fixed = ("n_genes", "n_image", "target_genes")
         defaults = {n: p.default for n, p in known.items() if n not in fixed}
         defaults["n_factors"] = min(MOST_FACTORS, round(defaults["n_factors"] * relative_size(n_spots) ** 0.5))
         module_kwargs = defaults | module_kwargs
-        if zeros_missing and module_kwargs["loss"] != "log":
+        # Of an unknown loss the module complains.
+        if zeros_missing and getattr(LIKELIHOODS.get(module_kwargs["loss"]), "zeros_count", False):
             raise ValueError("zeros_missing=True leaves no zeros for a likelihood of counts: use it with loss='log'.")
         check_whole(1, n_rounds=n_rounds)
         check_whole(0, seed=seed)
         with seeded(seed):
-            self.module = LGDiSTModule(
+            self.module = self._module_cls(
                 n_genes=self.summary_stats.n_vars,
                 n_image=self.summary_stats.get(f"n_{REGISTRY_KEYS.IMAGE}", 0),
                 target_genes=self._target_genes(),
@@ -219,18 +229,3 @@ class LGDiST(
         if key not in self.adata.var:  # None, or a model is loaded with other spots: its weights say which genes
             return None
         return self.adata.var[key].to_numpy(dtype=bool)
-
-    def _view(self, adata: AnnData | None = None, share: NDArray | None = None) -> SpotView:
-        manager = self.adata_manager if adata is None else self.get_anndata_manager(adata, required=True)
-        if manager is self.adata_manager:
-            # It may have been normalised, or filtered, since it was registered.
-            setup = manager.registry["setup_args"]
-            validate_genes(self._gene_names(), manager.adata)
-            keys = (setup[name] for name in ("layer", "observed_layer", "size_factor_key"))
-            check_counts(manager.adata, *keys, need_genes=False)
-        return SpotView.from_manager(manager, zeros_missing=self.zeros_missing_, share=share)
-
-    def _gene_names(self) -> NDArray:
-        # Of the registration: the AnnData may have lost some since.
-        fields = self.registry_["field_registries"]
-        return np.asarray(fields[REGISTRY_KEYS.X]["state_registry"]["column_names"])

@@ -1,6 +1,21 @@
-"""The published configuration as options of the model."""
+"""Options: of the published configuration, and of what to read out of a trained model."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+import pandas as pd
+
+from lgdist_scvi._checks import check_choice, check_whole
+from lgdist_scvi.module._read_outs import READ_OUTS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
 
 PUBLISHED: dict[str, object] = {
     "zeros_missing": True,
@@ -12,3 +27,69 @@ PUBLISHED: dict[str, object] = {
 loss is the squared error of log values, a spot is completed from its neighbours alone, and the diffusion is trained a
 second time on the first completion. Use as ``LGDiST(adata, **PUBLISHED)``. What the paper's public code does beyond
 that, such as showing the neighbours' codes the spot they are to complete, is not offered."""
+
+Scale = Literal["log1p", "rate", "counts"]
+
+N_SAMPLES = 4
+N_STEPS = 4
+BATCH_SIZE = 256
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Options of :meth:`~lgdist_scvi.LGDiST.get_completed_expression` that decide about the values.
+
+    Raises
+    ------
+    ValueError
+        If an option is out of range.
+    """
+
+    n_samples: int = N_SAMPLES
+    n_steps: int = N_STEPS
+    keep_observed: bool = True
+    return_std: bool = False
+    scale: Scale = "log1p"
+    read_out: str = "expected"
+    use_image: bool = True
+    seed: int = 0
+    batch_size: int = BATCH_SIZE
+
+    def __post_init__(self) -> None:
+        check_choice("scale", self.scale, get_args(Scale))
+        check_choice("read_out", self.read_out, READ_OUTS)
+        check_whole(0, n_samples=self.n_samples, seed=self.seed)
+        check_whole(1, n_steps=self.n_steps, batch_size=self.batch_size)
+        if self.return_std and not READ_OUTS[self.read_out].has_std:
+            raise ValueError("return_std goes with read_out='expected'.")
+
+
+def row_numbers(indices: Sequence[int] | None, adata: AnnData) -> NDArray[np.int64]:
+    """Numbers of the chosen spots of `adata`; all by default."""
+    if indices is None:
+        return np.arange(adata.n_obs)
+    rows = np.asarray(indices)
+    if not rows.size:
+        rows = rows.astype(np.int64)
+    if rows.dtype == bool:
+        if rows.shape != (adata.n_obs,):
+            raise ValueError(f"The mask `indices` has shape {rows.shape}; it must have one entry per spot.")
+        return np.flatnonzero(rows)
+    if rows.ndim != 1 or rows.dtype.kind not in "iu":
+        raise ValueError("`indices` must be a list of row numbers or a boolean mask of the spots.")
+    if len(rows) and (rows.min() < 0 or rows.max() >= adata.n_obs):
+        raise ValueError(f"`indices` must lie in 0..{adata.n_obs - 1}, got {rows.min()}..{rows.max()}.")
+    return rows.astype(np.int64)
+
+
+def gene_numbers(gene_list: Sequence[str] | None, adata: AnnData) -> NDArray[np.int64]:
+    """Numbers of the named genes of `adata`; all by default."""
+    if gene_list is None:
+        return np.arange(adata.n_vars)
+    if isinstance(gene_list, str):
+        raise ValueError(f"`gene_list` must be a list of genes; did you mean [{gene_list!r}]?")
+    numbers = adata.var_names.get_indexer(pd.Index(gene_list))
+    unknown = [gene for gene, number in zip(gene_list, numbers, strict=True) if number < 0]
+    if unknown:
+        raise ValueError(f"{len(unknown)} genes of `gene_list` are not in adata.var_names: {unknown[:5]}.")
+    return numbers

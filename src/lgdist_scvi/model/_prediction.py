@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -11,21 +11,25 @@ from scipy import sparse
 from lgdist_scvi._checks import check_choice
 from lgdist_scvi._constants import REGISTRY_KEYS
 from lgdist_scvi.data._fields import check_embeddings
+from lgdist_scvi.data._hidden import Hidden
 from lgdist_scvi.data._neighbors import library_codes, spatial_graph
 from lgdist_scvi.data._validation import validate_places
 from lgdist_scvi.data._view import SpotView
 
-from ._arguments import BATCH_SIZE, N_SAMPLES, N_STEPS, Reading, gene_numbers
-from ._completion import CompletionMixin
+from ._base import LGDiSTBase
+from ._options import BATCH_SIZE, N_SAMPLES, N_STEPS, Reading, gene_numbers
+from ._reader import Reader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Literal
 
     from anndata import AnnData
 
 
-class PredictionMixin(CompletionMixin):
+DepthlessScale = Literal["log1p", "rate"]
+
+
+class PredictionMixin(LGDiSTBase):
     """Prediction without counts."""
 
     def predict_expression(
@@ -36,7 +40,7 @@ class PredictionMixin(CompletionMixin):
         n_samples: int = N_SAMPLES,
         n_steps: int = N_STEPS,
         return_std: bool = False,
-        scale: Literal["log1p", "rate"] = "log1p",
+        scale: DepthlessScale = "log1p",
         seed: int = 0,
         batch_size: int = BATCH_SIZE,
         silent: bool = False,
@@ -83,7 +87,7 @@ class PredictionMixin(CompletionMixin):
         >>> model.predict_expression(places, gene_list=["gene_1", "gene_2"]).shape
         (60, 2)
         """
-        check_choice("scale", scale, ("log1p", "rate"))
+        check_choice("scale", scale, get_args(DepthlessScale))
         reading = Reading(n_samples, n_steps, return_std=return_std, scale=scale, seed=seed, batch_size=batch_size)
         self._check_trained(diffusion=n_samples > 0)
         setup = self.adata_manager.registry["setup_args"]
@@ -102,7 +106,7 @@ class PredictionMixin(CompletionMixin):
         shape = (adata.n_obs, self.adata.n_vars)
         view = SpotView(
             sparse.csr_matrix(shape, dtype=np.float32),
-            sparse.csr_matrix(np.ones(shape, dtype=bool)),
+            Hidden.all(shape),
             np.ones(adata.n_obs, dtype=np.float32),
             library_codes(libraries, adata.n_obs),
             np.zeros(adata.n_obs, dtype=np.intp),
@@ -113,9 +117,8 @@ class PredictionMixin(CompletionMixin):
             self.module.share.cpu().numpy(),
         )
         genes = gene_numbers(gene_list, self.adata)
-        predicted = self._complete(view, np.arange(adata.n_obs), reading, genes=genes, silent=silent)
+        rows = np.arange(adata.n_obs)
+        predicted = Reader(self.module, view, reading).read(rows, None if gene_list is None else genes, silent=silent)
         labels = {"index": adata.obs_names, "columns": self.adata.var_names[genes]}
-        if return_std:
-            mean, std = (pd.DataFrame(values, **labels) for values in predicted)
-            return mean, std
-        return pd.DataFrame(predicted, **labels)
+        mean = pd.DataFrame(predicted.values, **labels)
+        return (mean, pd.DataFrame(predicted.std, **labels)) if return_std else mean

@@ -17,6 +17,8 @@ import torch
 
 from lgdist_scvi._constants import PACKAGE
 
+from ._base import LGDiSTBase
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Self
@@ -34,10 +36,8 @@ _HARMLESS: list[Any] = [
 ]
 
 
-class SavingMixin:
+class SavingMixin(LGDiSTBase):
     """Saving and safe loading."""
-
-    registry_: dict[str, Any]
 
     def save(
         self,
@@ -84,7 +84,7 @@ class SavingMixin:
             folder.mkdir(parents=True, exist_ok=True)
             # Beside what is there, so that an earlier model stays whole until the new one is.
             with tempfile.TemporaryDirectory(prefix=".saving_", dir=folder) as scratch:
-                super().save(scratch, prefix, True, save_anndata, **kwargs)  # type: ignore[misc]
+                super().save(scratch, prefix, True, save_anndata, **kwargs)
                 for file in Path(scratch).iterdir():
                     os.replace(file, folder / file.name)
         finally:
@@ -135,7 +135,7 @@ class SavingMixin:
             if path.is_file():
                 _check(path, cls)
             try:
-                return super().load(str(dir_path), adata, prefix=prefix, **kwargs)  # type: ignore[misc]
+                return super().load(str(dir_path), adata, prefix=prefix, **kwargs)
             except OSError as error:
                 raise OSError(f"The spots saved with {path} cannot be read: {error}. Pass adata=...") from error
             except RuntimeError as error:

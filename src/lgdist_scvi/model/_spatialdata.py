@@ -6,22 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lgdist_scvi._constants import IMPUTED_SUFFIX, STD_SUFFIX, Keys
 from lgdist_scvi.data._regions import annotating_table, regions
 
-from ._layers import LayersMixin
+from ._base import LGDiSTBase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
+    from numpy.typing import NDArray
     from spatialdata import SpatialData
 
 
-class SpatialDataMixin(LayersMixin):
-    """Setup from a table of a SpatialData object, and completed layers written back to it."""
-
-    setup_anndata: Callable[..., None]
+class SpatialDataMixin(LGDiSTBase):
+    """Setup from a table of a SpatialData object."""
 
     @classmethod
     def setup_spatialdata(
@@ -88,71 +86,35 @@ class SpatialDataMixin(LayersMixin):
         cls.setup_anndata(table, layer, spatial_key=spatial_key, library_key=library_key or region_key, **setup)
         return table
 
-    def add_completed_table(
-        self, sdata: SpatialData, *, table_key: str = "table", key_added: str = Keys.LAYER, **options: Any
-    ) -> None:
-        """Write the completed expression to a table of a SpatialData object, and to its zarr store if it has one.
 
-        The layers are those of :meth:`add_completed_layer`. Rows of the table that the model was not given (other
-        regions) get NaN. On disk, layers and provenance are added to the table, nothing else is touched.
+def put_into_table(table: AnnData, adata: AnnData, rows: NDArray[np.int64], names: list[str], key_added: str) -> None:
+    """Copy completed layers to a table that holds the spots of `adata` in the given rows.
 
-        Parameters
-        ----------
-        sdata
-            Object of the table that was registered with :meth:`setup_spatialdata`; changed in place.
-        table_key
-            Name of the table.
-        key_added
-            Name of the layer.
-        **options
-            Options of :meth:`add_completed_layer`.
-
-        Raises
-        ------
-        ValueError
-            If the table is not the one that the model was given, or as :meth:`add_completed_layer`.
-        KeyError
-            If there is no such table.
-        RuntimeError, TypeError, FloatingPointError, MemoryError
-            As :meth:`add_completed_layer`.
-
-        Examples
-        --------
-        >>> table = lgdist_scvi.LGDiST.setup_spatialdata(sdata, layer="counts")
-        >>> model = lgdist_scvi.LGDiST(table)
-        >>> model.train()
-        >>> model.add_completed_table(sdata)
-        >>> "lgdist" in sdata.tables["table"].layers
-        True
-        """
-        table, _, _ = annotating_table(sdata, table_key)
-        rows = table.obs_names.get_indexer(self.adata.obs_names)
-        if (rows < 0).any() or not table.var_names.equals(self.adata.var_names):
-            raise ValueError(
-                f"sdata.tables[{table_key!r}] has not the spots and genes of the model's AnnData; put the table that was "
-                "registered into the object, or name the right one by table_key=..."
-            )
-        self.add_completed_layer(key_added=key_added, **options)
-        names = [
-            name
-            for name in (key_added, f"{key_added}{IMPUTED_SUFFIX}", f"{key_added}{STD_SUFFIX}")
-            if name in self.adata.layers
-        ]
-        if table is not self.adata:
-            for name in names:
-                values = self.adata.layers[name]
-                full = (
-                    np.zeros(table.shape, bool) if values.dtype == bool else np.full(table.shape, np.nan, values.dtype)
-                )
-                full[rows] = values
-                table.layers[name] = full
-            table.uns[key_added] = self.adata.uns[key_added]
-        if sdata.is_backed() and f"tables/{table_key}" in sdata.elements_paths_on_disk():
-            _write_layers(sdata, table_key, names, key_added)
+    Parameters
+    ----------
+    table
+        Table of a SpatialData object, changed in place. Rows that `adata` does not have get NaN.
+    adata
+        Spots that were completed.
+    rows
+        Row of the table of every spot, ``(n_spots,)``.
+    names
+        Names of the layers.
+    key_added
+        Name of the provenance in ``uns``.
+    """
+    for name in names:
+        values = adata.layers[name]
+        full = np.zeros(table.shape, bool) if values.dtype == bool else np.full(table.shape, np.nan, values.dtype)
+        full[rows] = values
+        table.layers[name] = full
+    table.uns[key_added] = adata.uns[key_added]
 
 
-def _write_layers(sdata: SpatialData, table_key: str, names: list[str], key_added: str) -> None:
-    """Add layers to the table on disk; rewriting the table would put its counts at risk."""
+def write_layers(sdata: SpatialData, table_key: str, names: list[str], key_added: str) -> None:
+    """Add layers to the table on disk, if the object has a store; rewriting the table would put its counts at risk."""
+    if not (sdata.is_backed() and f"tables/{table_key}" in sdata.elements_paths_on_disk()):
+        return
     import zarr
     from anndata.io import write_elem
 

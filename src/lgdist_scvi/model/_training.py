@@ -4,63 +4,35 @@ from __future__ import annotations
 
 import gc
 import inspect
-import math
-import warnings
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
-from scvi.train import TrainRunner
 
 from lgdist_scvi._checks import check_share, check_whole
-from lgdist_scvi._compat import PhaseProgressBar, interruptible, logged_history
-from lgdist_scvi._memory import smaller_batches_suggested
 from lgdist_scvi.data._holdout import holdout_entries
-from lgdist_scvi.data._view import SpotView
 from lgdist_scvi.dataloaders._neighborhood import NeighborhoodDataModule
 from lgdist_scvi.train import AutoencoderPlan, DiffusionPlan
-from lgdist_scvi.train._plans import WEIGHT_DECAY, PhasePlan
+from lgdist_scvi.train._calibration import fit_calibration
+from lgdist_scvi.train._runner import PhaseRunner
+from lgdist_scvi.train._statistics import clean_codes, fit_code_statistics, fit_factors, fit_statistics, seeded
 
-from ._arguments import BATCH_SIZE, Reading
+from ._base import LGDiSTBase
 from ._guards import digest_of, holds_some_of, sample_of, warn_if_collapsed
-from ._readout import fit_calibration
+from ._options import Reading
+from ._reader import Reader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from numpy.typing import NDArray
 
-    from lgdist_scvi.data._view import Batch
-    from lgdist_scvi.module._lgdist import LGDiSTModule
-
-SECTION_SPOTS = 3000
-"""Spots of a Visium section. Up to as many the defaults stay the same; with more, the model learns more from them."""
-MIN_EPOCHS = 10
-VALIDATIONS = 25
-"""Validations over a phase."""
-PATIENCE = 6
-"""Validations without improvement after which a phase stops."""
-STATISTICS_SPOTS = 2048
-"""Spots from which the statistics of the input are computed."""
-FACTOR_ENTRIES = 1 << 24
-"""Entries to which the factor model is fitted: 16,000 spots of 1,024 genes, some GB of memory."""
+    from lgdist_scvi.train._plans import PhasePlan
 
 
-class TrainingMixin:
+class TrainingMixin(LGDiSTBase):
     """Training of the autoencoder and of the diffusion."""
 
-    module: LGDiSTModule
-    _view: Callable[..., SpotView]
-    _complete: Callable[..., Any]
-    _batches: Callable[..., Iterator[tuple[slice, Batch]]]
-    seed_: int
-    n_rounds_: int
-    held_out_: float
-    trained_digest_: str
-    trained_spots_: NDArray[np.uint64]
-    history_: dict[str, dict[str, dict[str, list[float]]]]
+    _autoencoder_plan_cls: type[PhasePlan] = AutoencoderPlan
+    _diffusion_plan_cls: type[PhasePlan] = DiffusionPlan
 
     @property
     def history(self) -> dict[str, dict[str, pd.DataFrame]]:
@@ -152,8 +124,8 @@ class TrainingMixin:
             autoencoder_max_epochs=autoencoder_max_epochs,
             diffusion_max_epochs=diffusion_max_epochs,
         )
-        for plan, plan_kwargs in ((AutoencoderPlan, autoencoder_plan_kwargs), (DiffusionPlan, diffusion_plan_kwargs)):
-            inspect.signature(plan).bind(self.module, **(plan_kwargs or {}))
+        inspect.signature(self._autoencoder_plan_cls).bind(self.module, **(autoencoder_plan_kwargs or {}))
+        inspect.signature(self._diffusion_plan_cls).bind(self.module, **(diffusion_plan_kwargs or {}))
         shared: dict[str, Any] = {
             "accelerator": accelerator,
             "devices": devices,
@@ -216,12 +188,13 @@ class TrainingMixin:
         check_share(validation_size=validation_size)
         data = self._training_data(validation_size, batch_size)
         if "autoencoder" not in self.history_:
-            self.module.fit_statistics(data.view, self._statistics_spots(data))
-            with seeded(self.seed_):
-                self.module.fit_factors(data.view, self._some_spots(data, FACTOR_ENTRIES // data.view.n_genes))
+            fit_statistics(self.module, data.view, self.seed_)
+            fit_factors(self.module, data.view, self.seed_)
         trainer_kwargs |= {"accelerator": accelerator, "devices": devices, "early_stopping": early_stopping}
         try:
-            self._run_phase(AutoencoderPlan, "autoencoder", data, max_epochs, plan_kwargs or {}, trainer_kwargs)
+            self._run_phase(
+                self._autoencoder_plan_cls, "autoencoder", data, max_epochs, plan_kwargs or {}, trainer_kwargs
+            )
         finally:
             # Also after an interruption, since what was learnt is kept.
             if "autoencoder" in self.history_:
@@ -286,35 +259,17 @@ class TrainingMixin:
             )
         trainer_kwargs |= {"accelerator": accelerator, "devices": devices, "early_stopping": early_stopping}
         data = self._training_data(self.held_out_, batch_size)
+
+        def completed_counts(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+            return Reader(self.module, data.view, Reading(scale="counts")).read(rows).values
+
         for number in range(1, self.n_rounds_ + 1):
-            data.view.clean = self._clean_codes(data.view, completed=number > 1)
+            data.view.clean = clean_codes(self.module, data.view, completed_counts if number > 1 else None)
             warn_if_collapsed(data.view.clean)
             with seeded(self.seed_ + number):
-                self.module.fit_code_statistics(data.view, self._statistics_spots(data))
+                fit_code_statistics(self.module, data.view, self.seed_)
             name = "diffusion" if number == 1 else f"diffusion_round_{number}"
-            self._run_phase(DiffusionPlan, name, data, max_epochs, plan_kwargs or {}, dict(trainer_kwargs))
-
-    @torch.no_grad()
-    def _clean_codes(self, view: SpotView, *, completed: bool) -> NDArray[np.float32]:
-        """Codes of all spots from all that may be seen of them, ``(n_spots, n_latent)``.
-
-        The autoencoder rests while the diffusion is trained, so they are computed once. From the second round on the
-        completed spots teach what a clean code is; what is around them stays as it was measured.
-        """
-        codes = []
-        for place, batch in self._batches(view, np.arange(view.n_spots), BATCH_SIZE, silent=True):
-            if completed:
-                counts = self._complete(view, np.arange(view.n_spots)[place], Reading(scale="counts"))
-                counts = torch.from_numpy(counts).to(self.module.device)
-                batch = batch._replace(counts=counts, observed=torch.ones_like(batch.observed))
-            codes.append(self.module.encode(batch, batch.observed).centre.cpu().numpy())
-        return np.concatenate(codes)
-
-    def _statistics_spots(self, data: NeighborhoodDataModule) -> NDArray[np.int64]:
-        return self._some_spots(data, STATISTICS_SPOTS)
-
-    def _some_spots(self, data: NeighborhoodDataModule, n_spots: int) -> NDArray[np.int64]:
-        return np.sort(np.random.default_rng(self.seed_).permutation(data.n_train)[:n_spots])
+            self._run_phase(self._diffusion_plan_cls, name, data, max_epochs, plan_kwargs or {}, trainer_kwargs)
 
     def _training_data(self, validation_size: float, batch_size: int) -> NeighborhoodDataModule:
         """View without the held-out entries, which depend only on the model's seed and `validation_size`."""
@@ -339,93 +294,26 @@ class TrainingMixin:
         plan_kwargs: dict[str, Any],
         trainer_kwargs: dict[str, Any],
     ) -> None:
-        title, steps = name.replace("_", " "), len(data.train_dataloader())
-        size = relative_size(data.n_train)
-        epochs = max_epochs or max(MIN_EPOCHS, math.ceil(plan_cls.default_steps * size**0.75 / steps))
-        self.module.phase = plan_cls.phase
-        # The runner leaves the module in evaluation mode, in which the next phase would train.
-        self.module.train()
-        plan = plan_cls(self.module, **({"weight_decay": WEIGHT_DECAY / size} | plan_kwargs))
-        # What rests gets no gradient, which processes that train together would wait for.
-        for child, part in self.module.named_children():
-            part.requires_grad_(child in plan_cls.trained)
-        early_stopping = bool(trainer_kwargs.pop("early_stopping")) and data.n_val > 0
-        # A list of its own: the trainer adds to it, and the user's serves both phases.
-        callbacks = list(trainer_kwargs.pop("callbacks", None) or [])
-        if trainer_kwargs.get("enable_progress_bar", True):
-            callbacks.append(PhaseProgressBar(title.capitalize()))
-        defaults = {
-            "check_val_every_n_epoch": max(1, round(epochs / VALIDATIONS)),
-            "early_stopping_monitor": "validation_loss",
-            "early_stopping_patience": PATIENCE,
-            "benchmark": False,
-            "gradient_clip_val": 1.0,
-            "log_every_n_steps": 1,
-            "simple_progress_bar": False,
-        }
-        runner = TrainRunner(
-            self,
-            training_plan=plan,
-            data_splitter=data,
-            max_epochs=epochs,
-            early_stopping=early_stopping,
-            callbacks=callbacks,
-            **(defaults | trainer_kwargs),
-        )
+        phase = PhaseRunner(self, plan_cls, name.replace("_", " "), data, max_epochs, plan_kwargs, trainer_kwargs)
         history = self.history_
+        # Another seed for each call, the same for the same sequence of calls.
+        epochs_before = sum(len(metrics.get("train_loss", {}).get("epoch", [])) for metrics in history.values())
         try:
-            # Another seed for each call, the same for the same sequence of calls.
-            epochs_before = sum(len(metrics.get("train_loss", {}).get("epoch", [])) for metrics in history.values())
-            with seeded(self.seed_ + 1000 * (1 + epochs_before)), warnings.catch_warnings():
-                # The frozen autoencoder is meant to be in evaluation mode.
-                warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
-                with interruptible(), smaller_batches_suggested():
-                    runner()
-                # The first process alone has logged.
-                logged = runner.trainer.strategy.broadcast(logged_history(runner.trainer))
-        except BaseException as error:
-            logged = logged_history(runner.trainer)
-            if isinstance(error, KeyboardInterrupt):
-                error.add_note(
-                    f"The training ({title}) was interrupted. What it has learnt in {plan.n_averaged} steps is "
-                    "kept, and train() goes on from there."
-                )
-            raise
+            phase.run(self.seed_ + 1000 * (1 + epochs_before))
         finally:
             # Also after an interruption: what was learnt is kept.
-            finite = plan.keep_best()
-            self.module.requires_grad_(True)
-            self.module.phase = "autoencoder"
-            self.module.eval()
             self.history_ = history  # scvi-tools has put that of this phase alone in its place
             # Without a step nothing was trained: the phase failed to start.
-            if plan.n_averaged and finite:
+            if phase.n_steps and phase.finite:
                 if (digest := digest_of(data.truth)) != self.trained_digest_:
                     self.trained_digest_ = digest
                     self.trained_spots_ = np.concatenate([self.trained_spots_, sample_of(data.truth)])
-                self.history_ = {**history, name: _extended(history.get(name, {}), logged)}
-        if not finite:
-            raise FloatingPointError(
-                f"The training ({title}) diverged: the weights are not finite, and those from before are kept. "
-                f"Pass a lower learning rate, {plan_cls.phase}_plan_kwargs={{'lr': ...}}; it was {plan.lr}."
-            )
+                self.history_ = {**history, name: _extended(history.get(name, {}), phase.logged)}
+        phase.refuse_divergence()
 
 
 def _check_steps(batch_size: int, **epochs: int | None) -> None:
     check_whole(1, batch_size=batch_size, **{name: value for name, value in epochs.items() if value is not None})
-
-
-def relative_size(n_spots: int) -> float:
-    """Spots in units of a section of Visium, at least 1."""
-    return max(1.0, n_spots / SECTION_SPOTS)
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed PyTorch inside the block only."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
 
 
 def _extended(

@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lgdist_scvi._constants import TARGET_SUM
-from lgdist_scvi.data._view import N_POOLS
+from lgdist_scvi.data._pooling import N_POOLS
 
 from ._blocks import Attention, Dropout, feed_forward
+from ._normalisation import log_value_of_one, visible_depth
 
 if TYPE_CHECKING:
-    from lgdist_scvi.data._view import Batch
+    from lgdist_scvi.data._batch import Batch
+
+    from ._scale import InputScale
 
 
-def log_normalise(counts: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
-    """``log1p(counts / depth * TARGET_SUM)`` of counts ``(..., n_genes)`` and depths ``(...)``."""
-    return torch.log1p(counts * (TARGET_SUM / depth.clamp_min(1.0))[..., None])
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of an encoder and its decoder, as :class:`~lgdist_scvi.LGDiSTModule` takes them."""
 
-
-def visible_depth(batch: Batch, visible: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """Depth of the spots that does not know the observed entries that are not `visible`, ``(n_spots,)``.
-
-    Without their counts and scaled up by the `share` of the depth, ``(n_genes,)``, that their genes are expected to
-    have.
-    """
-    masked = batch.observed & ~visible
-    lost = (batch.counts * masked).sum(dim=1)
-    return (batch.depth - lost).clamp_min(0) / (1 - masked.float() @ share).clamp_min(1e-2)
+    n_genes: int
+    n_image: int
+    n_latent: int
+    n_hidden: int
+    n_layers: int
+    n_heads: int
+    dropout: float
+    input_dropout: float
 
 
 class Codes(NamedTuple):
@@ -89,6 +90,46 @@ class EncoderLayer(nn.Module):
         return tokens + self.dropout(self.forward_(self.forward_norm(tokens)))
 
 
+class RateDecoder(nn.Module):
+    """Decodes a spot's code, with the pooled neighbourhood as a starting point, to rates of all genes.
+
+    Parameters
+    ----------
+    sizes
+        Sizes of the network.
+    """
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        n_genes, n_latent, n_hidden = sizes.n_genes, sizes.n_latent, sizes.n_hidden
+        self.network = nn.Sequential(nn.Linear(n_latent, 2 * n_hidden), nn.GELU(), Dropout(sizes.dropout))
+        self.out = nn.Linear(2 * n_hidden, 2 * n_genes)
+        self.linear = nn.Linear(n_latent, 2 * n_genes, bias=False)
+        for layer in (self.out, self.linear):
+            nn.init.normal_(layer.weight, std=0.01)
+        nn.init.zeros_(self.out.bias)
+        # A weight of 1 on every ratio would follow the nearest neighbours, 0 the average of all spots.
+        self.pooled_weight = nn.Parameter(torch.full((N_POOLS, n_genes), 0.5))
+        self.detected_shift = nn.Parameter(torch.zeros(n_genes))
+        self.detected_slope = nn.Parameter(torch.ones(n_genes))
+
+    def forward(
+        self, code: torch.Tensor, batch: Batch, share: torch.Tensor, genes: torch.Tensor | None = None
+    ) -> Rates:
+        """Decode codes ``(n_spots, n_latent)`` of the spots of `batch`, to rates of the given genes or of all."""
+        chosen = slice(None) if genes is None else genes
+        rows = slice(None) if genes is None else torch.cat([genes, genes + len(share)])
+        shift = F.linear(self.network(code), self.out.weight[rows], self.out.bias[rows])
+        shift = shift + F.linear(code, self.linear.weight[rows])
+        rate_shift, detected_shift = shift.float().chunk(2, dim=-1)
+        pooled = (batch.pooled[..., chosen] * self.pooled_weight[:, chosen]).sum(dim=1)
+        log_rate = (share[chosen].log() + pooled + rate_shift).clamp(-25, 2)
+        # A detected entry is at least one count; above that its log grows like a softplus of the log expected count.
+        log_expected = log_rate + batch.depth.clamp_min(1e-6).log()[:, None]
+        above = F.softplus(self.detected_shift[chosen] + self.detected_slope[chosen] * log_expected + detected_shift)
+        return Rates(log_rate, log_value_of_one(batch.depth) + above)
+
+
 class NeighborhoodEncoder(nn.Module):
     """Encodes a spot, its neighbours, their images and pooled wider neighbourhoods into a code per token.
 
@@ -96,52 +137,31 @@ class NeighborhoodEncoder(nn.Module):
 
     Parameters
     ----------
-    n_genes, n_image
-        Genes and image features per spot.
-    n_latent, n_hidden, n_layers, n_heads, dropout
-        Size of the network.
-    input_dropout
-        Share of the input entries that are dropped in training, beyond the masks.
+    sizes
+        Sizes of the network; ``input_dropout`` is the share of the input that training drops beyond the masks.
+    scale
+        Standardisation of the input.
     """
 
-    mean: torch.Tensor
-    std: torch.Tensor
-    pooled_std: torch.Tensor
-    log_depth: torch.Tensor
-    image_mean: torch.Tensor
-    image_std: torch.Tensor
-
-    def __init__(
-        self,
-        n_genes: int,
-        n_image: int,
-        n_latent: int,
-        n_hidden: int,
-        n_layers: int,
-        n_heads: int,
-        dropout: float,
-        input_dropout: float,
-    ) -> None:
+    def __init__(self, sizes: Sizes, scale: InputScale) -> None:
         super().__init__()
+        n_genes, n_hidden = sizes.n_genes, sizes.n_hidden
         self.expression = nn.Linear(n_genes, n_hidden)
         self.pooled = nn.ModuleList(nn.Linear(n_genes, n_hidden) for _ in range(N_POOLS))
         self.depth = nn.Linear(2, n_hidden)
         self.distance = nn.Linear(1, n_hidden)
-        self.image = nn.Linear(n_image, n_hidden) if n_image else None
+        self.image = nn.Linear(sizes.n_image, n_hidden) if sizes.n_image else None
         self.kinds = nn.Parameter(0.02 * torch.randn(2 + N_POOLS, n_hidden))
-        self.layers = nn.ModuleList(EncoderLayer(n_hidden, n_heads, dropout) for _ in range(n_layers))
+        layers = (EncoderLayer(n_hidden, sizes.n_heads, sizes.dropout) for _ in range(sizes.n_layers))
+        self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(n_hidden)
-        self.code = nn.Linear(n_hidden, n_latent)
-        self.input_dropout = Dropout(input_dropout)
-        for name, size in {
-            "mean": (n_genes,),
-            "std": (n_genes,),
-            "pooled_std": (N_POOLS, n_genes),
-            "log_depth": (2,),
-            "image_mean": (n_image,),
-            "image_std": (n_image,),
-        }.items():
-            self.register_buffer(name, torch.ones(size))
+        self.code = nn.Linear(n_hidden, sizes.n_latent)
+        self.input_dropout = Dropout(sizes.input_dropout)
+        self.scale = scale
+
+    def make_decoder(self, sizes: Sizes) -> RateDecoder:
+        """Make the decoder that goes with this encoder."""
+        return RateDecoder(sizes)
 
     def surroundings(self, batch: Batch) -> Surroundings:
         """Embed all of the neighbourhoods but the spots' own entries."""
@@ -149,10 +169,10 @@ class NeighborhoodEncoder(nn.Module):
         neighbors = neighbors + self.distance(batch.neighbor_distance[..., None]) + self.kinds[1]
         own = neighbors.new_zeros(())
         if self.image is not None:
-            image = self.image(self.input_dropout((batch.image - self.image_mean) / self.image_std))
+            image = self.image(self.input_dropout(self.scale.image(batch)))
             image = image * batch.image_mask[..., None]
             own, neighbors = image[:, 0], neighbors + image[:, 1:]
-        pooled = self.input_dropout(batch.pooled / self.pooled_std)
+        pooled = self.input_dropout(self.scale.pooled(batch))
         tokens = [(embed(pooled[:, i]) + self.kinds[2 + i])[:, None] for i, embed in enumerate(self.pooled)]
         present = torch.ones((len(batch.depth), 1), dtype=torch.bool, device=batch.depth.device)
         mask = torch.cat([present, batch.neighbor_mask, present.expand(-1, N_POOLS)], dim=1)
@@ -180,9 +200,8 @@ class NeighborhoodEncoder(nn.Module):
         fraction = visible.float().mean(dim=1)
         centre = self._expression(counts, visible, depth)
         centre = centre / fraction.clamp_min(0.05).sqrt()[:, None]
-        log_depth = (depth.clamp_min(1).log() - self.log_depth[0]) / self.log_depth[1]
         # With nothing visible the depth is unknown, or a guess.
-        log_depth = torch.where((depth > 1) & (fraction > 0), log_depth, 0)
+        log_depth = torch.where((depth > 1) & (fraction > 0), self.scale.depth(depth), 0)
         centre = centre + self.depth(torch.stack([log_depth, fraction], dim=1)) + self.kinds[0] + around.own
 
         hidden = torch.cat([centre[:, None], around.others], dim=1)
@@ -194,48 +213,4 @@ class NeighborhoodEncoder(nn.Module):
         return Codes(self.code(self.norm(hidden)), around.mask)
 
     def _expression(self, counts: torch.Tensor, observed: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
-        standardised = (log_normalise(counts, depth) - self.mean) / self.std * observed
-        return self.expression(self.input_dropout(standardised))
-
-
-class RateDecoder(nn.Module):
-    """Decodes a spot's code, with the pooled neighbourhood as a starting point, to rates of all genes.
-
-    Parameters
-    ----------
-    n_genes
-        Genes per spot.
-    n_latent, n_hidden, dropout
-        Size of the network.
-    """
-
-    def __init__(self, n_genes: int, n_latent: int, n_hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.network = nn.Sequential(nn.Linear(n_latent, 2 * n_hidden), nn.GELU(), Dropout(dropout))
-        self.out = nn.Linear(2 * n_hidden, 2 * n_genes)
-        self.linear = nn.Linear(n_latent, 2 * n_genes, bias=False)
-        for layer in (self.out, self.linear):
-            nn.init.normal_(layer.weight, std=0.01)
-        nn.init.zeros_(self.out.bias)
-        # A weight of 1 on every ratio would follow the nearest neighbours, 0 the average of all spots.
-        self.pooled_weight = nn.Parameter(torch.full((N_POOLS, n_genes), 0.5))
-        self.detected_shift = nn.Parameter(torch.zeros(n_genes))
-        self.detected_slope = nn.Parameter(torch.ones(n_genes))
-        self.log_size = nn.Parameter(torch.ones(n_genes))
-
-    def forward(
-        self, code: torch.Tensor, batch: Batch, share: torch.Tensor, genes: torch.Tensor | None = None
-    ) -> Rates:
-        """Decode codes ``(n_spots, n_latent)`` of the spots of `batch`, to rates of the given genes or of all."""
-        chosen = slice(None) if genes is None else genes
-        rows = slice(None) if genes is None else torch.cat([genes, genes + len(share)])
-        shift = F.linear(self.network(code), self.out.weight[rows], self.out.bias[rows])
-        shift = shift + F.linear(code, self.linear.weight[rows])
-        rate_shift, detected_shift = shift.float().chunk(2, dim=-1)
-        pooled = (batch.pooled[..., chosen] * self.pooled_weight[:, chosen]).sum(dim=1)
-        log_rate = (share[chosen].log() + pooled + rate_shift).clamp(-25, 2)
-        # A detected entry is at least one count; above that its log grows like a softplus of the log expected count.
-        one_count = torch.log1p(TARGET_SUM / batch.depth.clamp_min(1.0))[:, None]
-        log_expected = log_rate + batch.depth.clamp_min(1e-6).log()[:, None]
-        above = F.softplus(self.detected_shift[chosen] + self.detected_slope[chosen] * log_expected + detected_shift)
-        return Rates(log_rate, one_count + above)
+        return self.expression(self.input_dropout(self.scale.expression(counts, observed, depth)))

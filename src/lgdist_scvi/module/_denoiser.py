@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ._autoencoder import Codes
+    from ._samplers import Sampler
     from ._schedule import NoiseSchedule
 
 Context = list[tuple[torch.Tensor, torch.Tensor]]
@@ -67,15 +68,19 @@ class Denoiser(nn.Module):
         Size of the network.
     schedule
         Noise schedule.
+    sampler
+        One of :data:`~lgdist_scvi.module._samplers.SAMPLERS`.
     """
 
     code_std: torch.Tensor
     residual_std: torch.Tensor
     frequencies: torch.Tensor
 
-    def __init__(self, n_latent: int, n_hidden: int, n_layers: int, n_heads: int, schedule: NoiseSchedule) -> None:
+    def __init__(
+        self, n_latent: int, n_hidden: int, n_layers: int, n_heads: int, schedule: NoiseSchedule, sampler: Sampler
+    ) -> None:
         super().__init__()
-        self.schedule = schedule
+        self.schedule, self.sampler = schedule, sampler
         self.noisy = nn.Linear(n_latent, n_hidden)
         self.condition = nn.Linear(n_latent, n_hidden)
         self.time = nn.Sequential(nn.Linear(n_hidden, n_hidden), nn.SiLU(), nn.Linear(n_hidden, n_hidden))
@@ -118,6 +123,54 @@ class Denoiser(nn.Module):
         # Residuals have unit variance, so alpha * noisy is their mean given `noisy` if they are normal, and sigma the
         # standard deviation that is left for the network to explain.
         return alpha * noisy + sigma * self.out(self.norm(token))
+
+    def loss(self, clean: torch.Tensor, codes: Codes, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Squared error of the denoised residuals, in units of what a normal distribution leaves unexplained.
+
+        Ho et al., *Denoising Diffusion Probabilistic Models*, 2020.
+
+        Parameters
+        ----------
+        clean
+            Clean codes of the spots, ``(n_spots, n_latent)``.
+        codes
+            Codes of the masked neighbourhoods.
+        t
+            Noise levels, ``(n_spots,)``: 0 is almost clean.
+        noise
+            Standard normal numbers, ``(n_spots, n_latent)``.
+        """
+        residual = (clean - codes.centre) / self.residual_std
+        noisy = self.schedule.add_noise(residual, noise, t)
+        estimate = self(noisy[:, None], t, codes, self.context(codes))[:, 0]
+        # Divided by sigma^2 every noise level is worth about 1; near the clean end that would count rounding.
+        error = (estimate - residual) / self.schedule.sigma(t, 2).clamp_min(0.05)
+        return error.square().mean()
+
+    @torch.no_grad()
+    def sample(self, codes: Codes, noise: torch.Tensor, n_steps: int) -> torch.Tensor:
+        """Draw clean codes given masked neighbourhoods.
+
+        Parameters
+        ----------
+        codes
+            Codes of the masked neighbourhoods.
+        noise
+            Standard normal numbers, ``(n_spots, n_samples, n_latent)``.
+        n_steps
+            Steps of the sampler, 1 to the number of noise levels.
+
+        Returns
+        -------
+        Codes, ``(n_spots, n_samples, n_latent)``.
+        """
+        context = self.context(codes)
+
+        def denoise(noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return self(noisy, t, codes, context)
+
+        residual = self.sampler(denoise, noise, self.schedule, n_steps)
+        return codes.centre[:, None] + residual * self.residual_std
 
     def _time_features(self, t: torch.Tensor) -> torch.Tensor:
         angles = t.float()[:, None] * self.frequencies

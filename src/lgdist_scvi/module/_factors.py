@@ -1,4 +1,4 @@
-"""Factor model: log rates that are linear in a few factors of the spot, the line from which the network adds."""
+"""Factor model: log rates that are linear in a few factors of the spot. It stands beside the network."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ._autoencoder import log_normalise, visible_depth
+from ._normalisation import log_normalise, log_value_of_one, visible_depth
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from lgdist_scvi.data._view import Batch
+    from lgdist_scvi.data._batch import Batch
 
 SIZE = 50.0
 """Inverse overdispersion in the fit: nearly Poisson, but a huge count does not outweigh all others."""
@@ -37,8 +37,9 @@ class FactorRates(NamedTuple):
     """Log of the expected share of the gene in the spot's depth, ``(n_spots, n_genes)``."""
     detected: torch.Tensor
     """Expected log1p of the normalised count, given that it is not zero, ``(n_spots, n_genes)``."""
-    known: torch.Tensor
-    """Share of the precision of a spot's factors that comes from its counts and not from the prior, ``(n_spots,)``."""
+    weight: torch.Tensor
+    """Share of the factor model in the log of the rate, beside the network, ``(n_spots, 1)``: the less, the more of what is
+    said of a spot's factors is the prior."""
 
 
 class FactorModel(nn.Module):
@@ -101,8 +102,10 @@ class FactorModel(nn.Module):
         self.loadings[:, :n_factors] = loadings.detach()
 
     @torch.no_grad()
-    def forward(self, batch: Batch, visible: torch.Tensor, share: torch.Tensor) -> FactorRates:
-        """Predict all entries of a minibatch from the `visible` ones.
+    def forward(
+        self, batch: Batch, visible: torch.Tensor, share: torch.Tensor, genes: torch.Tensor | None = None
+    ) -> FactorRates:
+        """Predict the entries of a minibatch from the `visible` ones.
 
         Parameters
         ----------
@@ -112,6 +115,8 @@ class FactorModel(nn.Module):
             True where an entry of the spot may be used, ``(n_spots, n_genes)``.
         share
             Expected share of each gene in the depth, ``(n_genes,)``.
+        genes
+            Numbers of the genes to predict, ``(n_chosen,)``; all by default. The factors are solved from all genes.
         """
         depth = visible_depth(batch, visible, share)
         seen = visible.float()
@@ -135,11 +140,12 @@ class FactorModel(nn.Module):
             # A step from far away must not overshoot.
             longest = (step @ loadings.T).abs().amax(dim=1, keepdim=True)
             factors = factors + step * (_MAX_STEP / longest.clamp_min(_MAX_STEP))
-        log_rate = share.log() + _bounded(factors @ loadings.T)
         variance = torch.diagonal(torch.linalg.inv(precision), dim1=1, dim2=2)
         known = (1 - PENALTY * variance.mean(dim=1)).clamp(0, 1)
-        detected = _one_count(batch) + (_detection_features(log_rate, batch) * self.detection).sum(-1)
-        return FactorRates(log_rate, detected, known)
+        chosen = slice(None) if genes is None else genes
+        log_rate = share[chosen].log() + _bounded(factors @ loadings[chosen].T)
+        detected = (_detection_features(log_rate, batch) * self.detection[chosen]).sum(-1)
+        return FactorRates(log_rate, log_value_of_one(batch.depth) + detected, WEIGHT * known[:, None])
 
     def fit_detection(self, blocks: Iterable[tuple[torch.Tensor, Batch]]) -> None:
         """Regress the log values of each gene's detected entries on predictions that do not know them.
@@ -155,7 +161,7 @@ class FactorModel(nn.Module):
         for log_rate, batch in blocks:
             features = _detection_features(log_rate, batch)
             detected = (batch.observed & (batch.counts > 0)).float()
-            above = log_normalise(batch.counts, batch.depth) - _one_count(batch)
+            above = log_normalise(batch.counts, batch.depth) - log_value_of_one(batch.depth)
             products += torch.einsum("bg,bgi,bgj->gij", detected, features, features)
             targets += torch.einsum("bg,bgi,bg->gi", detected, features, above)
         self.detection.copy_(torch.linalg.solve(products, targets[..., None])[..., 0])
@@ -165,10 +171,6 @@ def _detection_features(log_rate: torch.Tensor, batch: Batch) -> torch.Tensor:
     """What the log value of a detected entry, above that of one count, is linear in, ``(n_spots, n_genes, 3)``."""
     log_expected = log_rate + batch.depth.log()[:, None]
     return torch.stack([torch.ones_like(log_expected), F.softplus(log_expected), log_expected], dim=-1)
-
-
-def _one_count(batch: Batch) -> torch.Tensor:
-    return log_normalise(torch.ones_like(batch.depth)[:, None], batch.depth)
 
 
 def _bounded(log_ratio: torch.Tensor) -> torch.Tensor:

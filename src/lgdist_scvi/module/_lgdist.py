@@ -1,9 +1,8 @@
-"""The scvi-tools module: autoencoder, denoiser, their losses and read-outs."""
+"""The scvi-tools module: wires encoder, likelihood, factor model and denoiser together."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,30 +11,25 @@ from torch import nn
 
 from lgdist_scvi._checks import check_choice, check_share, check_whole
 
-from ._autoencoder import Codes, NeighborhoodEncoder, RateDecoder, Rates, Surroundings, log_normalise
+from ._autoencoder import Codes, Rates, Sizes, Surroundings
+from ._conditions import CONDITIONS, Phase
 from ._denoiser import Denoiser
+from ._encoders import ENCODERS
 from ._factors import FactorModel
-from ._moments import Moments, blocks
-from ._schedule import NoiseSchedule, ddim, dpm_solver_pp
+from ._likelihoods import LIKELIHOODS
+from ._samplers import SAMPLERS
+from ._scale import InputScale
+from ._schedule import NoiseSchedule
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from lgdist_scvi.data._view import Batch, SpotView
+    from lgdist_scvi.data._batch import Batch
 
 TARGET_WEIGHT = 0.9
 """Share of the target genes in the loss, as published; context genes have the rest."""
 CODE_NOISE = 0.1
 """Standard deviation of the noise added to half of the codes in training, as published."""
-MASK_POWER = 2.0
-"""Masked shares of a spot are drawn as a uniform number to this power: mostly small, up to all."""
-
-NO_IMAGE = 0.1
-"""Share of the spots that are shown without images in training, where there are any."""
-IMAGE_ONLY = 0.1
-"""Share of the spots of which training shows nothing but the images of their neighbourhood."""
-
-Phase = Literal["autoencoder", "diffusion"]
 
 
 class LGDiSTModule(BaseModuleClass):
@@ -60,6 +54,8 @@ class LGDiSTModule(BaseModuleClass):
     n_factors
         Factors of the linear model that the rates are averaged with; 0 for none. Not used with ``loss="log"`` or
         ``condition="neighbors"``, the published conventions.
+    encoder
+        "neighborhood": a transformer over the spot, its neighbours and pooled wider neighbourhoods.
     loss
         "counts": negative-binomial likelihood of counts plus squared error of detected log values. "log": squared
         error of detected log values only, as published.
@@ -95,6 +91,8 @@ class LGDiSTModule(BaseModuleClass):
     dispersion: torch.Tensor
     detected_calibration: torch.Tensor
 
+    _factors_cls = FactorModel
+
     def __init__(
         self,
         n_genes: int,
@@ -110,14 +108,16 @@ class LGDiSTModule(BaseModuleClass):
         n_denoiser_layers: int = 2,
         n_diffusion_steps: int = 1000,
         n_factors: int = 15,
-        loss: Literal["counts", "log"] = "counts",
-        condition: Literal["neighborhood", "neighbors"] = "neighborhood",
-        sampler: Literal["dpm_solver_pp", "ddim"] = "dpm_solver_pp",
+        encoder: str = "neighborhood",
+        loss: str = "counts",
+        condition: str = "neighborhood",
+        sampler: str = "dpm_solver_pp",
     ) -> None:
         super().__init__()
-        check_choice("loss", loss, ("counts", "log"))
-        check_choice("condition", condition, ("neighborhood", "neighbors"))
-        check_choice("sampler", sampler, ("dpm_solver_pp", "ddim"))
+        check_choice("encoder", encoder, ENCODERS)
+        check_choice("loss", loss, LIKELIHOODS)
+        check_choice("condition", condition, CONDITIONS)
+        check_choice("sampler", sampler, SAMPLERS)
         check_whole(0, n_image=n_image, n_factors=n_factors)
         check_whole(1, n_genes=n_genes, n_latent=n_latent, n_layers=n_layers, n_heads=n_heads)
         check_whole(1, n_denoiser_layers=n_denoiser_layers, n_diffusion_steps=n_diffusion_steps)
@@ -126,16 +126,18 @@ class LGDiSTModule(BaseModuleClass):
             if width % n_heads:
                 raise ValueError(f"{name}={width} must be a multiple of n_heads={n_heads}.")
         check_share(dropout=dropout, input_dropout=input_dropout)
-        self.loss_kind, self.condition, self.sampler = loss, condition, sampler
-        self.encoder = NeighborhoodEncoder(
-            n_genes, n_image, n_latent, n_hidden, n_layers, n_heads, dropout, input_dropout
-        )
-        self.decoder = RateDecoder(n_genes, n_latent, n_hidden, dropout)
+        self.condition = CONDITIONS[condition]
+        sizes = Sizes(n_genes, n_image, n_latent, n_hidden, n_layers, n_heads, dropout, input_dropout)
+        self.encoder = ENCODERS[encoder](sizes, InputScale(n_genes, n_image))
+        self.decoder = self.encoder.make_decoder(sizes)
+        self.likelihood = LIKELIHOODS[loss](n_genes)
         self.denoiser = Denoiser(
-            n_latent, n_denoiser_hidden, n_denoiser_layers, n_heads, NoiseSchedule(n_diffusion_steps)
+            *(n_latent, n_denoiser_hidden, n_denoiser_layers, n_heads),
+            schedule=NoiseSchedule(n_diffusion_steps),
+            sampler=SAMPLERS[sampler],
         )
-        linear = n_factors > 0 and loss == "counts" and condition == "neighborhood"
-        self.factors = FactorModel(n_genes, n_factors) if linear else None
+        linear = n_factors > 0 and self.likelihood.zeros_count and self.condition.uses_own_entries
+        self.factors = self._factors_cls(n_genes, n_factors) if linear else None
         weight = torch.ones(n_genes)
         if target_genes is not None:
             targets = torch.from_numpy(np.asarray(target_genes, dtype=bool))
@@ -145,130 +147,6 @@ class LGDiSTModule(BaseModuleClass):
         self.register_buffer("dispersion", torch.ones(n_genes))
         self.register_buffer("detected_calibration", torch.tensor([0.0, 1.0, 0.0]))
         self.phase: Phase = "autoencoder"
-
-    @torch.no_grad()
-    def fit_statistics(self, view: SpotView, spots: NDArray[np.int64]) -> None:
-        """Set the statistics that standardise the input, from what may be seen.
-
-        Parameters
-        ----------
-        view
-            Visible counts.
-        spots
-            Row numbers of the spots to measure on, ``(n_chosen,)``.
-
-        Examples
-        --------
-        >>> module = lgdist_scvi.LGDiSTModule(view.n_genes)
-        >>> module.fit_statistics(view, np.arange(view.n_spots))
-        """
-        encoder = self.encoder
-        self.share.copy_(torch.from_numpy(view.share))
-        depth = torch.from_numpy(view.depth[spots])
-        values, pooled = Moments(), Moments()
-        for block in blocks(spots, view.n_genes):
-            counts, hidden = (torch.from_numpy(part[block].toarray()) for part in (view.counts, view.hidden))
-            values.add(log_normalise(counts, torch.from_numpy(view.depth[block])), weight=~hidden)
-            pooled.add(torch.from_numpy(view.pooled(block)))
-        encoder.mean.copy_(values.mean)
-        encoder.std.copy_(values.std.clamp_min(0.05))
-        # Sections that hardly differ must not be told apart by rounding: hence the floor.
-        encoder.pooled_std.copy_(pooled.std.clamp_min(0.1))
-        log_depth = depth.clamp_min(1).log()
-        encoder.log_depth.copy_(torch.stack([log_depth.mean(), log_depth.std(unbiased=False).clamp_min(0.05)]))
-        if encoder.image is not None:
-            image = torch.from_numpy(view.image[spots][view.image_mask[spots]])
-            encoder.image_mean.copy_(image.mean(0))
-            encoder.image_std.copy_(image.std(0, unbiased=False).clamp_min(1e-6))
-
-    def fit_factors(self, view: SpotView, spots: NDArray[np.int64]) -> None:
-        """Fit the factor model, where there is one, to what may be seen.
-
-        Parameters
-        ----------
-        view
-            Visible counts.
-        spots
-            Row numbers of the spots to fit to, ``(n_chosen,)``.
-
-        References
-        ----------
-        :cite:t:`townes2019glmpca`; "The factor model" of :doc:`/method`.
-
-        Examples
-        --------
-        >>> module = lgdist_scvi.LGDiSTModule(view.n_genes)
-        >>> module.fit_statistics(view, np.arange(view.n_spots))
-        >>> module.fit_factors(view, np.arange(view.n_spots))
-        """
-        if self.factors is not None:
-            counts, hidden = (torch.from_numpy(part[spots].toarray()) for part in (view.counts, view.hidden))
-            depth = torch.from_numpy(view.depth[spots])
-            self.factors.fit(counts.to(self.device), ~hidden.to(self.device), depth.to(self.device), self.share)
-
-    def draw_visible(self, batch: Batch) -> torch.Tensor:
-        """Hide a random part of each spot's observed entries, up to all of them.
-
-        Parameters
-        ----------
-        batch
-            Minibatch.
-
-        Returns
-        -------
-        True where an entry is visible, ``(n_spots, n_genes)``.
-
-        Examples
-        --------
-        >>> visible = model.module.draw_visible(batch)
-        >>> bool((visible & ~batch.observed).any())
-        False
-        """
-        if self.condition == "neighbors":
-            return torch.zeros_like(batch.observed)
-        hidden = torch.rand(len(batch.counts), 1, device=self.device) ** MASK_POWER
-        return batch.observed & (torch.rand(batch.counts.shape, device=self.device) >= hidden)
-
-    def visible(self, batch: Batch) -> torch.Tensor:
-        """Tell the entries of the spots that the model may use: the observed, or none when neighbours are all.
-
-        Parameters
-        ----------
-        batch
-            Minibatch.
-
-        Returns
-        -------
-        True where an entry may be used, ``(n_spots, n_genes)``.
-
-        Examples
-        --------
-        >>> model.module.visible(batch).shape
-        torch.Size([8, 40])
-        """
-        return batch.observed if self.condition == "neighborhood" else torch.zeros_like(batch.observed)
-
-    def draw_context(self, batch: Batch) -> Batch:
-        """Take the image or all expression from some neighbourhoods, so that one model does with either.
-
-        Parameters
-        ----------
-        batch
-            Minibatch.
-
-        Returns
-        -------
-        The minibatch as it is to be shown in training; outside training as it was.
-
-        Examples
-        --------
-        >>> shown = model.module.draw_context(batch)
-        """
-        if self.encoder.image is None or not self.training:
-            return batch
-        chance = torch.rand(len(batch.counts), device=batch.counts.device)
-        no_image = chance < NO_IMAGE
-        return batch.without_images(no_image).images_only(~no_image & (chance < NO_IMAGE + IMAGE_ONLY))
 
     def encode(self, batch: Batch, visible: torch.Tensor, around: Surroundings | None = None) -> Codes:
         """Encode the spots of a minibatch from their visible entries and their neighbourhood.
@@ -288,7 +166,7 @@ class LGDiSTModule(BaseModuleClass):
 
         Examples
         --------
-        >>> codes = model.module.encode(batch, model.module.visible(batch))
+        >>> codes = model.module.encode(batch, batch.observed)
         >>> codes.centre.shape
         torch.Size([8, 8])
         """
@@ -313,7 +191,7 @@ class LGDiSTModule(BaseModuleClass):
 
         Examples
         --------
-        >>> code = model.module.encode(batch, model.module.visible(batch)).centre
+        >>> code = model.module.encode(batch, batch.observed).centre
         >>> rates = model.module.decode(code, batch)
         >>> rates.log_rate.shape
         torch.Size([8, 40])
@@ -343,8 +221,8 @@ class LGDiSTModule(BaseModuleClass):
         return encoded, decoded, self.loss(tensors, encoded, decoded)
 
     def _get_inference_input(self, tensors: Batch) -> dict:
-        batch = self.draw_context(tensors)
-        return {"batch": batch, "visible": self.draw_visible(batch)}
+        batch, visible = self.condition.draw(tensors, self.phase, training=self.training)
+        return {"batch": batch, "visible": visible}
 
     def inference(self, batch: Batch, visible: torch.Tensor) -> dict:
         """Encode the spots of a minibatch, in training with noise on half of the codes.
@@ -362,7 +240,7 @@ class LGDiSTModule(BaseModuleClass):
 
         Examples
         --------
-        >>> encoded = model.module.inference(batch, model.module.visible(batch))
+        >>> encoded = model.module.inference(batch, batch.observed)
         >>> encoded["code"].shape
         torch.Size([8, 8])
         """
@@ -391,7 +269,7 @@ class LGDiSTModule(BaseModuleClass):
 
         Examples
         --------
-        >>> encoded = model.module.inference(batch, model.module.visible(batch))
+        >>> encoded = model.module.inference(batch, batch.observed)
         >>> rates = model.module.generative(batch, encoded["code"])["rates"]
         """
         return {"rates": self.decode(code, batch)}
@@ -449,129 +327,9 @@ class LGDiSTModule(BaseModuleClass):
         >>> sorted(losses.extra_metrics)
         ['negative_log_likelihood', 'squared_error']
         """
-        weight = self.gene_weight * entries
-        detected = weight * (batch.counts > 0)
-        error = (rates.detected - log_normalise(batch.counts, batch.depth)) ** 2
-        squared = (error * detected).sum() / detected.sum().clamp_min(1e-6)
-        terms = {"squared_error": squared.detach()}
-        total = squared
-        if self.loss_kind == "counts":
-            log_expected = rates.log_rate + batch.depth.clamp_min(1e-6).log()[:, None]
-            nll = negative_binomial_loss(batch.counts, log_expected, self.decoder.log_size)
-            likelihood = (nll * weight).sum() / weight.sum().clamp_min(1e-6)
-            terms["negative_log_likelihood"] = likelihood.detach()
-            total = total + likelihood
-        return LossOutput(loss=total, n_obs_minibatch=len(batch.counts), extra_metrics=terms)
-
-    @torch.no_grad()
-    def fit_code_statistics(self, view: SpotView, spots: NDArray[np.int64]) -> None:
-        """Set the scales of codes and residuals that the denoiser works in.
-
-        Parameters
-        ----------
-        view
-            Visible counts, with the clean codes.
-        spots
-            Row numbers of the spots to measure on, ``(n_chosen,)``.
-
-        Examples
-        --------
-        >>> view.clean = model.get_latent_representation()
-        >>> model.module.fit_code_statistics(view, np.arange(view.n_spots))
-        """
-        tokens, residuals = Moments(), Moments()
-        for block in blocks(spots, view.n_genes):
-            batch = view.gather(block).to(self.device)
-            codes = self.encode(batch, self.draw_visible(batch))
-            tokens.add(codes.tokens.flatten(0, 1))
-            residuals.add((batch.clean - codes.centre).square())
-        self.denoiser.code_std.copy_(tokens.std.clamp_min(1e-3))
-        self.denoiser.residual_std.copy_(residuals.mean.sqrt().clamp_min(1e-3))
-
-    def diffusion_loss(self, batch: Batch, visible: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> LossOutput:
-        """Squared error of the denoised residuals, in units of what a normal distribution leaves unexplained.
-
-        Parameters
-        ----------
-        batch
-            Minibatch with the clean codes of the spots.
-        visible
-            True where an entry of the spot may be used, ``(n_spots, n_genes)``.
-        t
-            Numbers of the noise levels, ``(n_spots,)``: 0 is almost clean.
-        noise
-            Standard normal numbers, ``(n_spots, n_latent)``, no unit.
-
-        Returns
-        -------
-        The loss, no unit.
-
-        References
-        ----------
-        :cite:t:`ho2020ddpm`, with the schedule of :cite:t:`nichol2021improved`, equation 17; "The diffusion" of
-        :doc:`/method`.
-
-        Examples
-        --------
-        >>> import torch
-        >>> view.clean = model.get_latent_representation()
-        >>> batch = view.gather(np.arange(8))
-        >>> t, noise = torch.zeros(8, dtype=torch.long), torch.randn(8, 8)
-        >>> losses = model.module.diffusion_loss(batch, model.module.visible(batch), t, noise)
-        """
-        denoiser = self.denoiser
-        with torch.no_grad():
-            codes = self.encode(batch, visible)
-        clean = (batch.clean - codes.centre) / denoiser.residual_std
-        noisy = denoiser.schedule.add_noise(clean, noise, t)
-        estimate = denoiser(noisy[:, None], t, codes, denoiser.context(codes))[:, 0]
-        # Divided by sigma^2 every noise level is worth about 1; near the clean end that would count rounding.
-        error = (estimate - clean) / denoiser.schedule.sigma(t, 2).clamp_min(0.05)
-        return LossOutput(loss=error.square().mean(), n_obs_minibatch=len(clean))
-
-    @torch.no_grad()
-    def sample_codes(self, codes: Codes, noise: torch.Tensor, n_steps: int) -> torch.Tensor:
-        """Draw clean codes given masked neighbourhoods.
-
-        Parameters
-        ----------
-        codes
-            Codes of the masked neighbourhoods.
-        noise
-            Standard normal numbers, ``(n_spots, n_samples, n_latent)``, no unit.
-        n_steps
-            Steps of the sampler.
-
-        Returns
-        -------
-        Codes, ``(n_spots, n_samples, n_latent)``, no unit.
-
-        Raises
-        ------
-        ValueError
-            If `n_steps` is not between 1 and the number of noise levels.
-
-        References
-        ----------
-        DPM-Solver++(2M), :cite:t:`lu2022dpmsolverpp`, algorithm 2; or DDIM, :cite:t:`song2021ddim`, equation 12.
-
-        Examples
-        --------
-        >>> import torch
-        >>> codes = model.module.encode(batch, model.module.visible(batch))
-        >>> model.module.sample_codes(codes, torch.randn(8, 4, 8), n_steps=2).shape
-        torch.Size([8, 4, 8])
-        """
-        denoiser = self.denoiser
-        context = denoiser.context(codes)
-
-        def denoise(noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            return denoiser(noisy, t, codes, context)
-
-        # Even in time, few steps of the second-order solver would get the spread of the samples wrong.
-        sampler = ddim if self.sampler == "ddim" else partial(dpm_solver_pp, spacing="log_snr")
-        residual = sampler(denoise, noise, denoiser.schedule, n_steps)
-        return codes.centre[:, None] + residual * denoiser.residual_std
+        terms = self.likelihood.loss(batch, rates, self.gene_weight * entries)
+        details = {name: term.detach() for name, term in terms.items()}
+        return LossOutput(loss=sum(terms.values()), n_obs_minibatch=len(batch.counts), extra_metrics=details)
 
     def train(self, mode: bool = True) -> LGDiSTModule:
         """Set training mode; in the diffusion phase the frozen autoencoder stays in evaluation mode.
@@ -592,27 +350,6 @@ class LGDiSTModule(BaseModuleClass):
         """
         super().train(mode)
         if self.phase == "diffusion":
-            for part in (self.encoder, self.decoder):
+            for part in (self.encoder, self.decoder, self.likelihood):
                 nn.Module.train(part, False)
         return self
-
-
-def negative_binomial_loss(counts: torch.Tensor, log_mean: torch.Tensor, log_size: torch.Tensor) -> torch.Tensor:
-    """Negative log likelihood of counts, without the term that depends on the counts alone.
-
-    Parameters
-    ----------
-    counts, log_mean
-        Counts and log of their mean, ``(n_spots, n_genes)``.
-    log_size
-        Log of the inverse overdispersion ``r`` of each gene, ``(n_genes,)``: the variance is ``mean + mean**2 / r``.
-    """
-    log_size = log_size.clamp(-4, 8)
-    size = log_size.exp()
-    log_total = torch.logaddexp(log_mean, log_size)
-    return (
-        torch.lgamma(size)
-        - torch.lgamma(counts + size)
-        + size * (log_total - log_size)
-        + counts * (log_total - log_mean)
-    )

@@ -11,6 +11,7 @@ from scipy import sparse
 from lgdist_scvi._constants import Keys
 from lgdist_scvi.data._counts import check_count_values
 from lgdist_scvi.data._entries import count_matrix, count_observed, observed_entries, observed_matrix, spot_listing
+from lgdist_scvi.data._medians import fill_by_group
 from lgdist_scvi.data._neighbors import library_codes, spatial_graph
 
 if TYPE_CHECKING:
@@ -159,11 +160,7 @@ def _fill_depth(adata: AnnData, depth: NDArray, seen: NDArray, codes: NDArray, w
         raise ValueError(
             f"{where} has no observed entry; check that observed_layer is True where entries were observed."
         )
-    filled = depth.copy()
-    for code in np.unique(codes[hidden]):
-        peers = (codes == code) & ~hidden
-        filled[hidden & (codes == code)] = np.median(depth[peers] if peers.any() else depth[~hidden])
-    return filled
+    return fill_by_group(depth, codes, hidden)
 
 
 def _expression(

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 import torch
+from scvi.module.base import LossOutput
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-    from scvi.module.base import LossOutput
 
-    from lgdist_scvi.data._view import Batch
-    from lgdist_scvi.module._lgdist import LGDiSTModule, Phase
+    from lgdist_scvi.data._batch import Batch
+    from lgdist_scvi.module._conditions import Phase
+    from lgdist_scvi.module._lgdist import LGDiSTModule
 
     ValidationBatch = tuple[Batch, torch.Tensor, torch.Tensor]
 
@@ -145,7 +146,7 @@ class AutoencoderPlan(PhasePlan):
     """First phase: entries hidden at random are predicted from what is left; arguments of :class:`PhasePlan`."""
 
     phase = "autoencoder"
-    trained = ("encoder", "decoder")
+    trained = ("encoder", "decoder", "likelihood")
     default_steps = 600
 
     def loss(self, batch: Batch) -> LossOutput:
@@ -155,8 +156,8 @@ class AutoencoderPlan(PhasePlan):
     def validation_loss(self, batch: ValidationBatch) -> LossOutput:
         """Loss on the held-out entries, which the minibatch does not show."""
         seen, counts, held_out = batch
-        code = self.module.encode(seen, self.module.visible(seen)).centre
-        rates = self.module.decoder(code, seen, self.module.share)
+        code = self.module.encode(seen, self.module.condition.visible(seen)).centre
+        rates = self.module.decode(code, seen)
         return self.module.expression_loss(seen._replace(counts=counts), rates, held_out)
 
 
@@ -171,8 +172,8 @@ class DiffusionPlan(PhasePlan):
         """Denoising loss at random noise levels and masks."""
         n_steps = self.module.denoiser.schedule.n_steps
         t = torch.randint(n_steps, (len(batch.counts),), device=self.device)
-        context = self.module.draw_context(batch)
-        return self.module.diffusion_loss(context, self.module.draw_visible(context), t, self._noise(batch, None))
+        shown, visible = self.module.condition.draw(batch, self.phase, training=True)
+        return self._loss(shown, visible, t, self._noise(batch, None))
 
     def validation_loss(self, batch: ValidationBatch) -> LossOutput:
         """Denoising loss with fixed noise levels, masks and noise."""
@@ -181,8 +182,13 @@ class DiffusionPlan(PhasePlan):
         n_steps = self.module.denoiser.schedule.n_steps
         t = torch.randint(n_steps, (len(seen.counts),), generator=generator).to(self.device)
         shown = torch.rand(seen.counts.shape, generator=generator).to(self.device) >= 0.25
-        visible = self.module.visible(seen) & shown
-        return self.module.diffusion_loss(seen, visible, t, self._noise(seen, generator))
+        visible = self.module.condition.visible(seen) & shown
+        return self._loss(seen, visible, t, self._noise(seen, generator))
+
+    def _loss(self, batch: Batch, visible: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> LossOutput:
+        with torch.no_grad():
+            codes = self.module.encode(batch, visible)
+        return LossOutput(loss=self.module.denoiser.loss(batch.clean, codes, t, noise), n_obs_minibatch=len(noise))
 
     def _noise(self, batch: Batch, generator: torch.Generator | None) -> torch.Tensor:
         shape = (len(batch.counts), len(self.module.denoiser.code_std))

@@ -1,0 +1,80 @@
+"""What all parts of the model stand on: its module, its data, and the checks before anything is read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scvi.model.base import BaseModelClass
+
+from lgdist_scvi._compat import ForgettingMixin
+from lgdist_scvi._constants import REGISTRY_KEYS
+from lgdist_scvi.data._counts import check_counts
+from lgdist_scvi.data._validation import validate_genes, validate_setup
+from lgdist_scvi.data._view import SpotView
+
+from ._guards import warn_if_unlike
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from lgdist_scvi.module._lgdist import LGDiSTModule
+
+
+class LGDiSTBase(ForgettingMixin, BaseModelClass):
+    """State of a model, and views of its data."""
+
+    module: LGDiSTModule
+    registry_: dict[str, Any]
+    zeros_missing_: bool
+    n_rounds_: int
+    seed_: int
+    held_out_: float
+    """Share of the entries that training has held out."""
+    trained_digest_: str
+    """Hash of the counts of the last training."""
+    trained_spots_: NDArray[np.uint64]
+    """Fingerprints of some spots of all trainings."""
+    history_: dict[str, dict[str, dict[str, list[float]]]]
+    """Losses of every phase that was trained, by metric."""
+
+    def _view(self, adata: AnnData | None = None, share: NDArray | None = None) -> SpotView:
+        """What may be seen of registered data."""
+        manager = self.adata_manager if adata is None else self.get_anndata_manager(adata, required=True)
+        if manager is self.adata_manager:
+            # It may have been normalised, or filtered, since it was registered.
+            setup = manager.registry["setup_args"]
+            validate_genes(self._gene_names(), manager.adata)
+            keys = (setup[name] for name in ("layer", "observed_layer", "size_factor_key"))
+            check_counts(manager.adata, *keys, need_genes=False)
+        return SpotView.from_manager(manager, zeros_missing=self.zeros_missing_, share=share)
+
+    def _trained_view(
+        self, adata: AnnData | None, *, diffusion: bool, use_image: bool = True
+    ) -> tuple[AnnData, SpotView]:
+        """Check model and data, and read what may be seen of the data."""
+        self._check_trained(diffusion=diffusion)
+        if adata is not None and adata is not self.adata:
+            setup = self.adata_manager.registry["setup_args"]
+            validate_genes(self._gene_names(), adata)
+            validate_setup(adata, **{k: v for k, v in setup.items() if k != "neighbors_key"}, query=True)
+        adata = self._validate_anndata(adata, copy_if_view=False)
+        share = self.module.share.cpu().numpy()
+        view = self._view(adata, share)
+        if adata is not self.adata:
+            warn_if_unlike(view, share)
+        view.image_mask &= use_image
+        return adata, view
+
+    def _check_trained(self, *, diffusion: bool) -> None:
+        needed = {"autoencoder": "train"} | ({"diffusion": "train_diffusion"} if diffusion else {})
+        for phase, method in needed.items():
+            if phase not in self.history_:
+                hint = " (or pass n_samples=0 for the autoencoder's own prediction)" if phase == "diffusion" else ""
+                raise RuntimeError(f"The {phase} has not been trained: call model.{method}() first{hint}.")
+
+    def _gene_names(self) -> NDArray:
+        # Of the registration: the AnnData may have lost some since.
+        fields = self.registry_["field_registries"]
+        return np.asarray(fields[REGISTRY_KEYS.X]["state_registry"]["column_names"])

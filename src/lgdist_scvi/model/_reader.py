@@ -1,0 +1,157 @@
+"""Reads what a trained module says of the spots of a view, a minibatch at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+from lgdist_scvi._compat import track
+from lgdist_scvi._constants import TARGET_SUM
+from lgdist_scvi._memory import smaller_batches_suggested
+from lgdist_scvi.module._posterior import Prediction, draw_noise, posterior, predict
+from lgdist_scvi.module._read_outs import READ_OUTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from lgdist_scvi.data._batch import Batch
+    from lgdist_scvi.data._view import SpotView
+    from lgdist_scvi.module._lgdist import LGDiSTModule
+
+    from ._options import Reading
+
+
+class Completed(NamedTuple):
+    """Completed values of a minibatch."""
+
+    place: slice
+    """Places of its spots among those that were asked for."""
+    values: NDArray[np.float32]
+    """Values in the unit of the reading's scale, ``(n_spots, n_genes)``."""
+    std: NDArray[np.float32]
+    """Their standard deviations in the same unit, ``(n_spots, n_genes)``."""
+
+
+class Reader:
+    """A trained module, the spots to read and how to read them.
+
+    Parameters
+    ----------
+    module
+        Trained module.
+    view
+        What may be seen of the spots.
+    reading
+        Options of the read-out.
+    """
+
+    def __init__(self, module: LGDiSTModule, view: SpotView, reading: Reading) -> None:
+        self._module, self._view, self._reading = module, view, reading
+        self._noise: torch.Tensor | None = None
+        if reading.n_samples:
+            n_latent = len(module.denoiser.code_std)
+            self._noise = draw_noise(reading.n_samples, n_latent, reading.seed).to(module.device)
+
+    def batches(
+        self, rows: NDArray[np.int64], genes: NDArray[np.int64] | None = None, *, silent: bool = True
+    ) -> Iterator[Completed]:
+        """Completed values of some spots.
+
+        Parameters
+        ----------
+        rows
+            Spots to read, ``(n_rows,)``.
+        genes
+            Numbers of the genes to read, ``(n_chosen,)``; all by default.
+        silent
+            Show no progress bar.
+
+        Raises
+        ------
+        FloatingPointError
+            If a value is not finite.
+        """
+        chosen = None if genes is None else torch.from_numpy(genes)
+        read_out, scale = READ_OUTS[self._reading.read_out], self._reading.scale
+        for place, batch in self._gathered(rows, silent):
+            prediction = self._predict(batch, genes=chosen, detected=read_out.given_detection)
+            rate, variance = read_out.read(prediction, self._module)
+            known, depth = prediction.batch, prediction.batch.depth[:, None]
+            if self._reading.keep_observed:
+                measured = known.observed & (known.counts > 0)
+                rate = torch.where(measured, known.counts / depth, rate)
+                variance = torch.where(measured, 0, variance)
+            std = variance.sqrt()
+            if scale == "log1p":
+                std = std * TARGET_SUM / (1 + rate * TARGET_SUM)
+                rate = torch.log1p(rate * TARGET_SUM)
+            elif scale == "counts":
+                rate, std = rate * depth, std * depth
+            completed = Completed(place, rate.cpu().numpy(), std.cpu().numpy())
+            if not all(np.isfinite(values).all() for values in completed[1:]):
+                raise FloatingPointError(
+                    f"The completion of spots {rows[place].min()} to {rows[place].max()} is not finite. Look for counts and depths "
+                    "among them that are out of all proportion."
+                )
+            yield completed
+
+    def read(
+        self, rows: NDArray[np.int64], genes: NDArray[np.int64] | None = None, *, silent: bool = True
+    ) -> Completed:
+        """Completed values of all of some spots; arguments as of :meth:`batches`."""
+        shape = (len(rows), self._view.n_genes if genes is None else len(genes))
+        values = np.empty(shape, dtype=np.float32)
+        std = np.empty(shape if self._reading.return_std else (0, 0), dtype=np.float32)
+        for part in self.batches(rows, genes, silent=silent):
+            values[part.place] = part.values
+            if self._reading.return_std:
+                std[part.place] = part.std
+        return Completed(slice(0, len(rows)), values, std)
+
+    def hidden(self, rows: NDArray[np.int64], *, silent: bool = True) -> tuple[NDArray, NDArray, NDArray]:
+        """What is said of the hidden entries of some spots.
+
+        Parameters
+        ----------
+        rows, silent
+            As in :meth:`batches`.
+
+        Returns
+        -------
+        Expected share of the depth, its standard deviation, and expected log1p of counts per 10,000 given detection; each
+        ``(n_rows, n_genes)``, and of meaning at the hidden entries only.
+        """
+        rate, std, log_value = (np.empty((len(rows), self._view.n_genes), dtype=np.float32) for _ in range(3))
+        for place, batch in self._gathered(rows, silent):
+            prediction = self._predict(batch, observed=False, detected=True)
+            _, variance = posterior(prediction, self._module, known=torch.zeros_like(prediction.batch.observed))
+            rate[place], std[place], log_value[place] = (
+                values.cpu().numpy() for values in (prediction.rate, variance.sqrt(), prediction.detected)
+            )
+        return rate, std, log_value
+
+    @torch.no_grad()
+    def codes(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Codes of some spots from all that may be seen of them, ``(n_rows, n_latent)``."""
+        module = self._module
+        codes = np.empty((len(rows), module.denoiser.code_std.numel()), dtype=np.float32)
+        for place, gathered in self._gathered(rows, silent=True):
+            batch = gathered.to(module.device)
+            codes[place] = module.encode(batch, module.condition.visible(batch)).centre.cpu().numpy()
+        return codes
+
+    def _predict(self, batch: Batch, **options: object) -> Prediction:
+        return predict(self._module, batch, self._noise, self._reading.n_steps, **options)  # type: ignore[arg-type]
+
+    def _gathered(self, rows: NDArray[np.int64], silent: bool) -> Iterator[tuple[slice, Batch]]:
+        """Minibatches on the CPU, and the places of their spots among the rows."""
+        size = self._reading.batch_size
+        starts = range(0, len(rows), size)
+        with smaller_batches_suggested():
+            for start in track(starts, description="Completing", style="tqdm", disable=silent):
+                place = slice(start, min(start + size, len(rows)))
+                yield place, self._view.gather(rows[place])

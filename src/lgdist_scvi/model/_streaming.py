@@ -1,0 +1,161 @@
+"""Completions written to disk block by block, so that memory does not grow with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dask
+import dask.array as da
+import numpy as np
+from anndata import AnnData
+from torch import distributed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from lgdist_scvi.data._view import SpotView
+
+    from ._reader import Completed
+
+BLOCK_BYTES = 1 << 26
+"""Size of the blocks of spots in which a completion is written."""
+
+
+class Blocks:
+    """Blocks of completed spots, each a file in a folder that knows which completion it is of."""
+
+    def __init__(self, folder: Path, view: SpotView, batch_size: int, job: dict[str, Any]) -> None:
+        self.folder, self._view, self._batch_size = folder, view, batch_size
+        self._step = batch_size * max(1, BLOCK_BYTES // (4 * view.n_genes * batch_size))
+        described, text = folder / "job.json", json.dumps({**job, "spots_per_block": self._step}, indent=1)
+        if not described.exists():
+            folder.mkdir(exist_ok=True)
+            _replace(described, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+        elif (found := described.read_text(encoding="utf-8")) != text:
+            differs = [name for name, value in json.loads(found).items() if json.loads(text).get(name) != value]
+            raise ValueError(
+                f"{folder} holds a part of another completion ({', '.join(differs)} differ). Delete it, or choose another "
+                "path; with what it was begun with, it would go on."
+            )
+
+    def rows(self, block: int) -> NDArray[np.int64]:
+        """Spots of a block."""
+        return np.arange(block * self._step, min((block + 1) * self._step, self._view.n_spots))
+
+    def minibatches(self, spots: NDArray[np.int64]) -> int:
+        """Number of minibatches that make up a block of these spots."""
+        return -(-len(spots) // self._batch_size)
+
+    def missing(self) -> list[int]:
+        """Blocks that are not there yet."""
+        return [block for block in self._all() if not self._file(block).exists()]
+
+    def save(self, block: int, arrays: list[NDArray[np.float32]]) -> None:
+        """Keep the values of a block, and with them the standard deviations where there are any."""
+
+        def write(scratch: Path) -> None:
+            with scratch.open("wb") as file:
+                np.savez(file, *arrays)
+
+        _replace(self._file(block), write)
+
+    def layer(self, number: int) -> da.Array:
+        """One of the saved arrays, of all spots, ``(n_spots, n_genes)``; read block by block."""
+        return self._lazy(lambda block: self._load(block, number), np.float32)
+
+    def imputed(self) -> da.Array:
+        """True where an entry is imputed, ``(n_spots, n_genes)``; computed block by block."""
+        return self._lazy(lambda block: imputed(self._view, self.rows(block)), bool)
+
+    def _load(self, block: int, number: int) -> NDArray[np.float32]:
+        with np.load(self._file(block)) as arrays:
+            return arrays[f"arr_{number}"]
+
+    def _lazy(self, read: Callable[[int], NDArray], dtype: type) -> da.Array:
+        def part(block: int) -> da.Array:
+            shape = (len(self.rows(block)), self._view.n_genes)
+            return da.from_delayed(dask.delayed(partial(read, block), pure=False)(), shape, dtype)
+
+        return da.concatenate([part(block) for block in self._all()])
+
+    def _all(self) -> range:
+        return range(-(-self._view.n_spots // self._step))
+
+    def _file(self, block: int) -> Path:
+        return self.folder / f"block_{block:06d}.npz"
+
+
+def fill(blocks: Blocks, batches: Callable[[NDArray[np.int64]], Iterator[Completed]], *, return_std: bool) -> bool:
+    """Complete the missing blocks; processes that work together share them.
+
+    Parameters
+    ----------
+    blocks
+        Blocks to fill.
+    batches
+        Completed minibatches of spots. Blocks hold whole minibatches.
+    return_std
+        Keep the standard deviations as well.
+
+    Returns
+    -------
+    Whether all blocks are there and this process is to write the file.
+    """
+    spread_out = distributed.is_available() and distributed.is_initialized()
+    rank, n_ranks = (distributed.get_rank(), distributed.get_world_size()) if spread_out else (0, 1)
+    todo = [block for block in blocks.missing() if block % n_ranks == rank]
+    rows = [blocks.rows(block) for block in todo]
+    completed = batches(np.concatenate([[], *rows]).astype(int))
+    for block, spots in zip(todo, rows, strict=True):
+        parts = list(islice(completed, blocks.minibatches(spots)))
+        arrays = [np.concatenate([part.values for part in parts])]
+        if return_std:
+            arrays.append(np.concatenate([part.std for part in parts]))
+        blocks.save(block, arrays)
+    if spread_out:
+        distributed.barrier()
+    return rank == 0
+
+
+def write_extended(adata: AnnData, layers: dict[str, da.Array], uns: dict[str, Any], path: Path) -> None:
+    """Write `adata` with further layers; `adata` itself stays as it is."""
+    extended = AnnData(
+        X=adata.X,
+        obs=adata.obs,
+        var=adata.var,
+        uns={**adata.uns, **uns},
+        obsm=dict(adata.obsm),
+        varm=dict(adata.varm),
+        # In anndata 0.13 layers[None] is X.
+        layers={**{name: layer for name, layer in adata.layers.items() if name is not None}, **layers},
+        obsp=dict(adata.obsp),
+        varp=dict(adata.varp),
+        raw=adata.raw,
+    )
+    if path.suffix == ".zarr":
+        shutil.rmtree(path, ignore_errors=True)
+        extended.write_zarr(path)
+    else:
+        extended.write_h5ad(path, compression="gzip", compression_opts=1)
+
+
+def imputed(view: SpotView, rows: NDArray[np.int64] | slice) -> NDArray[np.bool_]:
+    return ~view.counts[rows].astype(bool).toarray()
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file that is there as a whole or not at all."""
+    scratch = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        write(scratch)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)

@@ -1,0 +1,231 @@
+"""From a minibatch to predicted rates: passes that leave genes out, sampled codes, posterior of the rate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from ._normalisation import log_value_of_one
+
+if TYPE_CHECKING:
+    from lgdist_scvi.data._batch import Batch
+
+    from ._lgdist import LGDiSTModule
+
+N_FOLDS = 5
+"""Parts of the genes that are left out in turn, to predict an observed entry without its own count."""
+_TINY = 1e-12
+
+
+class Prediction(NamedTuple):
+    """Predictions of some genes for a minibatch."""
+
+    batch: Batch
+    """The minibatch on the device of the module, with counts and observed entries of the predicted genes alone."""
+    genes: torch.Tensor | slice
+    """Numbers of the predicted genes, ``(n_genes,)``, or all."""
+    network: torch.Tensor
+    """The network's rate: expected share of the gene in the spot's depth, without the entry's own count,
+    ``(n_spots, n_genes)``."""
+    network_variance: torch.Tensor
+    """Its variance over samples, ``(n_spots, n_genes)``."""
+    factor: torch.Tensor
+    """The factor model's rate, ``(n_spots, n_genes)``. The factors of a spot are estimated from all of its visible counts,
+    so that the rate of a visible entry knows the entry's own count."""
+    weight: torch.Tensor
+    """Share of the factor model in the log of the rate, ``(n_spots, 1)``."""
+    detected: torch.Tensor
+    """Expected log1p of the normalised count given that it is not zero, without the own count,
+    ``(n_spots, n_genes)``."""
+
+    @property
+    def rate(self) -> torch.Tensor:
+        """Expected share of the gene in the spot's depth where the entry is not visible, ``(n_spots, n_genes)``."""
+        return _mix(self.network, self.factor, self.weight)
+
+
+class Pass(NamedTuple):
+    """One pass over a minibatch, which predicts some genes."""
+
+    left_out: torch.Tensor
+    """True for the genes of which the pass sees nothing, ``(n_genes,)``."""
+    genes: torch.Tensor
+    """Numbers of the genes to predict, ``(n_predicted,)``."""
+    place: torch.Tensor
+    """Their columns in the result, ``(n_predicted,)``."""
+    of_visible: bool
+    """Whether the pass predicts the visible entries of these genes, or the others."""
+
+
+def gene_folds(n_genes: int) -> torch.Tensor:
+    """Fold of every gene, ``(n_genes,)``; always the same, so that results do not depend on the minibatch."""
+    order = torch.randperm(n_genes, generator=torch.Generator().manual_seed(0))
+    return order % N_FOLDS
+
+
+def passes(visible: torch.Tensor, genes: torch.Tensor, *, observed: bool = True) -> list[Pass]:
+    """Passes that predict every entry once, never from itself.
+
+    Parameters
+    ----------
+    visible
+        True where an entry may be used, ``(n_spots, n_genes)``.
+    genes
+        Numbers of the genes to predict, ``(n_chosen,)``.
+    observed
+        Predict the visible entries as well as the others.
+    """
+    found = []
+    place = (~visible[:, genes]).any(dim=0).nonzero()[:, 0]
+    if len(place):
+        found.append(Pass(torch.zeros_like(visible[0]), genes[place], place, of_visible=False))
+    if observed and visible.any():
+        folds = gene_folds(visible.shape[1])
+        for fold in range(N_FOLDS):
+            place = (folds[genes] == fold).nonzero()[:, 0]
+            if len(place):
+                found.append(Pass(folds == fold, genes[place], place, of_visible=True))
+    return found
+
+
+def draw_noise(n_samples: int, n_latent: int, seed: int) -> torch.Tensor:
+    """Starting noise of the samples, ``(1, n_samples, n_latent)``, shared by all spots.
+
+    Noise comes in pairs of opposite sign, which cancels most of the sampling error of a mean, and is the same for all
+    spots, so that neighbouring spots differ by what is known of them only and results do not depend on the minibatch.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    half = torch.randn((n_samples + 1) // 2, 1, n_latent, generator=generator)
+    return torch.stack([half, -half], dim=1).flatten(0, 2)[None, :n_samples]
+
+
+@torch.no_grad()
+def predict(
+    module: LGDiSTModule,
+    batch: Batch,
+    noise: torch.Tensor | None,
+    n_steps: int,
+    *,
+    genes: torch.Tensor | None = None,
+    observed: bool = True,
+    detected: bool = False,
+) -> Prediction:
+    """Predict the entries of a minibatch.
+
+    Unobserved entries are predicted from all that is visible. Of observed entries the network's prediction comes from passes
+    that leave a part of the genes out in turn, so that it does not know their own count; the factor model's knows it.
+
+    Parameters
+    ----------
+    module
+        Trained module.
+    batch
+        Minibatch as gathered, on the CPU: what is to be done is read from it before it goes to the device.
+    noise
+        Noise from :func:`draw_noise` on the device of the module; None decodes the autoencoder's own code.
+    n_steps
+        Steps of the sampler.
+    genes
+        Numbers of the genes to predict, ``(n_chosen,)``; all by default.
+    observed
+        Predict the observed entries as well; else the network's prediction of them is 0.
+    detected
+        Fill `detected` as well; else it is 0 everywhere.
+    """
+    visible = module.condition.visible(batch)
+    todo = passes(visible, torch.arange(visible.shape[1]) if genes is None else genes, observed=observed)
+    chosen: torch.Tensor | slice = slice(None) if genes is None else genes.to(module.device)
+    batch, visible = batch.to(module.device), visible.to(module.device, non_blocking=True)
+    around = module.encoder.surroundings(batch)
+    network, variance, log_value = (torch.zeros_like(batch.counts[:, chosen]) for _ in range(3))
+    for part in todo:
+        left_out, numbers, place = (index.to(module.device, non_blocking=True) for index in part[:3])
+        rest = visible & ~left_out
+        codes = module.encode(batch, rest, around)
+        samples = codes.centre[:, None]
+        if noise is not None:
+            samples = module.denoiser.sample(codes, noise.expand(len(samples), -1, -1), n_steps)
+        mean, spread, given_detection = _decode_samples(module, batch, samples, numbers)
+        results = [(network, mean), (variance, spread)]
+        if detected:
+            results.append((log_value, _calibrated(module, batch, rest, numbers, given_detection)))
+        wanted = visible[:, numbers] == part.of_visible
+        for whole, found in results:
+            whole[:, place] = torch.where(wanted, found, whole[:, place])
+    factor, weight = network, network.new_zeros(len(network), 1)
+    if module.factors is not None:
+        linear = module.factors(batch, visible, module.share, None if genes is None else chosen)
+        factor, weight = linear.log_rate.exp(), linear.weight
+    return Prediction(batch.of_genes(chosen), chosen, network, variance, factor, weight, log_value)
+
+
+def posterior(
+    prediction: Prediction, module: LGDiSTModule, known: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of the rate, given an entry's own count where it is known.
+
+    The posteriors of the network and of the factor model are averaged in the log.
+
+    Parameters
+    ----------
+    prediction
+        Prediction of a minibatch.
+    module
+        Trained and calibrated module.
+    known
+        True where the own count is known, ``(n_spots, n_genes)``; by default where the entry was observed.
+
+    Returns
+    -------
+    Mean and variance of the share of the depth, each ``(n_spots, n_genes)``.
+    """
+    batch, likelihood, size = prediction.batch, module.likelihood, module.dispersion[prediction.genes]
+    known = batch.observed if known is None else known
+    counted = batch.counts / batch.depth[:, None]
+
+    def given_count(rate: torch.Tensor, size: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        own = likelihood.own_weight(rate, batch, known, size)
+        return rate + own * (counted - rate), own
+
+    network, own = given_count(prediction.network, size)
+    mean = network
+    if module.factors is not None:
+        factor, _ = given_count(prediction.factor, module.factors.dispersion[prediction.genes])
+        mean = _mix(network, factor, prediction.weight)
+    # Spread of the predicted mean, as far as the own count does not replace it, and of the rate around it.
+    around = likelihood.variance(prediction.network, own, batch, known, size)
+    variance = (1 - own) ** 2 * prediction.network_variance + around
+    return mean, variance * (mean / network.clamp_min(_TINY)) ** 2
+
+
+def _decode_samples(
+    module: LGDiSTModule, batch: Batch, samples: torch.Tensor, genes: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mean and variance over samples of the rate, and mean log value given detection, of the given genes."""
+    mean = mean_square = detected = torch.zeros((), device=samples.device)
+    for i, sample in enumerate(samples.unbind(dim=1)):
+        decoded = module.decode(sample, batch, genes)
+        rate = module.likelihood.rate(decoded)
+        # Running means keep one sample at a time in memory.
+        delta = rate - mean
+        mean = mean + delta / (i + 1)
+        mean_square = mean_square + delta * (rate - mean)
+        detected = detected + (decoded.detected - detected) / (i + 1)
+    return mean, mean_square / samples.shape[1], detected
+
+
+def _calibrated(
+    module: LGDiSTModule, batch: Batch, visible: torch.Tensor, genes: torch.Tensor, network: torch.Tensor
+) -> torch.Tensor:
+    """Log value given detection from what network and factor model say of it, at least that of one count."""
+    shift, slope, factor_slope = module.detected_calibration
+    detected = shift + slope * network
+    if module.factors is not None:
+        detected = detected + factor_slope * module.factors(batch, visible, module.share, genes).detected
+    return torch.maximum(detected, log_value_of_one(batch.depth))
+
+
+def _mix(network: torch.Tensor, factor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Weighted geometric mean."""
+    return torch.exp((1 - weight) * network.clamp_min(_TINY).log() + weight * factor.clamp_min(_TINY).log())

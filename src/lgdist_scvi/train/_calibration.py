@@ -1,0 +1,106 @@
+"""Calibration after the first phase: overdispersion around the predicted rates, and the read-out given detection."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from lgdist_scvi.module._likelihoods import Overdispersion
+from lgdist_scvi.module._normalisation import log_normalise
+from lgdist_scvi.module._posterior import passes, predict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from lgdist_scvi.data._batch import Batch
+    from lgdist_scvi.dataloaders._neighborhood import NeighborhoodDataModule
+    from lgdist_scvi.module._lgdist import LGDiSTModule
+
+CALIBRATION_SPOTS = 2000
+"""Spots on which the overdispersion is measured."""
+_BLOCK_SPOTS = 256
+# Weights of network and factor model in the read-out given detection before held-out entries tell, and the number of
+# entries that these weights are worth.
+_DETECTED_PRIOR = (0.65, 0.35)
+_DETECTED_PRIOR_ENTRIES = 10.0
+
+
+def fit_calibration(
+    module: LGDiSTModule,
+    data: NeighborhoodDataModule,
+    seed: int,
+    noise: torch.Tensor | None = None,
+    n_steps: int = 1,
+) -> None:
+    """Set the overdispersion around the predicted rates, and the scale of the read-out given detection.
+
+    Overdispersion comes from the visible entries: around the network's predictions without the own count, and around the
+    factor model's with it. The read-out given detection is regressed on held-out detected entries, which were hidden in
+    training: what training saw of a gene with hidden entries may have too few detections.
+
+    Parameters
+    ----------
+    module
+        Module with a trained autoencoder, changed in place.
+    data
+        Data of the training.
+    seed
+        Seed of the choice of spots.
+    noise, n_steps
+        As in :func:`~lgdist_scvi.module._posterior.predict`; by default the autoencoder's own predictions.
+    """
+    rows = np.random.default_rng(seed).permutation(data.n_train)[:CALIBRATION_SPOTS]
+    blocks = np.array_split(np.sort(rows), max(1, len(rows) // _BLOCK_SPOTS))
+    network, factor = Overdispersion(module.dispersion), Overdispersion(module.dispersion)
+    for block in blocks:
+        prediction = predict(module, data.view.gather(block), noise, n_steps)
+        network.add(prediction.network, prediction.batch)
+        factor.add(prediction.factor, prediction.batch)
+    module.dispersion.copy_(network.size())
+    if module.factors is not None:
+        module.factors.dispersion.copy_(factor.size())
+        module.factors.fit_detection(_factor_blocks(module, data, blocks))
+    _fit_detected(module, data)
+
+
+def _factor_blocks(
+    module: LGDiSTModule, data: NeighborhoodDataModule, blocks: list[NDArray]
+) -> Iterator[tuple[torch.Tensor, Batch]]:
+    """The factor model's log rates without the own counts, and the minibatches they are of."""
+    assert module.factors is not None
+    for block in blocks:
+        gathered = data.view.gather(block)
+        todo = [part for part in passes(gathered.observed, torch.arange(data.view.n_genes)) if part.of_visible]
+        batch = gathered.to(module.device)
+        log_rate = torch.zeros_like(batch.counts)
+        for part in todo:
+            left_out, genes = part.left_out.to(module.device), part.genes.to(module.device)
+            predicted = module.factors(batch, batch.observed & ~left_out, module.share, genes).log_rate
+            log_rate[:, genes] = torch.where(batch.observed[:, genes], predicted, 0)
+        yield log_rate, batch
+
+
+def _fit_detected(module: LGDiSTModule, data: NeighborhoodDataModule) -> None:
+    """Regress the detected ones of the held-out entries on what network and factor model say of them."""
+    n_parts = 1 if module.factors is None else 2
+    prior = torch.tensor([0.0, *(_DETECTED_PRIOR if n_parts == 2 else (1.0,))], dtype=torch.float64)
+    penalty = torch.diag(torch.tensor([1e-3] + n_parts * [_DETECTED_PRIOR_ENTRIES], dtype=torch.float64))
+    products, targets = penalty.clone(), penalty @ prior
+    for seen, counts, held_out in data.val_dataloader():
+        batch = seen.to(module.device)
+        visible = module.condition.visible(batch)
+        with torch.no_grad():
+            parts = [module.decode(module.encode(batch, visible).centre, batch).detected]
+        if module.factors is not None:
+            parts.append(module.factors(batch, visible, module.share).detected)
+        # On the CPU, in double precision, which not every device has.
+        entries = held_out & (counts > 0)
+        x = torch.stack([torch.ones_like(parts[0]), *parts], dim=-1).cpu()[entries].double()
+        y = log_normalise(counts, seen.depth)[entries].double()
+        weighted = module.gene_weight.cpu().expand_as(entries)[entries].double()[:, None] * x
+        products, targets = products + weighted.T @ x, targets + weighted.T @ y
+    module.detected_calibration[: n_parts + 1] = torch.linalg.solve(products, targets).float()

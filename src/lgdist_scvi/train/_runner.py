@@ -1,0 +1,156 @@
+"""Runs one phase of the training through scvi-tools' runner, and keeps what was learnt whatever ends it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from scvi.train import TrainRunner
+
+from lgdist_scvi._compat import PhaseProgressBar, interruptible, logged_history
+from lgdist_scvi._memory import smaller_batches_suggested
+
+from ._plans import WEIGHT_DECAY, PhasePlan
+from ._statistics import seeded
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from scvi.model.base import BaseModelClass
+
+    from lgdist_scvi.dataloaders._neighborhood import NeighborhoodDataModule
+
+SECTION_SPOTS = 3000
+"""Spots of a Visium section. Up to as many the defaults stay the same; with more, the model learns more from them."""
+MIN_EPOCHS = 10
+VALIDATIONS = 25
+"""Validations over a phase."""
+PATIENCE = 6
+"""Validations without improvement after which a phase stops."""
+
+
+def relative_size(n_spots: int) -> float:
+    """Spots in units of a section of Visium, at least 1."""
+    return max(1.0, n_spots / SECTION_SPOTS)
+
+
+class PhaseRunner:
+    """One phase of the training of a model.
+
+    Parameters
+    ----------
+    model
+        Model whose module is trained.
+    plan_cls
+        Plan of the phase.
+    title
+        What the progress bar and errors call the phase.
+    data
+        Data of the training.
+    max_epochs
+        Passes through the spots; None for the default.
+    plan_kwargs
+        Options of the plan.
+    trainer_kwargs
+        ``early_stopping``, and arguments of :class:`scvi.train.Trainer`.
+    """
+
+    def __init__(
+        self,
+        model: BaseModelClass,
+        plan_cls: type[PhasePlan],
+        title: str,
+        data: NeighborhoodDataModule,
+        max_epochs: int | None,
+        plan_kwargs: dict[str, Any],
+        trainer_kwargs: dict[str, Any],
+    ) -> None:
+        self.module, self.title = model.module, title
+        self.logged: dict[str, pd.DataFrame] = {}
+        """What the logger has recorded of the phase, by metric."""
+        self.finite = True
+        """Whether the weights are finite."""
+        trainer_kwargs = dict(trainer_kwargs)
+        size = relative_size(data.n_train)
+        epochs = max_epochs or max(
+            MIN_EPOCHS, math.ceil(plan_cls.default_steps * size**0.75 / len(data.train_dataloader()))
+        )
+        self.module.phase = plan_cls.phase
+        # The runner leaves the module in evaluation mode, in which the next phase would train.
+        self.module.train()
+        self.plan = plan_cls(self.module, **({"weight_decay": WEIGHT_DECAY / size} | plan_kwargs))
+        # What rests gets no gradient, which processes that train together would wait for.
+        for child, part in self.module.named_children():
+            part.requires_grad_(child in plan_cls.trained)
+        early_stopping = bool(trainer_kwargs.pop("early_stopping")) and data.n_val > 0
+        # A list of its own: the trainer adds to it, and the user's serves both phases.
+        callbacks = list(trainer_kwargs.pop("callbacks", None) or [])
+        if trainer_kwargs.get("enable_progress_bar", True):
+            callbacks.append(PhaseProgressBar(title.capitalize()))
+        defaults = {
+            "check_val_every_n_epoch": max(1, round(epochs / VALIDATIONS)),
+            "early_stopping_monitor": "validation_loss",
+            "early_stopping_patience": PATIENCE,
+            "benchmark": False,
+            "gradient_clip_val": 1.0,
+            "log_every_n_steps": 1,
+            "simple_progress_bar": False,
+        }
+        self._runner = TrainRunner(
+            model,
+            training_plan=self.plan,
+            data_splitter=data,
+            max_epochs=epochs,
+            early_stopping=early_stopping,
+            callbacks=callbacks,
+            **(defaults | trainer_kwargs),
+        )
+
+    @property
+    def n_steps(self) -> int:
+        """Steps taken."""
+        return self.plan.n_averaged
+
+    def run(self, seed: int) -> None:
+        """Train, and put the best weights into the module, also where an error or an interruption ends it.
+
+        Parameters
+        ----------
+        seed
+            Seed of the masks, the noise and the order of the spots.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            If it was interrupted.
+        """
+        trainer = self._runner.trainer
+        try:
+            with seeded(seed), warnings.catch_warnings():
+                # The frozen autoencoder is meant to be in evaluation mode.
+                warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+                with interruptible(), smaller_batches_suggested():
+                    self._runner()
+                # The first process alone has logged.
+                self.logged = trainer.strategy.broadcast(logged_history(trainer))
+        except BaseException as error:
+            self.logged = logged_history(trainer)
+            if isinstance(error, KeyboardInterrupt):
+                error.add_note(
+                    f"The training ({self.title}) was interrupted. What it has learnt in {self.n_steps} steps is "
+                    "kept, and train() goes on from there."
+                )
+            raise
+        finally:
+            self.finite = self.plan.keep_best()
+            self.module.requires_grad_(True)
+            self.module.phase = "autoencoder"
+            self.module.eval()
+
+    def refuse_divergence(self) -> None:
+        """Raise a FloatingPointError if the weights are not finite."""
+        if not self.finite:
+            raise FloatingPointError(
+                f"The training ({self.title}) diverged: the weights are not finite, and those from before are kept. "
+                f"Pass a lower learning rate, {self.plan.phase}_plan_kwargs={{'lr': ...}}; it was {self.plan.lr}."
+            )

@@ -1,0 +1,147 @@
+"""What is measured on the visible data before a phase is trained: scales of the input, factors, clean codes."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from lgdist_scvi.module._moments import Moments, blocks
+from lgdist_scvi.module._normalisation import log_normalise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from lgdist_scvi.data._view import SpotView
+    from lgdist_scvi.module._lgdist import LGDiSTModule
+
+STATISTICS_SPOTS = 2048
+"""Spots from which the statistics of the input are computed."""
+FACTOR_ENTRIES = 1 << 24
+"""Entries to which the factor model is fitted: 16,000 spots of 1,024 genes, some GB of memory."""
+CODES_BATCH = 256
+"""Spots of which the clean codes are computed together."""
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed PyTorch inside the block only."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def some_spots(n_spots: int, n_chosen: int, seed: int) -> NDArray[np.int64]:
+    """Draw spots to measure on, in order."""
+    return np.sort(np.random.default_rng(seed).permutation(n_spots)[:n_chosen])
+
+
+@torch.no_grad()
+def fit_statistics(module: LGDiSTModule, view: SpotView, seed: int) -> None:
+    """Set the statistics that standardise the input, from some of the visible entries.
+
+    Parameters
+    ----------
+    module
+        Changed in place.
+    view
+        Visible counts.
+    seed
+        Seed of the choice of spots.
+    """
+    spots = some_spots(view.n_spots, STATISTICS_SPOTS, seed)
+    scale = module.encoder.scale
+    module.share.copy_(torch.from_numpy(view.share))
+    depth = torch.from_numpy(view.depth[spots])
+    values, pooled = Moments(), Moments()
+    for block in blocks(spots, view.n_genes):
+        counts, hidden = torch.from_numpy(view.counts[block].toarray()), torch.from_numpy(view.hidden[block])
+        values.add(log_normalise(counts, torch.from_numpy(view.depth[block])), weight=~hidden)
+        pooled.add(torch.from_numpy(view.pools.of(block)))
+    scale.mean.copy_(values.mean)
+    scale.std.copy_(values.std.clamp_min(0.05))
+    # Sections that hardly differ must not be told apart by rounding: hence the floor.
+    scale.pooled_std.copy_(pooled.std.clamp_min(0.1))
+    log_depth = depth.clamp_min(1).log()
+    scale.log_depth.copy_(torch.stack([log_depth.mean(), log_depth.std(unbiased=False).clamp_min(0.05)]))
+    if view.image.shape[1]:
+        image = torch.from_numpy(view.image[spots][view.image_mask[spots]])
+        scale.image_mean.copy_(image.mean(0))
+        scale.image_std.copy_(image.std(0, unbiased=False).clamp_min(1e-6))
+
+
+def fit_factors(module: LGDiSTModule, view: SpotView, seed: int) -> None:
+    """Fit the factor model, where there is one, to the visible entries of as many spots as memory allows.
+
+    Parameters
+    ----------
+    module
+        Changed in place.
+    view
+        Visible counts.
+    seed
+        Seed of the choice of spots and of the fit.
+    """
+    if module.factors is None:
+        return
+    spots = some_spots(view.n_spots, FACTOR_ENTRIES // view.n_genes, seed)
+    arrays = view.counts[spots].toarray(), ~view.hidden[spots], view.depth[spots]
+    counts, observed, depth = (torch.from_numpy(array).to(module.device) for array in arrays)
+    with seeded(seed):
+        module.factors.fit(counts, observed, depth, module.share)
+
+
+@torch.no_grad()
+def clean_codes(
+    module: LGDiSTModule, view: SpotView, completed: Callable[[NDArray[np.int64]], NDArray] | None = None
+) -> NDArray[np.float32]:
+    """Codes of all spots from all that may be seen of them, ``(n_spots, n_latent)``.
+
+    The autoencoder rests while the diffusion is trained, so they are computed once.
+
+    Parameters
+    ----------
+    module
+        Module with a trained autoencoder.
+    view
+        Visible counts.
+    completed
+        Gives the completed counts of spots, which then teach what a clean code is; what is around the spots stays as it was
+        measured.
+    """
+    codes = []
+    for start in range(0, view.n_spots, CODES_BATCH):
+        rows = np.arange(start, min(start + CODES_BATCH, view.n_spots))
+        batch = view.gather(rows).to(module.device)
+        if completed is not None:
+            counts = torch.from_numpy(completed(rows)).to(module.device)
+            batch = batch._replace(counts=counts, observed=torch.ones_like(batch.observed))
+        codes.append(module.encode(batch, batch.observed).centre.cpu().numpy())
+    return np.concatenate(codes)
+
+
+@torch.no_grad()
+def fit_code_statistics(module: LGDiSTModule, view: SpotView, seed: int) -> None:
+    """Set the scales of codes and residuals that the denoiser works in.
+
+    Parameters
+    ----------
+    module
+        Changed in place.
+    view
+        Visible counts, with the clean codes.
+    seed
+        Seed of the choice of spots.
+    """
+    tokens, residuals = Moments(), Moments()
+    for block in blocks(some_spots(view.n_spots, STATISTICS_SPOTS, seed), view.n_genes):
+        shown, visible = module.condition.draw(view.gather(block).to(module.device), "diffusion", training=False)
+        codes = module.encode(shown, visible)
+        tokens.add(codes.tokens.flatten(0, 1))
+        residuals.add((shown.clean - codes.centre).square())
+    module.denoiser.code_std.copy_(tokens.std.clamp_min(1e-3))
+    module.denoiser.residual_std.copy_(residuals.mean.sqrt().clamp_min(1e-3))
