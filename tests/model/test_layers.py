@@ -206,7 +206,7 @@ def test_completed_layers_are_not_measurements(trained, suffix, role):
     adata = trained.adata.copy()
     trained.add_completed_layer(adata, return_std=True, key_added="full", **OPTIONS)
     names = {"layer": "counts", "observed_layer": "observed"} | {role: f"full{suffix}"}
-    with pytest.raises(ValueError, match=rf"layers\['full{suffix}'\] was written by a completion .*what was measured"):
+    with pytest.raises(ValueError, match=rf"layers\['full{suffix}'\] was written by a completion .*measured values"):
         LGDiST.setup_anndata(adata, library_key="library_id", **names)
     # A name that only looks like one is fine.
     adata.layers["counts_std"] = adata.layers["counts"].copy()

@@ -1,4 +1,4 @@
-"""Entries held out of training, to stop it in time and to measure it honestly."""
+"""Entries held out of training, for early stopping and for evaluation."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from scipy import sparse
 from lgdist_scvi._checks import check_share
 
 MAX_HOLDOUT_SPOTS = 2000
-"""Spots with held-out entries at most: enough to measure, few enough to be quick."""
+"""Maximum number of spots with held-out entries: enough to evaluate, few enough to be quick."""
 
 
 def holdout_entries(hidden: sparse.csr_matrix, fraction: float, seed: int) -> sparse.csr_matrix:
-    """Draw observed entries to hold out, zeros as likely as counts.
+    """Draw observed entries to hold out, zeros with the same probability as counts.
 
     Parameters
     ----------
     hidden
-        True where an entry is unobserved, ``(n_spots, n_genes)``; those are not drawn.
+        True where an entry is unobserved, ``(n_spots, n_genes)``; such entries are not drawn.
     fraction
         Share of the entries of a spot to hold out, in [0, 1).
     seed
-        Seed of the draw, which depends on nothing else but the shape.
+        Seed of the random numbers, which depend on nothing else but the shape.
 
     Returns
     -------
-    True where held out, same shape; in at most :data:`MAX_HOLDOUT_SPOTS` spots.
+    True where held out, same shape, in at most :data:`MAX_HOLDOUT_SPOTS` spots.
 
     Raises
     ------
