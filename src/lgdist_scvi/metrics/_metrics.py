@@ -94,8 +94,8 @@ def gene_pearson(
 
     Returns
     -------
-    One value per gene, ``(n_genes,)``, from -1 to 1. NaN where undefined: too few entries or a constant truth.
-    A constant prediction of a varying truth scores 0: it explains nothing.
+    One value per gene, ``(n_genes,)``, no unit, from -1 to 1; NaN where undefined (too few entries or a constant truth). A
+    constant prediction of a varying truth scores 0: it explains nothing.
 
     Raises
     ------
