@@ -56,8 +56,8 @@ def require_memory(n_bytes: int, what: str, remedy: str) -> None:
     available = available_memory()
     if n_bytes > USABLE * available:
         raise MemoryError(
-            f"{what} would take {n_bytes / 1e9:.1f} GB, and {available / 1e9:.1f} GB of memory are available; one result may "
-            f"take up to half of that. {remedy}"
+            f"{what} would take {n_bytes / 1e9:.1f} GB, and {available / 1e9:.1f} GB of memory are available; one result "
+            f"may take up to half of that. {remedy}"
         )
 
 

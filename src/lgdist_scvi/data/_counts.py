@@ -37,8 +37,8 @@ def check_counts(
     observed_layer
         Boolean layer, True where the entry was observed; None when every entry was.
     size_factor_key
-        Column of ``obs`` with the depth of the spots; spots without a count are then allowed. None takes the sum of their
-        counts.
+        Column of ``obs`` with the depth of the spots; spots without a count are then allowed. None takes the sum of
+        their counts.
     need_genes
         Whether every observed gene must have a count.
 
@@ -78,7 +78,8 @@ def _check_depth(adata: AnnData, key: str, spot_sums: NDArray[np.float64]) -> No
         raise ValueError(
             f"adata.obs[{key!r}] (size_factor_key) is less than the counts of the spot, or too large for a depth, for "
             f"{spot_listing(adata, bad)}; it must be the depth in counts over the whole transcriptome, such as "
-            "adata.obs['total_counts'] of scanpy.pp.calculate_qc_metrics before gene selection, not a relative size factor."
+            "adata.obs['total_counts'] of scanpy.pp.calculate_qc_metrics before gene selection, not a relative size "
+            "factor."
         )
 
 

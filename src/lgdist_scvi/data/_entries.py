@@ -70,8 +70,7 @@ def require_supported(matrix: Any, where: str) -> None:
     Raises
     ------
     TypeError
-        If it is a scipy sparse array, a sparse matrix other than CSR and CSC, neither of these nor a NumPy array, or not
-        numeric.
+        If it is not numeric, or neither a NumPy array nor a CSR or CSC matrix; scipy sparse arrays are refused, too.
     """
     if isinstance(matrix, sparse.sparray):
         raise TypeError(

@@ -67,8 +67,8 @@ def check_embeddings(adata: AnnData, key: str, state_registry: dict) -> None:
     expected, found = state_registry[ImageField.MADE_KEY], _made(adata, key)
     if expected and found and dict(expected) != found:
         raise ValueError(
-            f"adata.obsm[{key!r}] was computed with {found}, but that of the model with {dict(expected)}; compute it in the same "
-            "way with lgdist_scvi.pp.image_embeddings."
+            f"adata.obsm[{key!r}] was computed with {found}, but that of the model with {dict(expected)}; compute it in the "
+            "same way with lgdist_scvi.pp.image_embeddings."
         )
 
 
@@ -88,8 +88,8 @@ class SpatialGraphField(BaseAnnDataField):
     otherwise a data loader would turn its rows into dense minibatches.
 
     Without `neighbors_key` the graph is built from the positions at every setup. On transfer (loading, or passing new
-    sections, copies or subsets to a trained model) a graph that still fits the positions is kept, so that a subset keeps
-    the edges among its spots; otherwise it is rebuilt. With `neighbors_key` the user's graph is checked and never
+    sections, copies or subsets to a trained model) a graph that still fits the positions is kept, so that a subset
+    keeps the edges among its spots; otherwise it is rebuilt. With `neighbors_key` the user's graph is checked and never
     changed.
 
     Parameters

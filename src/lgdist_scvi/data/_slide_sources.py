@@ -55,8 +55,8 @@ def open_slides(
         others = {"image_key": image_key, "library_key": library_key, "spot_diameter": spot_diameter}
         if given := [name for name, value in others.items() if value is not None] + ["scale"] * (scale != 1.0):
             raise ValueError(
-                f"{', '.join(given)} do not apply to a SpatialData object, which has regions, shapes and transformations; leave "
-                "them out."
+                f"{', '.join(given)} do not apply to a SpatialData object, which has regions, shapes and transformations; "
+                "leave them out."
             )
         table, annotated, _ = annotating_table(data, table_key)
         slides = _slides_of_spatialdata(data, table, annotated, image=image, microns_per_pixel=microns_per_pixel)
@@ -110,8 +110,8 @@ def _slides_of_anndata(
     if library_key is None:
         if len(known) > 1:
             raise ValueError(
-                f"adata.uns['spatial'] has images of several sections: {list(known)}; pass library_key=..., the obs column with "
-                "the section of each spot."
+                f"adata.uns['spatial'] has images of several sections: {list(known)}; pass library_key=..., the obs column "
+                "with the section of each spot."
             )
         libraries = {next(iter(known), "section"): np.arange(adata.n_obs)}
     else:
@@ -284,8 +284,8 @@ def _to_pixels(sdata: SpatialData, region: Region, name: str) -> NDArray[np.floa
     shared = [system for system in placed if system in images]
     if not shared:
         raise ValueError(
-            f"The image {name!r} (coordinate systems {list(images)}) and the region {region.name!r} ({list(placed)}) share "
-            "no coordinate system; choose another image with image=..., or set a transformation."
+            f"The image {name!r} (coordinate systems {list(images)}) and the region {region.name!r} ({list(placed)}) "
+            "share no coordinate system; choose another image with image=..., or set a transformation."
         )
     path = Sequence([placed[shared[0]], images[shared[0]].inverse()])
     return path.to_affine_matrix(("x", "y"), ("x", "y"))
@@ -296,7 +296,7 @@ def _report_missing(slides: list[Slide], without: list[str], where: str) -> None
         raise KeyError(f"There is no image for any of {without}; expected in {where}")
     if without:
         warnings.warn(
-            f"There is no image for {without}: their spots get NaN, and the model treats them as spots without an image.",
+            f"There is no image for {without}: their spots get NaN, and the model takes them as spots without an image.",
             UserWarning,
             stacklevel=5,
         )

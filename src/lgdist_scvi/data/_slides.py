@@ -42,7 +42,7 @@ class Slide:
 
     @cached_property
     def full_scale(self) -> float:
-        """Value of full brightness: the maximum of 8- and 16-bit types, else 1 (floats only), 255 or 65535 by the values."""
+        """Value of full brightness: the maximum of 8- or 16-bit types, else 1 (floats), 255 or 65535 by the values."""
         dtype = np.dtype(self.image.dtype)
         if dtype.kind not in "iuf":
             return 1.0
@@ -106,8 +106,8 @@ class Slide:
         height, width = self.image.shape[:2]
         x, y = self.centers.T
         remedy = (
-            "check that positions, image and scale factor belong together: image_key=..., scale=... and the scale factors "
-            "(for SpatialData, the transformations)"
+            "check that positions, image and scale factor belong together: image_key=..., scale=... and the scale "
+            "factors (for SpatialData, the transformations)"
         )
         outside = ~((x >= 0) & (x < width) & (y >= 0) & (y < height))
         if outside.any():

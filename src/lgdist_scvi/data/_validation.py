@@ -135,8 +135,8 @@ def validate_places(
     image = np.asarray(adata.obsm[image_key], dtype=np.float32)
     if image.shape[1] != n_features:
         raise ValueError(
-            f"adata.obsm[{image_key!r}] has {image.shape[1]} image features, but the model was trained with {n_features}; "
-            "compute the embeddings in the same way."
+            f"adata.obsm[{image_key!r}] has {image.shape[1]} image features, but the model was trained with "
+            f"{n_features}; compute the embeddings in the same way."
         )
     absent = np.asarray(np.isnan(image).all(axis=1))
     if absent.any():

@@ -50,8 +50,8 @@ _SOURCES = {
 def example_tissue(tissue: Tissue, n_sections: int = 1, *, folder: str | Path | None = None) -> AnnData:
     """Sections of a tissue for examples: from a folder, else from a download, else simulated.
 
-    ``uns["source"]`` names the source. Downloads use :func:`squidpy.datasets.visium` and are stored in scanpy's folder for
-    data sets. Spots with fewer than 200 counts and genes detected in fewer than 10 spots are left out.
+    ``uns["source"]`` names the source. Downloads use :func:`squidpy.datasets.visium` and are stored in scanpy's folder
+    for data sets. Spots with fewer than 200 counts and genes detected in fewer than 10 spots are left out.
 
     Parameters
     ----------
@@ -61,8 +61,8 @@ def example_tissue(tissue: Tissue, n_sections: int = 1, *, folder: str | Path | 
     n_sections
         Number of sections. Fewer are returned if fewer can be downloaded.
     folder
-        Folder with h5ad files, named as in ``uns["source"]``, with raw counts in ``X`` and with positions and images in the
-        layout of squidpy; by default that in the environment variable ``LGDIST_EXAMPLE_DATA``, if set.
+        Folder with h5ad files, named as in ``uns["source"]``, with raw counts in ``X`` and with positions and images in
+        the layout of squidpy; by default that in the environment variable ``LGDIST_EXAMPLE_DATA``, if set.
 
     Returns
     -------
@@ -97,8 +97,8 @@ def example_tissue(tissue: Tissue, n_sections: int = 1, *, folder: str | Path | 
     except (OSError, ExceptionGroup) as error:
         reason = "; ".join(map(str, error.exceptions)) if isinstance(error, ExceptionGroup) else str(error)
         warnings.warn(
-            f"No section of {tissue!r} could be downloaded ({reason}), so the tissue is SIMULATED. To use real sections, "
-            f"name their folder in folder=... or in the environment variable {FOLDER}.",
+            f"No section of {tissue!r} could be downloaded ({reason}), so the tissue is SIMULATED. To use real "
+            f"sections, name their folder in folder=... or in the environment variable {FOLDER}.",
             stacklevel=2,
         )
     adata = simulated_tissue(600 * n_sections, 300, n_libraries=n_sections, depth=400)

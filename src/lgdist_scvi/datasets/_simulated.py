@@ -23,11 +23,11 @@ def simulated_tissue(
 ) -> AnnData:
     """Simulate Visium-like sections of a layered tissue.
 
-    Spots lie on a hexagonal lattice within a rounded outline. Four layers and a few nests form five domains. The log rate
-    of a gene is the sum of its log abundance, which varies by orders of magnitude, and of contributions from programmes:
-    domains (marker genes), smooth gradients, and a cell state that varies between single spots. Counts are negative
-    binomial with mean depth times share. The libraries are sections of one tissue: their outlines and domains differ
-    slightly and their positions overlap, so `library_key` is needed.
+    Spots lie on a hexagonal lattice within a rounded outline. Four layers and a few nests form five domains. The log
+    rate of a gene is the sum of its log abundance, which varies by orders of magnitude, and of contributions from
+    programmes: domains (marker genes), smooth gradients, and a cell state that varies between single spots. Counts are
+    negative binomial with mean depth times share. The libraries are sections of one tissue: their outlines and domains
+    differ slightly and their positions overlap, so `library_key` is needed.
 
     Parameters
     ----------

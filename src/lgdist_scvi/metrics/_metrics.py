@@ -94,8 +94,8 @@ def gene_pearson(
 
     Returns
     -------
-    One value per gene, ``(n_genes,)``, no unit, from -1 to 1; NaN where undefined (too few entries or a constant truth). A
-    constant prediction of a varying truth scores 0: it explains nothing.
+    One value per gene, ``(n_genes,)``, no unit, from -1 to 1; NaN where undefined (too few entries or a constant
+    truth). A constant prediction of a varying truth scores 0: it explains nothing.
 
     Raises
     ------
@@ -199,8 +199,8 @@ def deviance_explained(
 
     References
     ----------
-    The R-squared of deviances of :cite:t:`cameron1996rsquared`, relative to means of the training data, not of the scored
-    data.
+    The R-squared of deviances of :cite:t:`cameron1996rsquared`, relative to means of the training data, not of the
+    scored data.
 
     Examples
     --------
@@ -300,9 +300,9 @@ def count_coverage(
 ) -> float:
     """Share of counts inside their central predicted intervals, corrected for the discreteness of counts.
 
-    An interval of small counts cannot hold exactly, say, 80%, because it ends at a whole number. So a count is covered by
-    the fraction of its step of the distribution function that lies between ``(1 - level) / 2`` and ``(1 + level) / 2``. If
-    the distributions are right, the result is `level`.
+    An interval of small counts cannot hold exactly, say, 80%, because it ends at a whole number. So a count is covered
+    by the fraction of its step of the distribution function that lies between ``(1 - level) / 2`` and
+    ``(1 + level) / 2``. If the distributions are right, the result is `level`.
 
     Parameters
     ----------

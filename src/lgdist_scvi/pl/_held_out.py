@@ -84,9 +84,9 @@ def held_out(entries: pd.DataFrame, *, axes: Any = None) -> NDArray[np.object_]:
 def gene_accuracy(entries: pd.DataFrame, *, n_labels: int = 5, axes: Any = None) -> NDArray[np.object_]:
     """Draw how well each gene is predicted, against its mean count.
 
-    Left: share of the Poisson deviance of the gene's mean that is explained over all held-out entries (0: no better than
-    the mean). Right: Pearson correlation of log values over detected entries. Genes with few counts leave little to
-    explain.
+    Left: share of the Poisson deviance of the gene's mean that is explained over all held-out entries (0: no better
+    than the mean). Right: Pearson correlation of log values over detected entries. Genes with few counts leave little
+    to explain.
 
     Parameters
     ----------

@@ -30,7 +30,8 @@ class StainDescriptor(nn.Module):
 
     References
     ----------
-    Stains and their separation: :cite:t:`ruifrok2001deconvolution`; the residual has the direction of their third stain, DAB.
+    Stains and their separation: :cite:t:`ruifrok2001deconvolution`; the residual has the direction of their third
+    stain, DAB.
 
     Examples
     --------

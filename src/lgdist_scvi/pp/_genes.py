@@ -38,10 +38,11 @@ def select_genes(
 ) -> AnnData:
     """Select the genes with the highest Moran's I.
 
-    Moran's I of ``log1p(counts / depth * target_sum)`` is computed within each library and averaged over libraries
-    with equal weights. The `n_target` highest ranked genes are the targets, the next `n_context` are the context. Only
-    observed entries are read. A hidden entry contributes nothing, like one at the mean of the gene's observed entries in
-    its library. Moran's I is normalised by the observed entries and pairs, so that hiding entries does not lower a rank.
+    Moran's I of ``log1p(counts / depth * target_sum)`` is computed within each library and averaged over libraries with
+    equal weights. The `n_target` highest ranked genes are the targets, the next `n_context` are the context. Only
+    observed entries are read. A hidden entry contributes nothing, like one at the mean of the gene's observed entries
+    in its library. Moran's I is normalised by the observed entries and pairs, so that hiding entries does not lower a
+    rank.
 
     Parameters
     ----------

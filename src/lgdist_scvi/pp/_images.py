@@ -211,8 +211,8 @@ def _timm(name: str) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor]]
         ) from error
     except RuntimeError as error:
         raise ImportError(
-            f"model={name!r} names a timm model, but timm cannot be imported ({error}). Its torchvision must be built for the "
-            f"installed PyTorch {torch.__version__}: install both from the same index (pytorch.org/get-started)."
+            f"model={name!r} names a timm model, but timm cannot be imported ({error}). Its torchvision must be built for "
+            f"the installed PyTorch {torch.__version__}: install both from the same index (pytorch.org/get-started)."
         ) from error
     model = timm.create_model(name, pretrained=True, num_classes=0)
     config = timm.data.resolve_model_data_config(model)
