@@ -1,4 +1,4 @@
-"""The only place that touches private names of scvi-tools, and that mends what Lightning does to a session."""
+"""The only module that uses private names of scvi-tools and undoes side effects of Lightning on the session."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakValueDictionary, finalize
 
-import rich.pretty  # noqa: F401  scvi-tools shows its registry with it and does not import it
+import rich.pretty  # noqa: F401  scvi-tools uses it to show its registry but does not import it
 from scvi.train._progress import ProgressBar
 from scvi.utils import track
 
@@ -22,14 +22,14 @@ __all__ = ["ForgettingMixin", "PhaseProgressBar", "interruptible", "logged_histo
 
 
 def logged_history(trainer: Trainer) -> dict[str, pd.DataFrame]:
-    """What scvi-tools' logger has recorded; nothing in processes other than the first, which do not log."""
+    """Metrics recorded by the logger of scvi-tools; empty in all processes but the first, the only one that logs."""
     history = getattr(trainer.logger, "history", None)
     return history if isinstance(history, dict) else {}
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let an interruption of Lightning's trainer be one: it exits the process and ignores all further ones."""
+    """Raise KeyboardInterrupt on an interruption: Lightning's trainer exits the process and ignores further ones."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -41,7 +41,7 @@ def interruptible() -> Iterator[None]:
 
 
 class PhaseProgressBar(ProgressBar):
-    """Bar of scvi-tools over epochs, labelled with the phase.
+    """Progress bar of scvi-tools over epochs, labelled with the phase.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class PhaseProgressBar(ProgressBar):
 
 
 class ForgettingMixin:
-    """Registrations that end with their AnnData or model; scvi-tools alone keeps every AnnData it has ever met.
+    """Frees registrations together with their AnnData or model; scvi-tools itself keeps every registered AnnData.
 
     The stores of scvi-tools refer to managers weakly, and each AnnData keeps its own managers.
     """
@@ -72,7 +72,7 @@ class ForgettingMixin:
 
     @classmethod
     def register_manager(cls, adata_manager: AnnDataManager) -> None:
-        """Register the manager of an AnnData, for models yet to be made."""
+        """Register the manager of an AnnData, for models created later."""
         if not isinstance(cls._setup_adata_manager_store, WeakValueDictionary):
             cls._setup_adata_manager_store = WeakValueDictionary(cls._setup_adata_manager_store)
         _keep(cls, adata_manager)
@@ -87,7 +87,7 @@ class ForgettingMixin:
 
 
 class _Managers(WeakKeyDictionary):
-    """Managers of one AnnData, of each model that has met it; copies of the AnnData have none."""
+    """Managers of one AnnData, by the model or class that registered it; copies of the AnnData have none."""
 
     def __reduce__(self) -> tuple:
         return _Managers, ()

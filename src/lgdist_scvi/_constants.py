@@ -1,17 +1,17 @@
-"""Names used in registries and in AnnData, each written down once."""
+"""Names used in registries and in AnnData."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 PACKAGE = "lgdist-scvi"
-"""What the package calls itself in provenance."""
+"""Name of the package in provenance."""
 TARGET_SUM = 1e4
 """Counts per spot after normalisation: log values are log1p(counts / depth * TARGET_SUM)."""
 IMPUTED_SUFFIX = "_imputed"
-"""Added to the name of a completed layer for that of the mask of imputed entries."""
+"""Suffix of the mask of imputed entries, after the name of the completed layer."""
 STD_SUFFIX = "_std"
-"""The same for the standard deviation."""
+"""Suffix of the standard deviation."""
 
 
 class RegistryKeys(NamedTuple):
@@ -42,7 +42,7 @@ class Keys:
     LATENT = "X_lgdist"
     """Latent representation in ``obsm``."""
     IMAGE = "X_image"
-    """Image embeddings in ``obsm``, and how they were made in ``uns``."""
+    """Image embeddings in ``obsm``, and their settings in ``uns``."""
     TARGET_GENES = "target_gene"
     """Boolean ``var`` column, True for target genes."""
     PANEL = "panel_gene"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-# Four of five entries are zero then, as in a panel of genes of a real section.
+# Gives four zeros in five entries, as in a gene panel of a real section.
 DEPTH = 400
 RESOLUTION = 0.5
 
@@ -32,20 +32,20 @@ def run_demo(
     n_genes: int = 300,
     max_epochs: int | None = None,
 ) -> AnnData:
-    """Simulate a tissue, complete it, print how well that went, and write a file and a picture.
+    """Simulate a tissue, complete it, print scores, and write a file and a figure.
 
     Parameters
     ----------
     folder
-        Where to write ``completed.h5ad`` and ``completion.png``; made if missing.
+        Folder for ``completed.h5ad`` and ``completion.png``; created if missing.
     seed
         Seed of tissue and model.
     accelerator
-        Where to train.
+        Accelerator to train on.
     n_spots, n_genes
         Size of the tissue.
     max_epochs
-        Passes through the spots, in each phase; by default those of the model.
+        Epochs of each training phase; by default those of the model.
 
     Returns
     -------
@@ -54,7 +54,7 @@ def run_demo(
     Raises
     ------
     UserError
-        If the folder cannot be written to or igraph is missing.
+        If the folder is not writable or igraph is missing.
     """
     from . import datasets
     from .model import LGDiST
@@ -64,7 +64,7 @@ def run_demo(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"the folder {folder} cannot be made ({error.strerror}).") from error
+        raise UserError(f"the folder {folder} cannot be created ({error.strerror}).") from error
     table, picture = folder / "completed.h5ad", folder / "completion.png"
     for path in (table, picture):
         check_target(path, overwrite=True)
@@ -84,10 +84,10 @@ def run_demo(
 
     scores = model.evaluate_completion(silent=True)
     adata.uns["scores"] = scores
-    print(f"\nEntries that were hidden from the training:\n{scores.round(3).to_string()}")
+    print(f"\nScores on entries held out of training:\n{scores.round(3).to_string()}")
     truth = compare_with_truth(adata, seed)
     adata.uns["truth"] = truth
-    print(f"\nComparison with the truth, known in a simulation:\n{truth.round(3).to_string()}")
+    print(f"\nComparison with the simulated truth:\n{truth.round(3).to_string()}")
 
     write_aside(adata, table, overwrite=True)
     genes = draw_maps(adata, picture)
@@ -141,11 +141,11 @@ def draw_maps(adata: AnnData, path: Path) -> list[str]:
     adata
         The completed tissue.
     path
-        Picture to write.
+        Figure to write.
 
     Returns
     -------
-    The genes drawn: of each domain the marker whose detection is closest to every third spot.
+    The genes drawn: of each domain, the marker whose share of spots with a count is closest to one third.
     """
     from matplotlib.figure import Figure
 

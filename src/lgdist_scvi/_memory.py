@@ -1,4 +1,4 @@
-"""Refusal of arrays that would not fit in memory, and advice where it runs out."""
+"""Refusal of results that would not fit in memory, and advice when memory runs out."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 USABLE = 0.5
-"""Share of the available memory that one result may take: what is done with it needs as much again."""
-# Limits of a container or a cluster's job: version 2 of Linux's control groups, then version 1.
+"""Share of the available memory that one result may take; its use needs about as much again."""
+# Limits of a container or cluster job: Linux control groups version 2, then version 1.
 _LIMITS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -22,7 +22,7 @@ _LIMITS = (
 
 
 def available_memory() -> int:
-    """Bytes that this process may still take: of the machine, of its container, and of its own limit."""
+    """Bytes that this process may still allocate, given the machine, its container and its own limit."""
     free = [psutil.virtual_memory().available]
     for limit, used in _LIMITS:
         try:
@@ -46,28 +46,28 @@ def require_memory(n_bytes: int, what: str, remedy: str) -> None:
     n_bytes
         Size of the result.
     what, remedy
-        What it is, and what to do instead, for the message.
+        Its name and the alternative, for the message.
 
     Raises
     ------
     MemoryError
-        If it takes more than half of what is available.
+        If it takes more than half of the available memory.
     """
     available = available_memory()
     if n_bytes > USABLE * available:
         raise MemoryError(
-            f"{what} would take {n_bytes / 1e9:.1f} GB, and {available / 1e9:.1f} GB of memory are available, of which up to "
-            f"half is used for one result. {remedy}"
+            f"{what} would take {n_bytes / 1e9:.1f} GB, and {available / 1e9:.1f} GB of memory are available; one result "
+            f"may take up to half of that. {remedy}"
         )
 
 
 @contextmanager
 def smaller_batches_suggested() -> Iterator[None]:
-    """Say what helps where the work on a minibatch runs out of memory."""
+    """Suggest a smaller batch size when a minibatch runs out of memory."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # On CPUs PyTorch raises a plain RuntimeError, and on GPUs a kind of it.
+        # On CPUs PyTorch raises a plain RuntimeError, on GPUs a subclass of it.
         if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
-            error.add_note("The memory ran out in the work on one minibatch: pass a smaller batch_size.")
+            error.add_note("Memory ran out while processing a minibatch: pass a smaller batch_size.")
         raise

@@ -1,4 +1,4 @@
-"""Files that appear under their name only when they are complete."""
+"""Writing of files that get their name only once they are complete."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 
 
 class UserError(Exception):
-    """A mistake of the user, which the command line reports in one line."""
+    """A user error, which the command line reports in one line."""
 
 
 def check_target(path: Path, *, overwrite: bool) -> None:
-    """Check that a file can be written, without a trace.
+    """Check that a file can be written, without leaving anything behind.
 
     Parameters
     ----------
     path
         The file.
     overwrite
-        Whether the file may exist already.
+        Whether an existing file may be replaced.
 
     Raises
     ------
@@ -35,9 +35,9 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     if os.path.lexists(path) and not overwrite:
         raise UserError(f"{path} exists already; name another file or add --overwrite.")
     if not path.parent.is_dir():
-        raise UserError(f"the folder {path.parent} does not exist; make it first.")
+        raise UserError(f"the folder {path.parent} does not exist; create it first.")
     try:
-        # Permissions alone do not tell: the file system may be read-only or full.
+        # Permissions are not enough: the file system may be read-only or full.
         with tempfile.TemporaryFile(dir=path.parent) as probe:
             probe.write(b"0")
     except OSError as error:
@@ -45,18 +45,18 @@ def check_target(path: Path, *, overwrite: bool) -> None:
 
 
 def write_aside(adata: AnnData, path: Path, *, overwrite: bool) -> None:
-    """Write an h5ad file in a temporary folder beside its place, then move it there.
+    """Write an h5ad file to a temporary folder beside its target, then move it there.
 
-    The temporary folder is removed whatever happens, an interruption included.
+    The temporary folder is always removed, also after an interruption.
 
     Parameters
     ----------
     adata
-        What to write; the bookkeeping of scvi-tools, which means nothing in another session, is removed from it.
+        Data to write; the bookkeeping of scvi-tools, meaningless in other sessions, is removed from it.
     path
-        Where to.
+        Target file.
     overwrite
-        Whether the file may exist already.
+        Whether an existing file may be replaced.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def write_aside(adata: AnnData, path: Path, *, overwrite: bool) -> None:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             partial = Path(folder, "partial.h5ad")
             adata.write_h5ad(partial, compression="gzip")
-            # Training took its time: somebody else may have put a file there meanwhile.
+            # Another file may have appeared there during training.
             check_target(path, overwrite=overwrite)
             os.replace(partial, path)
     except OSError as error:

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns
     -------
-    Exit status: 0, 2 after a mistake of the user, 130 after an interruption.
+    Exit status: 0 after success, 2 after a user error, 130 after an interruption.
     """
     options = _parser().parse_args(argv)
     with _few_messages():
@@ -63,12 +63,12 @@ def complete(options: argparse.Namespace) -> None:
     Parameters
     ----------
     options
-        As parsed.
+        Parsed options.
 
     Raises
     ------
     UserError
-        If the options or the data cannot be used; before anything is trained.
+        If options or data are invalid; raised before training.
     """
     from .model import LGDiST
 
@@ -78,7 +78,7 @@ def complete(options: argparse.Namespace) -> None:
     if options.save_model is not None:
         _check_model_folder(options.save_model, options.overwrite)
     if options.std and options.read_out == "detected":
-        raise UserError("--std goes with --read-out expected.")
+        raise UserError("--std needs --read-out expected; leave out one of the two.")
     _use_hardware(options)
 
     adata = _read(options.input)
@@ -90,7 +90,7 @@ def complete(options: argparse.Namespace) -> None:
         LGDiST.setup_anndata(adata, **setup)
     model = LGDiST(adata, seed=options.seed)
     say = (lambda *_: None) if options.quiet else print
-    # A log file gains nothing from a bar.
+    # No progress bar in log files.
     silent = options.quiet or not sys.stderr.isatty()
     say(f"{options.input}: {adata.n_obs} spots, {adata.n_vars} genes. Training.")
     with redirect_stdout(sys.stderr):
@@ -125,7 +125,7 @@ def demo(options: argparse.Namespace) -> None:
     Parameters
     ----------
     options
-        As parsed.
+        Parsed options.
     """
     from ._demo import run_demo
 
@@ -162,13 +162,13 @@ def _parser() -> argparse.ArgumentParser:
         help="keep only the N genes that vary most in space, an eighth of them as target genes (default: all genes)",
     )
     training = command.add_argument_group("training")
-    training.add_argument("--max-epochs", type=_positive, metavar="N", help="passes through the spots, in each phase")
+    training.add_argument("--max-epochs", type=_positive, metavar="N", help="epochs of each training phase")
     values = command.add_argument_group("completed values")
     values.add_argument("--scale", choices=["log1p", "rate", "counts"], default="log1p", help="(default: %(default)s)")
     values.add_argument(
         "--read-out", choices=["expected", "detected"], default="expected", help="(default: %(default)s)"
     )
-    values.add_argument("--denoise", action="store_true", help="denoise detected entries, too, instead of keeping them")
+    values.add_argument("--denoise", action="store_true", help="denoise detected entries instead of keeping them")
     values.add_argument("--std", action="store_true", help="also write the standard deviation")
     values.add_argument(
         "--n-samples", type=_whole, default=N_SAMPLES, metavar="N", help="samples to average (default: %(default)s)"
@@ -219,7 +219,7 @@ def _read(path: Path) -> AnnData:
 
 
 def _select_genes(adata: AnnData, n_genes: int, setup: dict[str, Any]) -> AnnData:
-    """Keep the genes that vary most in space, and register them as `pp.select_genes` marks them."""
+    """Keep the genes that vary most in space, and register the columns that `pp.select_genes` writes."""
     from .pp import select_genes
 
     known = {name: setup[name] for name in ("layer", "spatial_key", "library_key", "observed_layer") if name in setup}
@@ -249,7 +249,7 @@ def _use_hardware(options: argparse.Namespace) -> None:
 
 @contextmanager
 def _user_errors() -> Iterator[None]:
-    """Take what the checks raise for mistakes of the user, with arguments spelled as options."""
+    """Turn errors of the checks into user errors, with arguments spelled as options."""
     try:
         yield
     except (KeyError, TypeError, ValueError) as error:
@@ -261,7 +261,7 @@ def _user_errors() -> Iterator[None]:
 
 @contextmanager
 def _few_messages() -> Iterator[None]:
-    """Keep the remarks of the stack to developers out of the terminal, and print our warnings in one line."""
+    """Hide log messages and warnings of other packages, and print our warnings in one line each."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "scvi")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

@@ -365,9 +365,9 @@ CASES = {
         with_entry("obs", "depth", 2, 1e12),
         {"size_factor_key": "depth"},
         ValueError,
-        ["1 spot ('spot2')", "beyond all counts"],
+        ["1 spot ('spot2')", "too large for a depth"],
     ),
-    "count beyond reason": (set_x(1e12), {}, ValueError, ["beyond all counts", "'spot3'", "layer=..."]),
+    "count beyond reason": (set_x(1e12), {}, ValueError, ["too large for counts", "'spot3'", "layer=..."]),
     "depth text": (no_check, {"size_factor_key": "chip"}, TypeError, ["obs['chip']", "number"]),
     "no image": (no_check, {"image_key": "vit"}, KeyError, ["obsm['vit']", "'image'", "image_key="]),
     "image NaN": (

@@ -80,7 +80,7 @@ def test_data_that_changed_since_the_training(small, tmp_path):
     model.save(tmp_path / "model")
     sc.pp.filter_cells(model.adata, min_counts=1500)
     assert model.get_completed_expression(**small.READ).shape == model.adata.shape
-    with pytest.raises(ValueError, match="not as it was trained on.*Evaluate before you change or filter it"):
+    with pytest.raises(ValueError, match="changed since training.*Evaluate before you change or filter it"):
         model.evaluate_completion(**small.READ)
     with pytest.raises(ValueError, match="entries held out of the training would be mixed up"):
         small.fit(model)

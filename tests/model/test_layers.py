@@ -137,7 +137,7 @@ def test_unusable_targets(trained, tmp_path):
     for name in ("there.h5ad", "there.zarr"):
         with pytest.raises(FileExistsError, match="overwrite=True"):
             trained.write_completed(tmp_path / name, **OPTIONS)
-    with pytest.raises(FileNotFoundError, match="make it first"):
+    with pytest.raises(FileNotFoundError, match="create it first"):
         trained.write_completed(tmp_path / "nowhere" / "a.h5ad", **OPTIONS)
     with pytest.raises(ValueError, match=r"\.h5ad or \.zarr"):
         trained.write_completed(tmp_path / "a.csv", **OPTIONS)
@@ -206,7 +206,7 @@ def test_completed_layers_are_not_measurements(trained, suffix, role):
     adata = trained.adata.copy()
     trained.add_completed_layer(adata, return_std=True, key_added="full", **OPTIONS)
     names = {"layer": "counts", "observed_layer": "observed"} | {role: f"full{suffix}"}
-    with pytest.raises(ValueError, match=rf"layers\['full{suffix}'\] was written by a completion .*what was measured"):
+    with pytest.raises(ValueError, match=rf"layers\['full{suffix}'\] was written by a completion .*measured values"):
         LGDiST.setup_anndata(adata, library_key="library_id", **names)
     # A name that only looks like one is fine.
     adata.layers["counts_std"] = adata.layers["counts"].copy()
@@ -216,7 +216,7 @@ def test_completed_layers_are_not_measurements(trained, suffix, role):
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("counts", r"layers\['counts'\] already, not from a completion; pass another key_added"),
+        ("counts", r"layers\['counts'\] already, not written by a completion; pass another key_added"),
         ("observed", r"layers\['observed'\] already"),
         ("spatial", r"uns\['spatial'\] already"),
         ("", "key_added='' must be a name"),

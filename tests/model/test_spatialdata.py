@@ -102,7 +102,7 @@ def test_squidpy_and_spatialdata_plot_draw_the_completed_layer(sdata, small):
 def test_bad_input(sdata, small):
     with pytest.raises(KeyError, match="no 'cells'.*'table'.*table_key"):
         LGDiST.setup_spatialdata(sdata, table_key="cells")
-    with pytest.raises(KeyError, match=r"annotates no \['brain'\].*spots_section_1.*region="):
+    with pytest.raises(KeyError, match=r"does not annotate \['brain'\].*spots_section_1.*region="):
         LGDiST.setup_spatialdata(sdata, region="brain")
     model = model_of(LGDiST.setup_spatialdata(sdata, "counts"), small)
     del sdata.tables["table"]

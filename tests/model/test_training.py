@@ -272,7 +272,7 @@ def test_interruption_keeps_what_was_learnt(small, model, monkeypatch, phase):
     # Lightning would ignore every later interruption.
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert caught.value.__notes__ == [
-        f"The training ({phase}) was interrupted. What it has learnt in 4 steps is kept, and train() goes on from there."
+        f"The training ({phase}) was interrupted. What it learnt in 4 steps is kept, and train() continues from there."
     ]
     assert state_of(model.adata) == data
     assert len(model.history[phase]["train_loss"]) == 2

@@ -737,7 +737,7 @@ def test_spots_that_fill_little_of_the_image_raise_a_warning():
     adata = tissue()
     factor(0.15)(adata)
     entry(adata)["scalefactors"]["spot_diameter_fullres"] = 200
-    with pytest.warns(UserWarning, match=r"within 1\d\.\d% of the width.*perhaps.*scale factor"):
+    with pytest.warns(UserWarning, match=r"within 1\d\.\d% of the width.*check that.*scale factor"):
         image_embeddings(adata, mean_colour, n_pixels=16, silent=True)
 
 

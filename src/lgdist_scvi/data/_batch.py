@@ -13,7 +13,7 @@ class Batch(NamedTuple):
     counts: torch.Tensor
     """Counts of the spots, ``(n_spots, n_genes)``, 0 where hidden."""
     observed: torch.Tensor
-    """True where an entry may be seen, ``(n_spots, n_genes)``."""
+    """True where an entry is visible, ``(n_spots, n_genes)``."""
     depth: torch.Tensor
     """Depth of the spots in counts, ``(n_spots,)``."""
     neighbor_counts: torch.Tensor
@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     image_mask: torch.Tensor
     """True where a spot or neighbour has an image, ``(n_spots, 1 + n_neighbors)``."""
     clean: torch.Tensor
-    """Codes that the diffusion learns to draw, ``(n_spots, n_latent)``; ``(n_spots, 0)`` where it is not trained."""
+    """Codes that the diffusion learns to draw, ``(n_spots, n_latent)``; ``(n_spots, 0)`` outside its training."""
 
     def to(self, device: torch.device | str) -> Batch:
         """Copy on a device; from pinned memory without waiting for it."""

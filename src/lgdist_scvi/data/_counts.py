@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from ._entries import Matrix
 
 LARGEST = 2**31 - 1
-"""No spot has more counts."""
+"""Largest accepted count or depth."""
 ROUNDED = 0.999
-"""A depth in single precision may fall short of the counts by as much."""
+"""Share of the summed counts that a depth must reach; single precision may round it down."""
 
 
 def check_counts(
     adata: AnnData, layer: str | None, observed_layer: str | None, size_factor_key: str | None, *, need_genes: bool
 ) -> None:
-    """Check that there are counts for every spot and every gene, where they were observed.
+    """Check that every observed spot and gene has a count.
 
     Parameters
     ----------
@@ -37,14 +37,15 @@ def check_counts(
     observed_layer
         Boolean layer, True where the entry was observed; None when every entry was.
     size_factor_key
-        Column of ``obs`` with the depth of the spots, which may then be empty; None where it is the sum of their counts.
+        Column of ``obs`` with the depth of the spots; spots without a count are then allowed. None takes the sum of
+        their counts.
     need_genes
-        Whether every gene that was observed needs a count.
+        Whether every observed gene must have a count.
 
     Raises
     ------
     KeyError, TypeError, ValueError
-        If the matrices are missing or unreadable, hold other values, or a spot or gene is empty.
+        If a matrix is missing, unsupported or holds invalid values, or if a spot or gene is empty.
     """
     for name, what in {layer: "counts", observed_layer: "the mask of observed entries"}.items():
         _refuse_completed(adata, name, what)
@@ -56,8 +57,8 @@ def check_counts(
     if empty.any() and size_factor_key is None:
         raise ValueError(
             f"{where} has no count for {spot_listing(adata, empty)}; drop empty spots with "
-            "scanpy.pp.filter_cells(adata, min_counts=1), or pass size_factor_key=..., their depth over the whole "
-            "transcriptome, if adata holds a gene panel."
+            "scanpy.pp.filter_cells(adata, min_counts=1), or, if adata holds a gene panel, pass the depth over the "
+            "whole transcriptome as size_factor_key=..."
         )
     if size_factor_key is not None:
         _check_depth(adata, size_factor_key, spot_sums)
@@ -75,21 +76,22 @@ def _check_depth(adata: AnnData, key: str, spot_sums: NDArray[np.float64]) -> No
     bad = (depth < ROUNDED * spot_sums) | (depth > LARGEST)
     if bad.any():
         raise ValueError(
-            f"adata.obs[{key!r}] (size_factor_key) is less than the counts of the spot, or beyond all counts, for "
-            f"{spot_listing(adata, bad)}; it must be their depth in counts over the whole transcriptome, such as "
-            "scanpy.pp.calculate_qc_metrics writes to adata.obs['total_counts'] before genes are selected, not a relative size factor."
+            f"adata.obs[{key!r}] (size_factor_key) is less than the counts of the spot, or too large for a depth, for "
+            f"{spot_listing(adata, bad)}; it must be the depth in counts over the whole transcriptome, such as "
+            "adata.obs['total_counts'] of scanpy.pp.calculate_qc_metrics before gene selection, not a relative size "
+            "factor."
         )
 
 
 def _refuse_completed(adata: AnnData, layer: str | None, what: str) -> None:
-    """Refuse layers that a completion has written: they are not measurements."""
+    """Refuse layers written by a completion: they are not measurements."""
     for suffix in ("", IMPUTED_SUFFIX, STD_SUFFIX):
         source = (layer or "").removesuffix(suffix)
         written = adata.uns.get(source)
         if isinstance(written, Mapping) and written.get("package") == PACKAGE:
             raise ValueError(
                 f"adata.layers[{layer!r}] was written by a completion (see adata.uns[{source!r}]) and cannot serve as {what}; "
-                "name the layer of what was measured."
+                "name the layer with the measured values."
             )
 
 
@@ -107,7 +109,7 @@ def check_count_values(
     observed
         Mask of the same shape; None when every entry was observed.
     where
-        How the user addresses the matrix.
+        Name of the matrix for messages, such as ``adata.X``.
 
     Returns
     -------
@@ -116,10 +118,15 @@ def check_count_values(
     Raises
     ------
     ValueError
-        If observed entries are NaN, infinite, negative, not whole numbers or larger than any count.
+        If observed entries are NaN, infinite, negative, not whole numbers or too large for counts.
     """
     spot_sums, gene_sums = np.zeros(adata.n_obs), np.zeros(adata.n_vars)
-    faults: dict[str, list] = {"NaN or infinite": [], "negative": [], "not whole numbers": [], "beyond all counts": []}
+    faults: dict[str, list] = {
+        "NaN or infinite": [],
+        "negative": [],
+        "not whole numbers": [],
+        "too large for counts": [],
+    }
     totals = dict.fromkeys(faults, 0)
     for row, col, value in observed_entries(counts, observed):
         if value.dtype.kind == "f":
@@ -147,6 +154,6 @@ def check_count_values(
         if culprits:
             raise ValueError(
                 f"{where} has {totals[fault]} observed entries that are {fault} ({'; '.join(culprits[:5])}). Pass "
-                "layer=..., the layer with the raw counts; hide entries without a measurement with observed_layer=..."
+                "the layer with the raw counts as layer=...; hide entries without a measurement with observed_layer=..."
             )
     return spot_sums, gene_sums

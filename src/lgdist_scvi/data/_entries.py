@@ -1,4 +1,4 @@
-"""Reads the count matrix entry by entry, and only where it was observed."""
+"""Reading of the observed entries of a count matrix, in blocks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     # An array, or a CSR or CSC matrix, for which scipy ships no types.
     Matrix: TypeAlias = Any
 
-# Entries looked at together: some 100 MB of temporary arrays.
+# Entries per block: about 100 MB of temporary arrays.
 BLOCK_ENTRIES = 1 << 21
 
 
@@ -28,7 +28,7 @@ def listing(names: Sequence[Any], limit: int = 5) -> str:
     names
         Names of spots, genes or libraries.
     limit
-        How many to spell out.
+        Number of names to quote.
 
     Returns
     -------
@@ -58,20 +58,19 @@ def spot_listing(adata: AnnData, mask: NDArray[np.bool_]) -> str:
 
 
 def require_supported(matrix: Any, where: str) -> None:
-    """Raise unless a matrix is held in memory in a format the package reads.
+    """Raise an error unless a matrix is in memory and in a supported format.
 
     Parameters
     ----------
     matrix
         What the AnnData holds.
     where
-        How the user addresses it, for the message.
+        Its name for messages, such as ``adata.X``.
 
     Raises
     ------
     TypeError
-        If it is a scipy sparse array, a sparse matrix that is neither CSR nor CSC, anything that is not a NumPy array
-        or not numeric.
+        If it is not numeric, or neither a NumPy array nor a CSR or CSC matrix; scipy sparse arrays are refused, too.
     """
     if isinstance(matrix, sparse.sparray):
         raise TypeError(
@@ -85,11 +84,13 @@ def require_supported(matrix: Any, where: str) -> None:
             )
     elif not isinstance(matrix, np.ndarray):
         raise TypeError(
-            f"{where} is a {type(matrix).__name__}; hold it in memory as a numpy array or a scipy.sparse.csr_matrix "
+            f"{where} is a {type(matrix).__name__}; load it into memory as a numpy array or a scipy.sparse.csr_matrix "
             "(adata.to_memory() loads lazy data)."
         )
     if matrix.dtype.kind not in "buif":
-        raise TypeError(f"{where} has dtype {matrix.dtype}; convert it to a number, e.g. with astype('float32').")
+        raise TypeError(
+            f"{where} has dtype {matrix.dtype}; convert it to a numeric dtype, e.g. with astype('float32')."
+        )
 
 
 def count_matrix(adata: AnnData, layer: str | None) -> tuple[Matrix, str]:
@@ -104,14 +105,14 @@ def count_matrix(adata: AnnData, layer: str | None) -> tuple[Matrix, str]:
 
     Returns
     -------
-    The matrix of shape ``(n_spots, n_genes)`` itself, not a copy, and how the user addresses it.
+    The matrix of shape ``(n_spots, n_genes)``, not copied, and its name for messages.
 
     Raises
     ------
     KeyError
         If the layer is missing.
     ValueError
-        If there is no ``X``.
+        If ``X`` is None.
     TypeError
         As in :func:`require_supported`.
     """
@@ -147,7 +148,7 @@ def observed_matrix(adata: AnnData, observed_layer: str | None) -> Matrix | None
     KeyError
         If the layer is missing.
     ValueError
-        If it is of another shape or has values other than 0 and 1.
+        If it has another shape than the data, or values other than 0 and 1.
     TypeError
         As in :func:`require_supported`.
     """
@@ -158,7 +159,7 @@ def observed_matrix(adata: AnnData, observed_layer: str | None) -> Matrix | None
     observed, where = adata.layers[observed_layer], f"adata.layers[{observed_layer!r}]"
     require_supported(observed, where)
     if observed.shape != adata.shape:
-        raise ValueError(f"{where} has shape {observed.shape}, the data {adata.shape}; they must be equal.")
+        raise ValueError(f"{where} has shape {observed.shape}, but adata has {adata.shape}; they must be equal.")
     if observed.dtype.kind != "b":
         stored = observed.data if sparse.issparse(observed) else observed
         wrong = 0
@@ -167,8 +168,8 @@ def observed_matrix(adata: AnnData, observed_layer: str | None) -> Matrix | None
             wrong += int(((block != 0) & (block != 1)).sum())
         if wrong:
             raise ValueError(
-                f"{where} is the mask of observed entries (observed_layer) but {wrong} entries are neither 0 nor 1; "
-                "store True where the entry was observed and False where not."
+                f"{where} is the mask of observed entries (observed_layer), but {wrong} entries are neither 0 nor 1; "
+                "store True where the entry was observed and False elsewhere."
             )
         observed = observed.astype(bool)
     if sparse.issparse(observed) and not (observed.has_canonical_format and observed.data.all()):
@@ -211,9 +212,9 @@ def count_observed(observed: Matrix | None, shape: tuple[int, int]) -> tuple[NDA
 def observed_entries(
     counts: Matrix, observed: Matrix | None
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray]]:
-    """Go through the non-zero observed entries in blocks of bounded size.
+    """Iterate over the non-zero observed entries in blocks of bounded size.
 
-    Hidden entries are never read, so their values (NaN included) have no influence.
+    Hidden entries are never read, so their values, NaN included, have no effect.
 
     Parameters
     ----------

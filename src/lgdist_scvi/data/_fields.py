@@ -18,29 +18,29 @@ if TYPE_CHECKING:
 
 
 class GroupField(CategoricalObsField):
-    """Column of ``obs`` that groups spots; new data may bring new groups, since nothing is learnt per group."""
+    """Column of ``obs`` that groups spots; new data may have new groups, since nothing is learnt per group."""
 
     def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: Any) -> dict[str, Any]:
-        """Register the groups of new data beside those known; arguments as in scvi-tools."""
+        """Register the groups of new data beside the known ones; arguments as in scvi-tools."""
         return super().transfer_field(state_registry, adata_target, **{**kwargs, "extend_categories": True})
 
 
 class ImageField(ObsmField):
-    """Image embeddings in ``obsm``, which must be made in the same way for all data that a model sees."""
+    """Image embeddings in ``obsm``, which must be computed in the same way for all data of a model."""
 
     MADE_KEY = "made"
 
     def register_field(self, adata: AnnData) -> dict[str, Any]:
-        """Register the embeddings and, where :func:`~lgdist_scvi.pp.image_embeddings` made them, how."""
+        """Register the embeddings and, if :func:`~lgdist_scvi.pp.image_embeddings` computed them, its settings."""
         return super().register_field(adata) | {self.MADE_KEY: _made(adata, self.attr_key)}
 
     def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: Any) -> dict[str, Any]:
-        """Check that the embeddings of new data were made like those of the model; arguments as in scvi-tools.
+        """Check that the embeddings of new data were computed like those of the model; arguments as in scvi-tools.
 
         Raises
         ------
         ValueError
-            If they have another number of features or were made otherwise.
+            If the number of features or the settings differ.
         """
         check_embeddings(adata_target, self.attr_key, state_registry)
         made = {self.MADE_KEY: state_registry[self.MADE_KEY]}
@@ -48,48 +48,48 @@ class ImageField(ObsmField):
 
 
 def check_embeddings(adata: AnnData, key: str, state_registry: dict) -> None:
-    """Check that image embeddings were made like those that a model was trained with.
+    """Check that image embeddings were computed like those that a model was trained with.
 
     Parameters
     ----------
     adata
         Annotated spots.
     key
-        Key of the embeddings in ``obsm``, and of how they were made in ``uns``.
+        Key of the embeddings in ``obsm`` and of their settings in ``uns``.
     state_registry
         State of the model's :class:`ImageField`.
 
     Raises
     ------
     ValueError
-        If not, as far as it is known of both.
+        If the settings of both are known and differ.
     """
     expected, found = state_registry[ImageField.MADE_KEY], _made(adata, key)
     if expected and found and dict(expected) != found:
         raise ValueError(
-            f"adata.obsm[{key!r}] was made with {found}, that of the model with {dict(expected)}; compute it in the same way "
-            "with lgdist_scvi.pp.image_embeddings."
+            f"adata.obsm[{key!r}] was computed with {found}, but that of the model with {dict(expected)}; compute it in the "
+            "same way with lgdist_scvi.pp.image_embeddings."
         )
 
 
 def _made(adata: AnnData, key: str) -> dict[str, Any] | None:
-    """How embeddings were made, as far as it changes what they mean; None if they are the user's own."""
+    """Settings that determine the embeddings; None if the user computed them."""
     made, names = adata.uns.get(key), ("model", "patch_size", "unit", "n_pixels", "standardize")
     if not isinstance(made, Mapping) or not set(names) <= set(made):
         return None
-    # Plain values also after reading from a file.
+    # Values read from a file are NumPy scalars.
     return {name: value.item() if isinstance(value := made[name], np.generic) else value for name in names}
 
 
 class SpatialGraphField(BaseAnnDataField):
     """Registers the graph of spatial neighbours in ``obsp``.
 
-    The graph takes part in setup, transfer and loading like every field, but is not listed in the data registry: a
-    data loader that met it there would turn its rows into dense minibatches.
+    The graph takes part in setup, transfer and loading like every field, but is not listed in the data registry:
+    otherwise a data loader would turn its rows into dense minibatches.
 
-    Without `neighbors_key` the graph is built from the positions at every setup. On transfer (new sections, copies and
-    subsets handed to a trained model, loading) a graph that still fits the positions is kept, so that a subset keeps
-    the edges among its spots; otherwise it is built. With `neighbors_key` the user's graph is checked and never
+    Without `neighbors_key` the graph is built from the positions at every setup. On transfer (loading, or passing new
+    sections, copies or subsets to a trained model) a graph that still fits the positions is kept, so that a subset
+    keeps the edges among its spots; otherwise it is rebuilt. With `neighbors_key` the user's graph is checked and never
     changed.
 
     Parameters
@@ -143,7 +143,7 @@ class SpatialGraphField(BaseAnnDataField):
 
     @property
     def prefix(self) -> str:
-        """Prefix of the keys of the graph, the user's or ours."""
+        """Prefix of the keys of the graph: the user's, or that of the package."""
         return Keys.NEIGHBORS if self.neighbors_key is None else self.neighbors_key
 
     @property
@@ -153,15 +153,15 @@ class SpatialGraphField(BaseAnnDataField):
 
     @property
     def is_empty(self) -> bool:
-        """False: an empty field would be skipped by setup and transfer."""
+        """False, because setup and transfer skip empty fields."""
         return False
 
     def get_data_registry(self) -> dict:
-        """Nothing, which keeps the graph out of the minibatches."""
+        """Empty, to keep the graph out of the minibatches."""
         return {}
 
     def validate_field(self, adata: AnnData) -> None:
-        """Check that the graph is there, finite and within libraries.
+        """Check that the graph exists, is finite and links no two libraries.
 
         Parameters
         ----------
@@ -188,7 +188,7 @@ class SpatialGraphField(BaseAnnDataField):
                 bad = np.flatnonzero(~np.isfinite(weight))[0]
                 raise ValueError(
                     f"adata.obsp[{key!r}] has NaN or infinite entries, the first between spots "
-                    f"{adata.obs_names[row[bad]]!r} and {adata.obs_names[col[bad]]!r}; compute the graph anew."
+                    f"{adata.obs_names[row[bad]]!r} and {adata.obs_names[col[bad]]!r}; recompute the graph."
                 )
         crossing = self._crossing_edge(adata)
         if crossing is not None:
@@ -202,7 +202,7 @@ class SpatialGraphField(BaseAnnDataField):
             )
 
     def register_field(self, adata: AnnData) -> dict[str, Any]:
-        """Build our graph, or check the user's.
+        """Build the graph, or check the user's.
 
         Parameters
         ----------
@@ -214,7 +214,7 @@ class SpatialGraphField(BaseAnnDataField):
         State of the field, plain values only.
         """
         if self.neighbors_key is None:
-            # Always anew: it is cheap, and a graph from an earlier setup may be stale.
+            # Always rebuilt: it is cheap, and a graph from an earlier setup may be outdated.
             self._build(adata)
         super().register_field(adata)
         return {
@@ -225,14 +225,14 @@ class SpatialGraphField(BaseAnnDataField):
         }
 
     def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: Any) -> dict[str, Any]:
-        """Keep a graph of ours that fits the positions, else build it; check the user's.
+        """Keep a built graph that fits the positions, else rebuild it; check the user's.
 
         Parameters
         ----------
         state_registry
             State from :meth:`register_field`.
         adata_target
-            Annotated spots handed to a trained model; changed in place.
+            Annotated spots passed to a trained model; changed in place.
         **kwargs
             Ignored; other fields use them.
 
@@ -247,7 +247,7 @@ class SpatialGraphField(BaseAnnDataField):
         return dict(state_registry)
 
     def get_summary_stats(self, state_registry: dict) -> dict[str, int]:
-        """Give the number of neighbours of a spot.
+        """Number of neighbours per spot.
 
         Parameters
         ----------
@@ -261,7 +261,7 @@ class SpatialGraphField(BaseAnnDataField):
         return {f"n_{self.registry_key}": state_registry[self.N_NEIGHBORS_KEY]}
 
     def view_state_registry(self, state_registry: dict) -> rich.table.Table | None:
-        """Lay out the state for ``view_anndata_setup``.
+        """Format the state for ``view_anndata_setup``.
 
         Parameters
         ----------
@@ -295,11 +295,11 @@ class SpatialGraphField(BaseAnnDataField):
         return graph_params(spatial_key=self.spatial_key, library_key=self.library_key, n_neighbors=self.n_neighbors)
 
     def _fits(self, adata: AnnData) -> bool:
-        """Tell whether our graph is present and its edges are right for these positions and libraries."""
+        """Whether a built graph is present and its edges fit the positions and libraries."""
         if self.attr_key not in adata.obsp or self.distances_key not in adata.obsp:
             return False
         expected = self._params()
-        # anndata.concat(pairwise=True) keeps obsp but by default drops uns: of unknown origin, hence built anew.
+        # anndata.concat(pairwise=True) keeps obsp but by default drops uns: rebuild a graph of unknown origin.
         stored = adata.uns.get(f"{self.prefix}_neighbors", {})
         if dict(stored.get("params", {})) != expected:
             return False

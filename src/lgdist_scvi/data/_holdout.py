@@ -1,4 +1,4 @@
-"""Entries held out of training, to stop it in time and to measure it honestly."""
+"""Entries held out of training, for early stopping and for evaluation."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from lgdist_scvi._checks import check_share
 from ._hidden import Hidden
 
 MAX_HOLDOUT_SPOTS = 2000
-"""Spots with held-out entries at most: enough to measure, few enough to be quick."""
+"""Maximum number of spots with held-out entries: enough to evaluate, few enough to be quick."""
 
 
 def holdout_entries(hidden: Hidden, fraction: float, seed: int) -> sparse.csr_matrix:
-    """Draw observed entries to hold out, zeros as likely as counts.
+    """Draw observed entries to hold out, zeros with the same probability as counts.
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ def holdout_entries(hidden: Hidden, fraction: float, seed: int) -> sparse.csr_ma
     fraction
         Share of the entries of a spot to hold out, in [0, 1).
     seed
-        Seed of the draw, which depends on nothing else but the shape.
+        Seed of the random numbers, which depend on nothing else but the shape.
 
     Returns
     -------

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
 
-# On a hexagonal grid the second ring lies at 1.73 pitches and on a square grid at 2, so 1.5 drops what stands in for a
-# missing neighbour at an edge and keeps the (at most 1.41 pitches distant) neighbours of a complete neighbourhood.
+# On a hexagonal grid the second ring lies at 1.73 pitches and on a square grid at 2, so 1.5 drops the substitutes of
+# missing neighbours at an edge and keeps the neighbours of a complete neighbourhood, at most 1.41 pitches away.
 MAX_DISTANCE_FACTOR = 1.5
 
 
 def library_codes(libraries: ArrayLike | None, n_obs: int) -> NDArray[np.intp]:
-    """Give every spot the number of its library.
+    """Number the libraries, and return the number of each spot's library.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def library_codes(libraries: ArrayLike | None, n_obs: int) -> NDArray[np.intp]:
     Raises
     ------
     ValueError
-        If `libraries` is of another length or has missing values.
+        If `libraries` has another length or missing values.
     """
     if libraries is None:
         return np.zeros(n_obs, dtype=np.intp)
@@ -56,9 +56,9 @@ def spatial_graph(
     """Graph of the nearest spots within each library, from squidpy's k-nearest-neighbour builder.
 
     Row `i` marks the `n_neighbors` nearest spots of spot `i` in its library, never itself. Neighbours farther than 1.5
-    times the library's median distance to the `n_neighbors`-th neighbour are left out: they lie across a gap or stand
-    in for spots beyond the edge of the section. A library of `n_neighbors` spots or fewer links every pair it has,
-    within that distance.
+    times the library's median distance to the `n_neighbors`-th neighbour are left out: they lie across a gap or
+    replace spots beyond the edge of the section. In a library of `n_neighbors` spots or fewer, all pairs within that
+    distance are linked.
 
     Parameters
     ----------
@@ -71,14 +71,14 @@ def spatial_graph(
 
     Returns
     -------
-    Two matrices of shape ``(n_spots, n_spots)`` with the same pattern: connectivities, 1 on every edge, and distances
-    in the unit of `coordinates`. Spots at the same position have a stored distance of 0, so edges must be read from
-    the pattern of the connectivities.
+    Two matrices of shape ``(n_spots, n_spots)`` with the same sparsity pattern: connectivities, 1 on every edge, and
+    distances in the unit of `coordinates`. Spots at the same position have a stored distance of 0, so read edges from
+    the connectivities.
     """
     coordinates = np.asarray(coordinates, dtype=np.float64)
     n_obs = len(coordinates)
     codes = library_codes(libraries, n_obs)
-    # By position within a library, so that the graph does not depend on the order of the spots where distances are equal.
+    # Sorted by position within a library, so that ties in distance do not depend on the order of the spots.
     order = np.lexsort((*coordinates.T, codes))
     members = np.split(order, np.cumsum(np.bincount(codes))[:-1]) if n_obs else []
 
@@ -91,7 +91,7 @@ def spatial_graph(
     row, col, length = (np.concatenate(part) if part else np.empty(0) for part in (rows, cols, lengths))
 
     shape = (n_obs, n_obs)
-    # Both go through the same conversion, which keeps explicit zeros, so both have the same pattern.
+    # The same conversion keeps explicit zeros in both, so both have the same pattern.
     connectivities = sparse.csr_matrix((np.ones(len(row), dtype=np.float32), (row, col)), shape=shape)
     distances = sparse.csr_matrix((length.astype(np.float64), (row, col)), shape=shape)
     connectivities.sort_indices()
@@ -100,14 +100,14 @@ def spatial_graph(
 
 
 def _library_edges(coordinates: NDArray, n_neighbors: int) -> tuple[NDArray, NDArray, NDArray]:
-    """Find sources, targets and lengths of the edges within one library."""
+    """Sources, targets and lengths of the edges within one library."""
     n_obs = len(coordinates)
     k = min(n_neighbors, n_obs - 1)
     if k < 1:
         return np.empty(0, dtype=np.intp), np.empty(0, dtype=np.intp), np.empty(0)
     from squidpy.gr.neighbors import KNNBuilder
 
-    # The builder behind squidpy.gr.spatial_neighbors_knn, without its message for every library.
+    # The builder of squidpy.gr.spatial_neighbors_knn, which itself would log a message for every library.
     edges = KNNBuilder(n_neighs=k).build(coordinates)[0].tocoo()
     row, col = edges.row.astype(np.intp), edges.col.astype(np.intp)
     # squidpy eliminates zero distances, so lengths are taken from the positions.
@@ -122,7 +122,7 @@ def _library_edges(coordinates: NDArray, n_neighbors: int) -> tuple[NDArray, NDA
 
 
 def graph_params(*, spatial_key: str, library_key: str | None, n_neighbors: int) -> dict[str, str | int | float]:
-    """Parameters that identify a graph of :func:`add_spatial_graph`, as kept in ``uns``.
+    """Parameters that identify a graph of :func:`add_spatial_graph`, as stored in ``uns``.
 
     Parameters
     ----------
@@ -183,7 +183,7 @@ def add_spatial_graph(
 
 
 def graph_edges(graph: sparse.spmatrix | sparse.sparray | NDArray) -> tuple[NDArray, NDArray, NDArray]:
-    """Edges of a graph, sorted by source and target, without self-loops and stored zeros.
+    """Edges of a graph, sorted by source and target, without self-loops or stored zeros.
 
     Parameters
     ----------
@@ -207,7 +207,7 @@ def graph_edges(graph: sparse.spmatrix | sparse.sparray | NDArray) -> tuple[NDAr
 
 
 def edge_lengths(distances: sparse.spmatrix | sparse.sparray | NDArray, row: NDArray, col: NDArray) -> NDArray:
-    """Distances along given edges.
+    """Lengths of given edges.
 
     Parameters
     ----------
@@ -218,9 +218,9 @@ def edge_lengths(distances: sparse.spmatrix | sparse.sparray | NDArray, row: NDA
 
     Returns
     -------
-    Float64 array of shape ``(n_edges,)``. Where an edge has no stored distance, that of the reverse edge is taken
-    (symmetrised connectivities go with one-sided distances), else 0: sparse formats drop the distance between spots at
-    the same position.
+    Float64 array of shape ``(n_edges,)``. An edge without a stored distance takes that of the reverse edge
+    (symmetrised connectivities may come with one-sided distances), else 0: sparse formats drop the distance between
+    spots at the same position.
     """
     n_obs = distances.shape[1]
     source, target, length = graph_edges(distances)
@@ -233,7 +233,7 @@ def edge_lengths(distances: sparse.spmatrix | sparse.sparray | NDArray, row: NDA
 
 
 def _lookup(keys: NDArray, values: NDArray, queries: NDArray) -> tuple[NDArray, NDArray]:
-    """Values at the queried positions of sorted keys (0 where absent), and whether they are present."""
+    """Values of the queried keys (0 where absent) among sorted keys, and whether they are present."""
     if len(keys) == 0:
         return np.zeros(len(queries)), np.zeros(len(queries), dtype=bool)
     place = np.minimum(np.searchsorted(keys, queries), len(keys) - 1)
@@ -253,13 +253,13 @@ def neighbor_index(
     distances
         Distances along the edges; None orders by descending connectivity instead.
     n_neighbors
-        Columns of the result; of a row with more neighbours the nearest are kept.
+        Columns of the result; rows with more neighbours keep the nearest.
 
     Returns
     -------
     Index (int64), distance (float32, 0 without `distances`) and mask (True where a neighbour exists), each of shape
-    ``(n_spots, n_neighbors)``. Missing neighbours have the spot's own index, distance 0 and mask False. Ties go by
-    position in the data.
+    ``(n_spots, n_neighbors)``. Missing neighbours have the spot's own index, distance 0 and mask False. Ties are
+    broken by row number.
     """
     n_obs = connectivities.shape[0]
     row, col, weight = graph_edges(connectivities)
@@ -282,7 +282,7 @@ def neighbor_index(
 
 
 def hop_weights(connectivities: sparse.spmatrix, hops: Sequence[int]) -> list[sparse.csr_matrix]:
-    """Mark the spots within given numbers of hops.
+    """Mark the pairs of spots within given numbers of hops.
 
     Parameters
     ----------
@@ -306,7 +306,7 @@ def hop_weights(connectivities: sparse.spmatrix, hops: Sequence[int]) -> list[sp
     row, col, _ = graph_edges(connectivities)
     shape = connectivities.shape
     step = sparse.csr_matrix((np.ones(len(row), dtype=np.float32), (row, col)), shape=shape)
-    # With the diagonal in, a power marks "at most so many hops": staying is allowed.
+    # With the diagonal, the n-th power marks "at most n hops", because staying is allowed.
     step = (step + step.T + sparse.identity(shape[0], dtype=np.float32, format="csr")).tocsr()
     step.data[:] = 1
     reached, within = step, {1: _without_diagonal(step)}

@@ -59,8 +59,8 @@ class Pools:
         self._counts, self._depth, self._share, self._radii = counts, depth, share, radii
         # The depth of a spot does not count for a gene that is hidden in it.
         self._hidden_depth = hidden.times(depth)
-        # A spot gets the profile of the half of its section that it is not in. The profile of the whole would hold the
-        # spot's own counts, and that of the whole without the spot would give them away as what is missing from it.
+        # Each spot gets the profile of the half of its section that it is not in. The profile of the whole section would contain
+        # the spot's own counts, and that of the section without the spot would reveal them by subtraction.
         self._other_half = 2 * section + 1 - half
         n_spots = counts.shape[0]
         halves = sparse.csr_matrix(
@@ -120,5 +120,5 @@ def radii_of(connectivities: sparse.csr_matrix) -> list[sparse.csr_matrix]:
 
 
 def _shrink(total: NDArray, depth: NDArray, prior: NDArray, strength: float) -> NDArray:
-    """Gamma-Poisson posterior mean of a share whose prior mean is worth `strength` counts."""
+    """Gamma-Poisson posterior mean of a share; the prior is worth `strength` expected counts."""
     return prior * (total + strength) / (prior * depth + strength)

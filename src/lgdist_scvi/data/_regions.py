@@ -24,7 +24,7 @@ class Region(NamedTuple):
     centers: NDArray[np.float64]
     """Centres x and y of their shapes, in the shapes' own coordinates, ``(n_spots, 2)``."""
     diameter: float
-    """Median diameter of the shapes; of polygons, that of a circle of their area."""
+    """Median diameter of the shapes; for polygons, that of a circle of the same area."""
 
 
 def annotating_table(sdata: SpatialData, table_key: str) -> tuple[AnnData, list[str], str]:
@@ -45,14 +45,14 @@ def annotating_table(sdata: SpatialData, table_key: str) -> tuple[AnnData, list[
 
 
 def regions(sdata: SpatialData, table: AnnData, names: Sequence[str]) -> Iterator[Region]:
-    """Regions of a table, without those that have no row.
+    """Regions of a table that have at least one row.
 
     Raises
     ------
     KeyError
         If the shapes of a region are missing.
     ValueError
-        If spots of the table are not among them.
+        If spots of the table have no shape.
     """
     from spatialdata.models import get_table_keys
 
@@ -62,10 +62,14 @@ def regions(sdata: SpatialData, table: AnnData, names: Sequence[str]) -> Iterato
         if not len(rows):
             continue
         if name not in sdata.shapes:
-            raise KeyError(f"sdata.shapes has no {name!r}, a region of the table (found: {list(sdata.shapes)}).")
+            raise KeyError(
+                f"sdata.shapes has no {name!r}, a region of the table (found: {list(sdata.shapes)}); add its shapes."
+            )
         shapes, instances = sdata.shapes[name], table.obs[instance_key].to_numpy()[rows]
         if missing := sorted(set(instances) - set(shapes.index)):
-            raise ValueError(f"{name!r} lacks {len(missing)} spots of the table: {missing[:5]}.")
+            raise ValueError(
+                f"sdata.shapes[{name!r}] lacks {len(missing)} spots of the table: {missing[:5]}; drop them."
+            )
         shapes = shapes.loc[instances]
         centroid = shapes.geometry.centroid
         radius = shapes["radius"] if "radius" in shapes else np.sqrt(shapes.geometry.area / np.pi)

@@ -1,4 +1,4 @@
-"""Where images come from: an AnnData, files, arrays, a SpatialData object."""
+"""Sources of images: an AnnData, files, arrays, a SpatialData object."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ._regions import Region
 
 PATCH_SIZE = 4.0
-"""Side of a patch in spot diameters: the spot and what surrounds it."""
+"""Side of a patch in spot diameters: the spot and its surroundings."""
 
 
 def open_slides(
@@ -55,7 +55,8 @@ def open_slides(
         others = {"image_key": image_key, "library_key": library_key, "spot_diameter": spot_diameter}
         if given := [name for name, value in others.items() if value is not None] + ["scale"] * (scale != 1.0):
             raise ValueError(
-                f"{', '.join(given)} do not apply to a SpatialData object: regions, shapes and transformations tell."
+                f"{', '.join(given)} do not apply to a SpatialData object, which has regions, shapes and transformations; "
+                "leave them out."
             )
         table, annotated, _ = annotating_table(data, table_key)
         slides = _slides_of_spatialdata(data, table, annotated, image=image, microns_per_pixel=microns_per_pixel)
@@ -109,7 +110,8 @@ def _slides_of_anndata(
     if library_key is None:
         if len(known) > 1:
             raise ValueError(
-                f"adata.uns['spatial'] has the images of {list(known)}; say which spot is of which by library_key=..."
+                f"adata.uns['spatial'] has images of several sections: {list(known)}; pass library_key=..., the obs column "
+                "with the section of each spot."
             )
         libraries = {next(iter(known), "section"): np.arange(adata.n_obs)}
     else:
@@ -117,9 +119,13 @@ def _slides_of_anndata(
         libraries = {str(name): np.asarray(rows) for name, rows in groups.items()}
     given = image if isinstance(image, Mapping) else dict.fromkeys(libraries, image)
     if image is not None and not isinstance(image, Mapping) and len(libraries) > 1:
-        raise ValueError(f"image=... is one image, and there are the libraries {list(libraries)}; pass a dictionary.")
+        raise ValueError(
+            f"image=... is one image, but there are several libraries, {list(libraries)}; pass a dictionary by library."
+        )
     if unknown := [name for name in given if name not in libraries]:
-        raise KeyError(f"image=... names {unknown}, which are no libraries (found: {list(libraries)}).")
+        raise KeyError(
+            f"image=... names {unknown}, which are not libraries (found: {list(libraries)}); correct the names."
+        )
     slides, without = [], []
     for name, rows in libraries.items():
         entry = known.get(name, {})
@@ -168,12 +174,14 @@ def _slides_of_anndata(
 def _slides_of_spatialdata(
     sdata: SpatialData, table: AnnData, annotated: list[str], *, image: Any, microns_per_pixel: float | None
 ) -> list[Slide]:
-    """Images of the regions that a table annotates, through their transformations."""
+    """Images of the regions that a table annotates, placed by their transformations."""
     from spatialdata import get_pyramid_levels
 
     given = image if isinstance(image, Mapping) else dict.fromkeys(annotated, image)
     if unknown := [name for name in given if name not in annotated]:
-        raise KeyError(f"image=... names {unknown}, which are no regions of the table (found: {annotated}).")
+        raise KeyError(
+            f"image=... names {unknown}, which are not regions of the table (found: {annotated}); correct the names."
+        )
     slides, without = [], []
     for region in regions(sdata, table, annotated):
         name = given.get(region.name)
@@ -207,12 +215,12 @@ def _slides_of_spatialdata(
 
 
 def _open_image(image: Any) -> tuple[Any, str]:
-    """Open an image file, lazily if it is a TIFF, or take an array as it is; return it and its name.
+    """Open an image file, lazily if it is a TIFF, or take an array; return the image and its name.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        If the file is not there or not an image.
+        If the file is missing or not an image.
     """
     if not isinstance(image, str | Path):
         return image, "array"
@@ -228,7 +236,7 @@ def _open_image(image: Any) -> tuple[Any, str]:
             return _channels_last(store), path.name
         from PIL import Image
 
-        # A whole slide has more pixels than what Pillow takes for an attack.
+        # Whole slides exceed the size above which Pillow suspects a decompression bomb.
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             with Image.open(path) as opened:
@@ -263,12 +271,12 @@ def _only_image(sdata: SpatialData, region: Region) -> str | None:
     systems = set(get_transformation(sdata.shapes[region.name], get_all=True))
     shared = [name for name, image in sdata.images.items() if systems & set(get_transformation(image, get_all=True))]
     if len(shared) > 1:
-        raise ValueError(f"Several images share a coordinate system with a region: {shared}; choose by image=...")
+        raise ValueError(f"Several images share a coordinate system with a region: {shared}; choose one with image=...")
     return shared[0] if shared else None
 
 
 def _to_pixels(sdata: SpatialData, region: Region, name: str) -> NDArray[np.float64]:
-    """Matrix from coordinates of shapes to pixels of an image, by a coordinate system that both are in."""
+    """Matrix from coordinates of shapes to pixels of an image, through a shared coordinate system."""
     from spatialdata.transformations import Sequence, get_transformation
 
     elements = sdata.shapes[region.name], sdata.images[name]
@@ -276,8 +284,8 @@ def _to_pixels(sdata: SpatialData, region: Region, name: str) -> NDArray[np.floa
     shared = [system for system in placed if system in images]
     if not shared:
         raise ValueError(
-            f"The image {name!r}, in the coordinate systems {list(images)}, and the region {region.name!r}, in "
-            f"{list(placed)}, share none; choose another by image=... or set a transformation."
+            f"The image {name!r} (coordinate systems {list(images)}) and the region {region.name!r} ({list(placed)}) "
+            "share no coordinate system; choose another image with image=..., or set a transformation."
         )
     path = Sequence([placed[shared[0]], images[shared[0]].inverse()])
     return path.to_affine_matrix(("x", "y"), ("x", "y"))
@@ -288,7 +296,7 @@ def _report_missing(slides: list[Slide], without: list[str], where: str) -> None
         raise KeyError(f"There is no image for any of {without}; expected in {where}")
     if without:
         warnings.warn(
-            f"There is no image for {without}, whose spots get NaN: the model takes them as spots without an image.",
+            f"There is no image for {without}: their spots get NaN, and the model takes them as spots without an image.",
             UserWarning,
             stacklevel=5,
         )

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Regions are read from the image one square of this side (in pixels) at a time, so a large image stays on disk.
+# The image is read in squares of this side (in pixels), so that a large image can stay on disk.
 _TILE = 2048
-# Spots that fill less of the image than this, along both sides, were placed by a wrong scale factor; or perhaps were.
+# Share of the width or height of the image that the spots must span. Below the first the scale factor is taken to be
+# wrong, below the second it may be.
 _LEAST_EXTENT, _SMALL_EXTENT = 0.05, 0.25
 
 
@@ -27,11 +28,11 @@ class Slide:
     library: str
     """Name of the section."""
     source: str
-    """Where the image is from."""
+    """Origin of the image."""
     rows: NDArray[np.int64]
     """Spots of the section, ``(n_spots,)``."""
     image: Any
-    """Pixels, ``(height, width)`` or ``(height, width, n_channels)``: whatever slices like an array, also on disk."""
+    """Pixels, ``(height, width)`` or ``(height, width, n_channels)``, in anything that slices like an array."""
     centers: NDArray[np.float64]
     """Positions x and y of the spots in pixels of the image, ``(n_spots, 2)``."""
     diameter: float | None
@@ -41,7 +42,7 @@ class Slide:
 
     @cached_property
     def full_scale(self) -> float:
-        """Value of full brightness: that of a type made for images, else 1 (floats only), 255 or 65535 by the values."""
+        """Value of full brightness: the maximum of 8- or 16-bit types, else 1 (floats), 255 or 65535 by the values."""
         dtype = np.dtype(self.image.dtype)
         if dtype.kind not in "iuf":
             return 1.0
@@ -49,7 +50,7 @@ class Slide:
             return float(np.iinfo(dtype).max)
         step = max(1, max(self.image.shape[:2]) // 512)
         largest = np.nanmax(np.asarray(self.image[::step, ::step]))
-        # Interpolation may exceed full brightness a little.
+        # Interpolation may slightly exceed full brightness.
         candidates = (1.0, 255.0, 65535.0) if dtype.kind == "f" else (255.0, 65535.0)
         return next((value for value in candidates if largest <= 1.5 * value), candidates[-1])
 
@@ -72,13 +73,13 @@ class Slide:
             if self.diameter is None:
                 raise ValueError(
                     f"The spot diameter of {self.library!r} is not known; pass spot_diameter=..., in full-resolution "
-                    "pixels (the unit of the positions), or scalefactors['spot_diameter_fullres']."
+                    "pixels (the unit of the positions), or set scalefactors['spot_diameter_fullres']."
                 )
             side = size * self.diameter
         else:
             if self.microns_per_pixel is None:
                 raise ValueError(
-                    f"The size of a pixel of {self.library!r} is not known; pass microns_per_pixel=..., of the "
+                    f"The size of a pixel of {self.library!r} is not known; pass microns_per_pixel=... of the "
                     "full-resolution image (the unit of the positions), or give patch_size in spot diameters."
                 )
             side = size / self.microns_per_pixel
@@ -100,19 +101,19 @@ class Slide:
         Raises
         ------
         ValueError
-            If not, naming the spots.
+            If spots lie outside, or all spots lie in a small part of the image.
         """
         height, width = self.image.shape[:2]
         x, y = self.centers.T
         remedy = (
-            "the positions, the image or its scale factor do not belong together: check image_key=..., scale=... and "
-            "the scale factors (the transformations, for a SpatialData)"
+            "check that positions, image and scale factor belong together: image_key=..., scale=... and the scale "
+            "factors (for SpatialData, the transformations)"
         )
         outside = ~((x >= 0) & (x < width) & (y >= 0) & (y < height))
         if outside.any():
             raise ValueError(
                 f"{outside.sum()} of the {len(x)} spots of {self.library!r} lie outside its image {self.source} "
-                f"({width} x {height} pixels): {', '.join(map(repr, names[self.rows[outside]][:5]))}. Either {remedy}; "
+                f"({width} x {height} pixels): {', '.join(map(repr, names[self.rows[outside]][:5]))}; {remedy}, "
                 "or drop these spots."
             )
         extent = max(np.ptp(x) / width, np.ptp(y) / height) if len(x) > 1 else 1.0
@@ -123,10 +124,10 @@ class Slide:
             )
             if extent < _LEAST_EXTENT:
                 raise ValueError(f"{message}; {remedy}.")
-            warnings.warn(f"{message}; perhaps {remedy}.", UserWarning, stacklevel=4)
+            warnings.warn(f"{message}; {remedy}.", UserWarning, stacklevel=4)
 
     def batches(self, side: float, batch_size: int) -> list[NDArray[np.int64]]:
-        """Numbers of the spots in batches that lie together, so that each needs only a piece of the image.
+        """Group nearby spots in batches, so that each batch needs only a piece of the image.
 
         Parameters
         ----------
@@ -145,7 +146,7 @@ class Slide:
         ]
 
     def cut(self, spots: NDArray[np.int64], side: float, n_pixels: int) -> torch.Tensor:
-        """Cut a square around spots; beyond the image its edge is repeated.
+        """Cut a square around each spot; beyond the image, its edge pixels are repeated.
 
         Parameters
         ----------
@@ -174,7 +175,7 @@ class Slide:
 
 
 def _rgb(patch: NDArray, full: float) -> torch.Tensor:
-    """Red, green and blue from 0 to 1, ``(1, 3, height, width)``; what is transparent is white."""
+    """Red, green and blue from 0 to 1, ``(1, 3, height, width)``; transparent pixels become white."""
     values = torch.from_numpy(np.ascontiguousarray(patch, dtype=np.float32)) / full
     if values.ndim == 2:
         values = values[..., None]

@@ -1,4 +1,4 @@
-"""Checks of what the user registers, before anything is computed from it."""
+"""Checks of the registered data, run before anything is computed from them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# Columns that usually tell sections apart.
+# Names of columns that usually identify sections.
 SECTION_COLUMNS = ("library_id", "library", "sample", "sample_id", "slide", "slide_id", "section", "batch")
 MAX_SHARED_POSITIONS = 0.01
 FEW_SPOTS = 100
@@ -42,7 +42,7 @@ def validate_setup(
 ) -> None:
     """Check everything that ``setup_anndata`` is about to register.
 
-    Counts are read only where `observed_layer` is True. Matrices are read in blocks and never made dense as a whole.
+    Counts are read only where `observed_layer` is True. Matrices are read in blocks, never densified whole.
 
     Parameters
     ----------
@@ -74,9 +74,9 @@ def validate_setup(
     KeyError
         If a named key is missing.
     TypeError
-        If something is of a type the package does not read.
+        If an object has an unsupported type.
     ValueError
-        If values cannot be used; the message names the first culprits and the remedy.
+        If values are invalid; the message names the first culprits and the remedy.
     """
     _check_container(adata)
     check_whole(1, n_neighbors=n_neighbors)
@@ -95,7 +95,7 @@ def validate_setup(
     check_counts(adata, layer, observed_layer, size_factor_key, need_genes=not query)
     if adata.n_obs < FEW_SPOTS and not query:
         warnings.warn(
-            f"adata has only {adata.n_obs} spots; with fewer than {FEW_SPOTS} a model can hardly be trained.",
+            f"adata has only {adata.n_obs} spots; fewer than {FEW_SPOTS} are hardly enough to train a model.",
             UserWarning,
             stacklevel=3,
         )
@@ -104,7 +104,7 @@ def validate_setup(
 def validate_places(
     adata: AnnData, spatial_key: str, library_key: str | None, image_key: str, n_features: int
 ) -> NDArray[np.float32]:
-    """Check places at which expression is to be predicted from the image.
+    """Check places where expression is to be predicted from the image.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def validate_places(
     KeyError
         If a key is missing.
     ValueError
-        If a place has no image, or the embeddings are of another length.
+        If a place has no image, or the number of image features differs from the model.
     """
     _check_type(adata)
     _check_obs_column(adata, library_key, "library_key")
@@ -135,8 +135,8 @@ def validate_places(
     image = np.asarray(adata.obsm[image_key], dtype=np.float32)
     if image.shape[1] != n_features:
         raise ValueError(
-            f"adata.obsm[{image_key!r}] has {image.shape[1]} image features, the model was trained with {n_features}; "
-            "compute them in the same way."
+            f"adata.obsm[{image_key!r}] has {image.shape[1]} image features, but the model was trained with "
+            f"{n_features}; compute the embeddings in the same way."
         )
     absent = np.asarray(np.isnan(image).all(axis=1))
     if absent.any():
@@ -159,7 +159,7 @@ def validate_genes(var_names_expected: Sequence[str] | NDArray, adata: AnnData) 
     Raises
     ------
     ValueError
-        If genes are missing, or there are others, or their order differs.
+        If genes are missing, additional, duplicated or in another order.
     """
     _check_type(adata)
     expected, found = pd.Index(var_names_expected).astype(str), pd.Index(adata.var_names).astype(str)
@@ -170,8 +170,8 @@ def validate_genes(var_names_expected: Sequence[str] | NDArray, adata: AnnData) 
     remedy = "adata = adata[:, model_genes].copy(), with model_genes = model.adata.var_names"
     if len(missing):
         raise ValueError(
-            f"adata lacks {len(missing)} of the model's {len(expected)} genes: {listing(missing)}. Add them, hidden by "
-            f"the observed layer if they were not measured, then order the genes with {remedy}."
+            f"adata lacks {len(missing)} of the model's {len(expected)} genes: {listing(missing)}. Add them, with "
+            f"False in the observed layer if they were not measured, then order the genes with {remedy}."
         )
     if len(extra):
         raise ValueError(f"adata has {len(extra)} genes that the model does not have: {listing(extra)}. Use {remedy}.")
@@ -192,7 +192,9 @@ def _check_type(adata: AnnData) -> None:
 def _check_container(adata: AnnData) -> None:
     _check_type(adata)
     if adata.isbacked:
-        raise ValueError("adata is backed by a file, which is read in another order; use adata = adata.to_memory().")
+        raise ValueError(
+            "adata is backed by a file, but only data in memory can be used; use adata = adata.to_memory()."
+        )
     if adata.is_view:
         raise ValueError("adata is a view of another AnnData; use adata = adata.copy().")
     if adata.n_obs == 0 or adata.n_vars == 0:
@@ -242,7 +244,7 @@ def _check_shared_positions(adata: AnnData, positions: NDArray, library_key: str
     shared = frame.duplicated(keep=False).to_numpy()
     if not shared.any():
         return
-    what = f"{spot_listing(adata, shared)} share their position with another"
+    what = f"{spot_listing(adata, shared)} share their position with another spot"
     if library_key is None:
         where = frame[shared].groupby(list(frame.columns), sort=False).ngroup().to_numpy()
         for column in adata.obs.columns:
@@ -250,13 +252,13 @@ def _check_shared_positions(adata: AnnData, positions: NDArray, library_key: str
                 labels = pd.factorize(adata.obs[column])[0][shared]
                 if (pd.Series(labels).groupby(where).nunique() > 1).any():
                     raise ValueError(
-                        f"{what}, in different categories of adata.obs[{column!r}]: the sections overlay each other. "
+                        f"{what}, in different categories of adata.obs[{column!r}]: the sections overlap. "
                         f"Pass library_key={str(column)!r}."
                     )
         if shared.mean() > MAX_SHARED_POSITIONS:
             raise ValueError(
-                f"{what}: several sections seem to overlay each other. Pass library_key=..., the obs column that names "
-                "the section of a spot; if all are of one section, merge the spots that coincide."
+                f"{what}: several sections seem to overlap. Pass library_key=..., the obs column with the section of "
+                "each spot; if there is only one section, merge the spots at the same position."
             )
     warnings.warn(f"{what}; they are treated as each other's nearest neighbours.", UserWarning, stacklevel=4)
 
@@ -265,13 +267,15 @@ def _check_size_factor(adata: AnnData, key: str) -> None:
     _check_obs_column(adata, key, "size_factor_key")
     column = adata.obs[key]
     if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
-        raise TypeError(f"adata.obs[{key!r}] has dtype {column.dtype}; size_factor_key needs the depth as a number.")
+        raise TypeError(
+            f"adata.obs[{key!r}] has dtype {column.dtype}; size_factor_key must name a column of numbers, the depth."
+        )
     depth = column.to_numpy(dtype=np.float64)
     bad = ~(np.isfinite(depth) & (depth > 0))
     if bad.any():
         raise ValueError(
-            f"adata.obs[{key!r}] (size_factor_key) is not positive and finite for {spot_listing(adata, bad)}; give "
-            "their depth over the whole transcriptome or drop them."
+            f"adata.obs[{key!r}] (size_factor_key) is not positive and finite for {spot_listing(adata, bad)}; "
+            "store their depth over the whole transcriptome, or drop the spots."
         )
 
 
@@ -290,11 +294,11 @@ def _check_image(adata: AnnData, key: str, *, query: bool) -> None:
     if bad.any():
         raise ValueError(
             f"adata.obsm[{key!r}] has NaN or infinite values in the image embeddings of {spot_listing(adata, bad)}; "
-            "compute them anew, or set the whole row to NaN for a spot without an image."
+            "recompute them, or set the whole row to NaN for a spot without an image."
         )
     if absent.all() and not query:
         raise ValueError(
-            f"adata.obsm[{key!r}] has only NaN, so that no spot has an image; leave image_key=... away, or compute the "
+            f"adata.obsm[{key!r}] has only NaN, so no spot has an image; leave out image_key=..., or compute the "
             "embeddings with lgdist_scvi.pp.image_embeddings."
         )
 

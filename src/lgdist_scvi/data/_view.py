@@ -1,4 +1,4 @@
-"""What a model may see of an AnnData: observed counts, depth and neighbourhoods, with everything hidden removed."""
+"""Visible part of an AnnData: observed counts, depth and neighbourhoods, without hidden entries."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class SpotView:
     """Counts and neighbourhoods of all spots, without the hidden entries.
 
-    Hidden counts are dropped here, before anything is computed from the counts, and nothing downstream holds the
-    AnnData: whatever is hidden from the view cannot reach a model.
+    Hidden counts are dropped here, before anything is computed from the counts, and no later step has access to the
+    AnnData. So hidden entries cannot enter a model.
 
     Parameters
     ----------
@@ -40,11 +40,11 @@ class SpotView:
     hidden
         Hidden entries.
     depth
-        Depth of every spot in counts, ``(n_spots,)``; where it is 0 the section's median takes its place.
+        Depth of every spot in counts, ``(n_spots,)``; 0 is replaced by the median of the section.
     section
-        Number of the section (batch, else library) whose average profile a spot shares, ``(n_spots,)``.
+        Number of the section (batch, else library) of each spot, for the average profile, ``(n_spots,)``.
     half
-        Half of its section that a spot belongs to, 0 or 1, ``(n_spots,)``.
+        Half of its section to which each spot belongs, 0 or 1, ``(n_spots,)``.
     connectivities, distances
         Spatial graph, ``(n_spots, n_spots)``.
     n_neighbors
@@ -101,12 +101,12 @@ class SpotView:
         manager
             Manager of the AnnData.
         zeros_missing
-            Hide every zero, the published convention.
+            Hide all zeros, as in the published convention.
         share
             Expected share of each gene from the data a model was trained on, ``(n_genes,)``.
         """
         adata = manager.adata
-        # Straight from the AnnData, not through the registry: observed_layer may be sparse and counts of any dtype.
+        # Read from the AnnData, not through the registry: observed_layer may be sparse, and counts may have any dtype.
         setup = manager.registry["setup_args"]
         matrix = adata.X if setup["layer"] is None else adata.layers[setup["layer"]]
         observed = observed_matrix(adata, setup["observed_layer"])
@@ -159,21 +159,21 @@ class SpotView:
     def without(self, entries: sparse.csr_matrix, share: NDArray | None = None) -> SpotView:
         """Copy in which further entries are hidden.
 
-        The depth loses their counts and is scaled up by the share that their genes have on average, so that it stays
-        an estimate of the same quantity without knowing the hidden counts.
+        Their counts are subtracted from the depth, which is then scaled up by the average share of their genes. So it still
+        estimates the same quantity, independently of the hidden counts.
 
         Parameters
         ----------
         entries
             True where to hide, ``(n_spots, n_genes)``.
         share
-            Expected share of each gene from the data a model was trained on; computed from what is left if None.
+            Expected share of each gene from the data a model was trained on; computed from the remaining entries if None.
         """
         removed = self.counts.multiply(entries)
         kept = (self.counts - removed).tocsr()
         kept.eliminate_zeros()
         hidden = self.hidden | entries
-        # The share must not know the hidden counts either.
+        # The share must not depend on the hidden counts either.
         depth = self._counted - np.asarray(removed.sum(axis=1)).ravel()
         expected = _shares(kept, hidden, depth) if share is None else share
         lost = np.minimum(np.asarray(self.hidden.new(entries) @ expected).ravel(), 0.99)
@@ -182,7 +182,7 @@ class SpotView:
         return SpotView(kept, hidden, filled, self.section, self.half, *self._graph, image, share, self._radii)
 
     def gather(self, rows: NDArray[np.int64] | list[int]) -> Batch:
-        """Collect the minibatch of the given spots.
+        """Gather the minibatch of the given spots.
 
         Parameters
         ----------
@@ -191,7 +191,7 @@ class SpotView:
         """
         rows = np.asarray(rows, dtype=np.int64)
         b, k = len(rows), self.neighbors.shape[1]
-        # Centres and neighbours in one gather; a missing neighbour is the spot itself, masked below.
+        # Gather centres and neighbours together; a missing neighbour is the spot itself, masked below.
         around = np.concatenate([rows[:, None], self.neighbors[rows]], axis=1)
         counts = self.counts[around.ravel()].toarray().reshape(b, k + 1, self.n_genes)
         mask = self.neighbor_mask[rows]
@@ -219,11 +219,11 @@ class SpotView:
         return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 
     def measured_share(self) -> NDArray[np.float64]:
-        """Share of each gene in the depth of these spots, ``(n_genes,)``, whatever the model was trained on."""
+        """Share of each gene in the depth of these spots, ``(n_genes,)``, independent of the training data."""
         return _shares(self.counts, self.hidden, self.depth)
 
     def digest(self) -> str:
-        """Hash of everything that what a model says of these spots depends on."""
+        """Hash of everything that determines the predictions for these spots."""
         digest = hashlib.sha256(repr((self.counts.shape, HOPS)).encode())
         for array in (
             *(part for matrix in (self.counts, self.graph) for part in (matrix.indptr, matrix.indices, matrix.data)),
@@ -235,13 +235,13 @@ class SpotView:
         return digest.hexdigest()
 
     def fingerprints(self) -> NDArray[np.uint64]:
-        """Number of each spot that only the same counts give, ``(n_spots,)``."""
+        """Fingerprint of the counts of each spot, ``(n_spots,)``."""
         weights = np.random.default_rng(0).integers(1, 1 << 63, self.n_genes, dtype=np.uint64)
         return self.counts.astype(np.uint64) @ weights  # modulo 2**64
 
 
 def _observed_counts(matrix: Matrix, observed: Matrix | None) -> sparse.csr_matrix:
-    """Observed counts by rows, put together from blocks that take little memory."""
+    """Observed counts in CSR format, assembled from small blocks."""
     if sparse.issparse(matrix):
         matrix = matrix.tocsr()
     length = np.zeros(matrix.shape[0], dtype=np.int64)
@@ -257,7 +257,7 @@ def _observed_counts(matrix: Matrix, observed: Matrix | None) -> sparse.csr_matr
 
 
 def _shares(counts: sparse.csr_matrix, hidden: Hidden, depth: NDArray) -> NDArray[np.float64]:
-    """Share of each gene in the depth of the spots in which it is visible, ``(n_genes,)``, never 0."""
+    """Share of each gene in the depth of the spots where it is visible, ``(n_genes,)``, never 0."""
     total = np.asarray(counts.sum(axis=0), dtype=np.float64).ravel()
     depth = depth.astype(np.float64)
     seen = depth.sum() - np.asarray(hidden.times(depth).sum(axis=0)).ravel()

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 class NeighborhoodDataModule(pl.LightningDataModule):
     """Training and validation minibatches of one view.
 
-    Every spot is trained on; what is held out are entries, which the view does not hold.
+    All spots are used for training. Only entries are held out, and the view does not contain them.
 
     Parameters
     ----------
     view
-        What training may see.
+        View of the training data, without held-out entries.
     truth
-        View that also holds the held-out entries.
+        View that includes the held-out entries.
     held_out
         True where an entry is held out, ``(n_spots, n_genes)``.
     batch_size
@@ -43,7 +43,7 @@ class NeighborhoodDataModule(pl.LightningDataModule):
         self.n_train, self.n_val = len(self.train_idx), len(self.val_idx)
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled spots; a small last minibatch is dropped when there are others."""
+        """Shuffled spots; an incomplete last minibatch is dropped if there are at least two full ones."""
         rows = TensorDataset(torch.from_numpy(self.train_idx))
         return DataLoader(
             rows,
@@ -54,7 +54,7 @@ class NeighborhoodDataModule(pl.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader | list:
-        """Spots with held-out entries: what may be seen, the true counts and the entries to score."""
+        """Spots with held-out entries: visible minibatch, true counts and mask of the entries to score."""
         if not self.n_val:
             return []
         rows = TensorDataset(torch.from_numpy(self.val_idx))

@@ -1,4 +1,4 @@
-"""Sections for examples: real ones where they can be had, a simulation otherwise."""
+"""Sections for examples: real ones if available, else simulated ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LEAST_SPOTS = 10  # with the gene
 
 @dataclass(frozen=True)
 class _Sources:
-    """Files in a local folder, and samples of 10x Genomics, in the order in which they are taken."""
+    """Files in a local folder, and samples of 10x Genomics, in order of use."""
 
     files: tuple[str, ...]
     samples: tuple[str, ...]
@@ -48,10 +48,10 @@ _SOURCES = {
 
 
 def example_tissue(tissue: Tissue, n_sections: int = 1, *, folder: str | Path | None = None) -> AnnData:
-    """Sections of a tissue for examples: files of a folder, else a download, else a simulation.
+    """Sections of a tissue for examples: from a folder, else from a download, else simulated.
 
-    ``uns["source"]`` says which it was. The download is that of :func:`squidpy.datasets.visium` and is kept where scanpy keeps data
-    sets. Spots of fewer than 200 counts and genes found in fewer than 10 spots are left out.
+    ``uns["source"]`` names the source. Downloads use :func:`squidpy.datasets.visium` and are stored in scanpy's folder
+    for data sets. Spots with fewer than 200 counts and genes detected in fewer than 10 spots are left out.
 
     Parameters
     ----------
@@ -59,10 +59,10 @@ def example_tissue(tissue: Tissue, n_sections: int = 1, *, folder: str | Path | 
         "cortex": human cortex (Visium). "bulb": mouse olfactory bulb (Spatial Transcriptomics; as a download, the anterior
         mouse brain, Visium). "tumour": human colorectal tumour (Visium).
     n_sections
-        Number of sections. Fewer are returned where fewer can be had for download.
+        Number of sections. Fewer are returned if fewer can be downloaded.
     folder
-        Folder with h5ad files of the names in ``uns["source"]``, raw counts in ``X`` and positions and images as squidpy
-        lays them out; by default that in the environment variable ``LGDIST_EXAMPLE_DATA``, if it is set.
+        Folder with h5ad files, named as in ``uns["source"]``, with raw counts in ``X`` and with positions and images in
+        the layout of squidpy; by default that in the environment variable ``LGDIST_EXAMPLE_DATA``, if set.
 
     Returns
     -------
@@ -72,9 +72,9 @@ def example_tissue(tissue: Tissue, n_sections: int = 1, *, folder: str | Path | 
     Raises
     ------
     ValueError
-        If there is no such tissue, or not so many sections in the folder.
+        If the tissue is unknown, or a folder has fewer sections of it.
     FileNotFoundError
-        If a folder is named and lacks the files.
+        If the folder lacks the files.
 
     Warns
     -----
@@ -97,8 +97,8 @@ def example_tissue(tissue: Tissue, n_sections: int = 1, *, folder: str | Path | 
     except (OSError, ExceptionGroup) as error:
         reason = "; ".join(map(str, error.exceptions)) if isinstance(error, ExceptionGroup) else str(error)
         warnings.warn(
-            f"No section of {tissue!r} could be downloaded ({reason}), so the tissue is SIMULATED. Real sections are read from a "
-            f"folder that is named in folder=... or in the environment variable {FOLDER}.",
+            f"No section of {tissue!r} could be downloaded ({reason}), so the tissue is SIMULATED. To use real "
+            f"sections, name their folder in folder=... or in the environment variable {FOLDER}.",
             stacklevel=2,
         )
     adata = simulated_tissue(600 * n_sections, 300, n_libraries=n_sections, depth=400)
@@ -125,7 +125,7 @@ def _download(samples: tuple[str, ...]) -> AnnData:
 
 
 def _joined(sections: list[AnnData], sources: list[str]) -> AnnData:
-    """Sections in one, with the genes that all of them have."""
+    """Concatenate sections, with the genes that all of them share."""
     for section in sections:
         section.obs_names = section.obs["library_id"].astype(str) + "_" + section.obs_names
     adata = anndata.concat(sections, uns_merge="unique") if len(sections) > 1 else sections[0]

@@ -7,7 +7,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse, spatial
 
-# Visium: spots of 55 um every 100 um; at about 0.73 um a pixel.
+# Visium: spots of 55 um every 100 um, at about 0.73 um per pixel.
 PITCH = 137.0
 SPOT_DIAMETER = 75.0
 IMAGE_SCALE = 0.05
@@ -23,16 +23,16 @@ def simulated_tissue(
 ) -> AnnData:
     """Simulate Visium-like sections of a layered tissue.
 
-    Spots lie on a hexagonal lattice within a rounded outline. Four layers and a few nests make five domains. The
-    logarithm of a gene's rate is the sum of its abundance, which varies by orders of magnitude, and of what it takes
-    from programmes: domains (marker genes), smooth gradients, and a cell state that is patchy at the scale of single
-    spots. Counts are negative binomial around depth times share. The libraries are sections of one tissue: their
-    outlines and domains differ a little and their positions overlap, so `library_key` is needed.
+    Spots lie on a hexagonal lattice within a rounded outline. Four layers and a few nests form five domains. The log
+    rate of a gene is the sum of its log abundance, which varies by orders of magnitude, and of contributions from
+    programmes: domains (marker genes), smooth gradients, and a cell state that varies between single spots. Counts are
+    negative binomial with mean depth times share. The libraries are sections of one tissue: their outlines and domains
+    differ slightly and their positions overlap, so `library_key` is needed.
 
     Parameters
     ----------
     n_spots
-        Number of spots of all libraries together.
+        Total number of spots of all libraries.
     n_genes
         Number of genes.
     n_libraries
@@ -46,8 +46,8 @@ def simulated_tissue(
     -------
     Spots and genes, with counts in ``X`` and ``layers["counts"]`` (CSR, float32); the true expected share of every gene
     in ``layers["rate"]`` (float32, rows sum to 1); ``obs``: ``domain``, ``library_id``, ``array_row``, ``array_col``;
-    ``var["marker_of"]``; positions in pixels in ``obsm["spatial"]``; eight image features that tell of the domain in
-    ``obsm["X_image"]``; a small picture of each section in ``uns["spatial"]``. Every spot and every gene has a count.
+    ``var["marker_of"]``; positions in pixels in ``obsm["spatial"]``; eight image features that depend on the domain in
+    ``obsm["X_image"]``; a small image of each section in ``uns["spatial"]``. Every spot and every gene has a count.
 
     Raises
     ------
@@ -117,7 +117,7 @@ class _Tissue:
         self.nest_radius = np.array([0.24, 0.18, 0.14])
 
     def section(self, n_spots: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Place the spots of one section, a little different from its neighbours, and give each its domain."""
+        """Place the spots of one section, slightly different from the others, and assign their domains."""
         shift = rng.normal(0, 0.03, 6)
         side = int(np.ceil(1.4 * np.sqrt(n_spots))) + 8
         row, col = (grid.ravel() for grid in np.mgrid[0:side, 0:side])
@@ -126,7 +126,7 @@ class _Tissue:
         angle = np.arctan2(plane[:, 1], plane[:, 0])
         outline = 1 + sum((self.wobble[k] + shift[k] / 2) * np.cos((k + 2) * angle + self.phase[k]) for k in range(3))
         radius = np.hypot(plane[:, 0], 1.2 * plane[:, 1]) / outline
-        # Exactly n_spots lie within the outline; in the order of the lattice.
+        # The outline is scaled to hold exactly n_spots, in lattice order.
         inside = np.sort(np.argsort(radius, kind="stable")[:n_spots])
         unit = plane[inside] / np.sort(radius)[n_spots - 1]
 
@@ -138,14 +138,14 @@ class _Tissue:
 
 
 def _pixels(lattice: np.ndarray) -> np.ndarray:
-    """Positions (x, y) in pixels of rows and columns of a Visium lattice, whose columns count half pitches."""
+    """Positions (x, y) in pixels from rows and columns of a Visium lattice, whose columns count half pitches."""
     return PITCH * np.column_stack([lattice[:, 1] / 2, lattice[:, 0] * np.sqrt(3) / 2]) + PITCH
 
 
 def _rates(
     unit: np.ndarray, domain: np.ndarray, n_genes: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Shares of shape ``(n_spots, n_genes)`` and the domain each gene marks (or one past the last)."""
+    """Shares of shape ``(n_spots, n_genes)`` and the domain that each gene marks (one past the last: none)."""
     n_spots, n_domains = len(unit), len(DOMAINS)
     abundance = np.clip(rng.normal(-0.5, 3.2, n_genes), -6.5, 5.5)
     marker_of = np.full(n_genes, n_domains)
@@ -159,7 +159,7 @@ def _rates(
     frequency = rng.normal(0, 1.6, (3, 2))
     gradients = np.sin(unit @ frequency.T + rng.uniform(0, 2 * np.pi, 3))
     on_gradient = rng.normal(0, 0.5, (3, n_genes)) * (rng.random(n_genes) < 0.35)
-    # A state that neighbours hardly share: what a spot's other genes tell and its neighbours do not.
+    # A state that neighbours hardly share: predictable from a spot's other genes, not from its neighbours.
     state = rng.normal(0, 1, (n_spots, 2))
     on_state = rng.normal(0, 0.4, (2, n_genes)) * (rng.random(n_genes) < 0.4)
 
@@ -169,7 +169,7 @@ def _rates(
 
 
 def _counts(rate: np.ndarray, depth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Negative-binomial counts (float32) in which no spot and no gene is empty."""
+    """Negative-binomial counts (float32) without empty spots or genes."""
     mean = rate * depth[:, None]
     counts = rng.poisson(rng.gamma(DISPERSION, mean / DISPERSION)).astype(np.float32)
     for gene in np.flatnonzero(counts.sum(axis=0) == 0):
@@ -180,14 +180,14 @@ def _counts(rate: np.ndarray, depth: np.ndarray, rng: np.random.Generator) -> np
 
 
 def _image_features(domain: np.ndarray, unit: np.ndarray, rng: np.random.Generator, n_features: int = 8) -> np.ndarray:
-    """Noisy features that tell of the domain and, weakly, of the position."""
+    """Noisy features that depend on the domain and, weakly, on the position."""
     centres = rng.normal(0, 1, (len(DOMAINS), n_features))
     drift = unit @ rng.normal(0, 0.3, (2, n_features))
     return (centres[domain] + drift + rng.normal(0, 1.3, (len(domain), n_features))).astype(np.float32)
 
 
 def _picture(pixels: np.ndarray, domain: np.ndarray, rng: np.random.Generator) -> dict:
-    """Paint a stained-looking picture of a section, laid out as squidpy expects."""
+    """Paint an image of a section that looks stained, in the layout of squidpy."""
     width, height = np.ceil((pixels.min(axis=0) + pixels.max(axis=0)) * IMAGE_SCALE).astype(int)
     y, x = np.mgrid[0:height, 0:width]
     distance, nearest = spatial.cKDTree(pixels).query(np.column_stack([x.ravel(), y.ravel()]) / IMAGE_SCALE)

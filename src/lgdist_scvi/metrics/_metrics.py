@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from scipy.stats.distributions import rv_frozen
 
-_MIN_EXPECTED = 1e-12  # counts; a gene the baseline has never seen must not make the deviance infinite
+_MIN_EXPECTED = 1e-12  # counts; keeps the deviance finite for genes that the baseline has not seen
 
 
 def masked_mse(prediction: ArrayLike, truth: ArrayLike, mask: ArrayLike) -> float:
@@ -94,17 +94,17 @@ def gene_pearson(
 
     Returns
     -------
-    One value per gene, ``(n_genes,)``, from -1 to 1. NaN where it is not defined: too few entries, or a constant
-    truth. A constant prediction of a truth that varies counts as 0: it explains nothing.
+    One value per gene, ``(n_genes,)``, no unit, from -1 to 1; NaN where undefined (too few entries or a constant
+    truth). A constant prediction of a varying truth scores 0: it explains nothing.
 
     Raises
     ------
     ValueError
-        If the shapes differ or are not those of a matrix.
+        If the shapes differ or are not two-dimensional.
 
     References
     ----------
-    The product-moment correlation :cite:p:`pearson1895note`, of every gene on its own.
+    Product-moment correlation :cite:p:`pearson1895note`, gene by gene.
 
     Examples
     --------
@@ -138,7 +138,7 @@ def poisson_deviance(counts: ArrayLike, expected: ArrayLike) -> NDArray[np.float
 
     Returns
     -------
-    Values of at least 0, of the same shape, no unit; infinite where something was counted and nothing expected.
+    Values of at least 0, of the same shape, no unit; infinite where a count is positive and its expectation 0.
 
     Raises
     ------
@@ -185,12 +185,12 @@ def deviance_explained(
         Boolean array of the shape of ``counts``, True for the entries to score; all of them by default. Other entries
         may be NaN.
     floor
-        Share of the baseline mixed into the rates, so that a predicted zero is not punished infinitely.
+        Share of the baseline mixed into the rates, so that a predicted rate of 0 does not give an infinite deviance.
 
     Returns
     -------
-    Share, 1 for a perfect prediction, 0 for one no better than the gene means, negative for a worse one; NaN if the
-    gene means leave no deviance.
+    Share: 1 for a perfect prediction, 0 for one as good as the gene means, negative for a worse one; NaN if the gene
+    means leave no deviance.
 
     Raises
     ------
@@ -199,7 +199,8 @@ def deviance_explained(
 
     References
     ----------
-    The R-squared of deviances of :cite:t:`cameron1996rsquared`, against means of the training, not of what is scored.
+    The R-squared of deviances of :cite:t:`cameron1996rsquared`, relative to means of the training data, not of the
+    scored data.
 
     Examples
     --------
@@ -239,7 +240,7 @@ def coverage(truth: ArrayLike, lower: ArrayLike, upper: ArrayLike, mask: ArrayLi
 
     Returns
     -------
-    Share between 0 and 1, to be compared with the nominal one.
+    Share between 0 and 1, to be compared with the nominal coverage.
 
     Raises
     ------
@@ -262,15 +263,15 @@ def coverage(truth: ArrayLike, lower: ArrayLike, upper: ArrayLike, mask: ArrayLi
 def count_distribution(mean: ArrayLike, std: ArrayLike) -> rv_frozen:
     """Distribution of counts whose expectation is known up to a standard deviation.
 
-    The expectation is taken to be gamma-distributed, so the count is negative binomial: the noise of counting comes on
-    top of the uncertainty of the expectation.
+    The expectation is assumed to be gamma-distributed, so the count is negative binomial: counting noise adds to the
+    uncertainty of the expectation.
 
     Parameters
     ----------
     mean
         Expected counts, usually ``(n_spots, n_genes)``, at the depth of the counts in question.
     std
-        Standard deviation of what is expected, in counts, of the same shape; 0 leaves the noise of counting alone.
+        Standard deviation of the expectation, in counts, of the same shape; 0 leaves counting noise only.
 
     Returns
     -------
@@ -285,11 +286,11 @@ def count_distribution(mean: ArrayLike, std: ArrayLike) -> rv_frozen:
     >>> distribution = lgdist_scvi.metrics.count_distribution(mean=[1.0, 10.0], std=[0.5, 2.0])
     >>> distribution.mean()
     array([ 1., 10.])
-    >>> distribution.var()  # the square of std comes on top of the noise of counting
+    >>> distribution.var()  # the square of std adds to the counting noise
     array([ 1.25, 14.  ])
     """
     expected = np.maximum(np.asarray(mean, dtype=np.float64), _MIN_EXPECTED)
-    # Never quite without overdispersion, which the negative binomial has no parameters for.
+    # A minimal overdispersion, because the negative binomial has no parameters for none.
     over = np.maximum(np.square(np.asarray(std, dtype=np.float64)), 1e-9 * expected)
     return stats.nbinom(expected**2 / over, expected / (expected + over))
 
@@ -297,18 +298,18 @@ def count_distribution(mean: ArrayLike, std: ArrayLike) -> rv_frozen:
 def count_coverage(
     counts: ArrayLike, mean: ArrayLike, std: ArrayLike, level: float, mask: ArrayLike | None = None
 ) -> float:
-    """Share of counts inside their central predicted intervals, with the jumps of counts shared out.
+    """Share of counts inside their central predicted intervals, corrected for the discreteness of counts.
 
-    An interval of small counts cannot hold exactly, say, 80%: it ends at 0 or 1 or 2. So a count is not in or out but
-    covered as far as its own step of the distribution function lies between ``(1 - level) / 2`` and
-    ``(1 + level) / 2``. If the distributions are right the result is `level`.
+    An interval of small counts cannot hold exactly, say, 80%, because it ends at a whole number. So a count is covered
+    by the fraction of its step of the distribution function that lies between ``(1 - level) / 2`` and
+    ``(1 + level) / 2``. If the distributions are right, the result is `level`.
 
     Parameters
     ----------
     counts
         True counts, usually ``(n_spots, n_genes)``.
     mean, std
-        Expected counts and the standard deviation of what is expected, of the same shape, as in
+        Expected counts and the standard deviation of the expectation, of the same shape, as in
         :func:`count_distribution`.
     level
         Nominal coverage of the intervals, between 0 and 1.
@@ -368,19 +369,19 @@ def _masked_error(prediction: ArrayLike, truth: ArrayLike, mask: ArrayLike) -> N
 
 
 def _require_any(mask: NDArray[np.bool_]) -> None:
-    """Refuse to average over nothing."""
+    """Refuse an empty mask."""
     if not mask.any():
         raise ValueError("`mask` selects no entry; nothing can be scored.")
 
 
 def _total_deviance(counts: NDArray[np.float64], expected: NDArray[np.float64]) -> float:
-    """Sum of the deviances, finite also where something was counted and nothing expected."""
+    """Sum of the deviances, finite also where a count is positive and its expectation 0."""
     nothing = (counts > 0) & (expected >= 0) & (expected < _MIN_EXPECTED)
     return float(poisson_deviance(counts, np.where(nothing, _MIN_EXPECTED, expected)).sum())
 
 
 def _precision(values: ArrayLike) -> float:
-    """Relative spacing of numbers of the dtype in which values arrived."""
+    """Relative spacing of numbers of the original dtype of the values."""
     dtype = np.asarray(values).dtype
     return float(np.finfo(dtype if dtype.kind == "f" else np.float64).eps)
 
@@ -388,7 +389,7 @@ def _precision(values: ArrayLike) -> float:
 def _centred(
     values: NDArray[np.float64], mask: NDArray[np.bool_], n: NDArray[np.int_], precision: float
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Chosen values less their mean per column (0 elsewhere), and which columns are constant up to rounding."""
+    """Chosen values minus their mean per column (0 elsewhere), and which columns are constant up to rounding."""
     kept = np.where(mask, values, 0.0)
     centred = np.where(mask, kept - kept.sum(axis=0) / np.maximum(n, 1), 0.0)
     return centred, np.abs(centred).max(axis=0, initial=0.0) <= 8 * precision * np.abs(kept).max(axis=0, initial=0.0)

@@ -43,7 +43,7 @@ class LGDiSTBase(ForgettingMixin, BaseModelClass):
         """What may be seen of registered data."""
         manager = self.adata_manager if adata is None else self.get_anndata_manager(adata, required=True)
         if manager is self.adata_manager:
-            # It may have been normalised, or filtered, since it was registered.
+            # The AnnData may have been normalised or filtered since registration.
             setup = manager.registry["setup_args"]
             validate_genes(self._gene_names(), manager.adata)
             keys = (setup[name] for name in ("layer", "observed_layer", "size_factor_key"))
@@ -53,7 +53,7 @@ class LGDiSTBase(ForgettingMixin, BaseModelClass):
     def _trained_view(
         self, adata: AnnData | None, *, diffusion: bool, use_image: bool = True
     ) -> tuple[AnnData, SpotView]:
-        """Check model and data, and read what may be seen of the data."""
+        """Check model and data, and read the visible part of the data."""
         self._check_trained(diffusion=diffusion)
         if adata is not None and adata is not self.adata:
             setup = self.adata_manager.registry["setup_args"]
@@ -75,6 +75,6 @@ class LGDiSTBase(ForgettingMixin, BaseModelClass):
                 raise RuntimeError(f"The {phase} has not been trained: call model.{method}() first{hint}.")
 
     def _gene_names(self) -> NDArray:
-        # Of the registration: the AnnData may have lost some since.
+        # From the registration: the AnnData may have lost genes since.
         fields = self.registry_["field_registries"]
         return np.asarray(fields[REGISTRY_KEYS.X]["state_registry"]["column_names"])

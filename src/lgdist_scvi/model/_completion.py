@@ -45,10 +45,10 @@ class CompletionMixin(LGDiSTBase):
         return_numpy: bool = False,
         silent: bool = False,
     ) -> pd.DataFrame | NDArray[np.float32] | tuple:
-        """Expression of every spot and gene, with what was not detected completed.
+        """Completed expression of every spot and gene.
 
-        Unobserved entries and observed zeros are completed. An entry's own count never enters its prediction: entries
-        that were observed are predicted without it, and only then combined with it.
+        Unobserved entries and observed zeros are completed. The network predicts an observed entry without its own count;
+        the prediction is then combined with the count.
 
         Parameters
         ----------
@@ -59,12 +59,12 @@ class CompletionMixin(LGDiSTBase):
         gene_list
             Genes to return, in this order; all by default.
         n_samples
-            Codes that are drawn from the diffusion and averaged; 0 decodes the autoencoder's own code.
+            Codes drawn from the diffusion and averaged per spot; 0 decodes the autoencoder's own code.
         n_steps
-            Steps of the sampler for each.
+            Sampler steps per code.
         keep_observed
-            Return detected entries (counts above 0) as they were measured. If False they are denoised: their count
-            ``y`` is combined with the expected count ``mu`` to the posterior mean ``mu (y + r) / (mu + r)``.
+            Return detected entries (counts above 0) as measured. If False, denoise them: the count ``y`` and the expected
+            count ``mu`` give the posterior mean ``mu (y + r) / (mu + r)``.
         return_std
             Also return the standard deviation.
         scale
@@ -74,7 +74,7 @@ class CompletionMixin(LGDiSTBase):
             "expected": expected expression; zeros count as evidence of a low rate. "detected": expectation of the log
             value given that the entry is detected, as scored by the published metric; not an estimate of expression.
         use_image
-            Use the images, where the model was trained with some.
+            Use the images, if the model was trained with images.
         seed
             Seed of the sampling.
         batch_size
@@ -100,7 +100,7 @@ class CompletionMixin(LGDiSTBase):
         FloatingPointError
             If a completed value is not finite.
         MemoryError
-            If the result would take more than half of the memory that is available.
+            If the result would take more than half of the available memory.
 
         References
         ----------
@@ -141,10 +141,10 @@ class CompletionMixin(LGDiSTBase):
         batch_size: int = BATCH_SIZE,
         silent: bool = False,
     ) -> dict[float, pd.DataFrame]:
-        """Quantiles of the counts that a repetition of the measurement would give.
+        """Quantiles of the counts in a repetition of the measurement.
 
-        The uncertainty of the rate and the noise of counting together, see
-        :func:`lgdist_scvi.metrics.count_distribution`; the counts that were measured are known.
+        They combine the uncertainty of the rate and the counting noise (see
+        :func:`lgdist_scvi.metrics.count_distribution`), given the measured counts.
 
         Parameters
         ----------
@@ -168,7 +168,7 @@ class CompletionMixin(LGDiSTBase):
         RuntimeError, KeyError, TypeError, ValueError, FloatingPointError
             As :meth:`get_completed_expression`.
         MemoryError
-            If the tables would take more than half of the memory that is available.
+            If the tables would take more than half of the available memory.
 
         References
         ----------
@@ -202,7 +202,7 @@ class CompletionMixin(LGDiSTBase):
         indices: Sequence[int] | None = None,
         batch_size: int = BATCH_SIZE,
     ) -> NDArray[np.float32]:
-        """Code of every spot, from all that was observed of it and its neighbourhood.
+        """Code of every spot, from all observed entries of the spot and its neighbourhood.
 
         Parameters
         ----------
@@ -211,7 +211,7 @@ class CompletionMixin(LGDiSTBase):
 
         Returns
         -------
-        Codes ``(n_spots, n_latent)``, no unit, for example for ``adata.obsm["X_lgdist"]``.
+        Codes ``(n_spots, n_latent)``, no unit, to be stored for example in ``adata.obsm["X_lgdist"]``.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Scores on entries that the model has not seen."""
+"""Scores on unseen entries."""
 
 from __future__ import annotations
 
@@ -44,15 +44,16 @@ class EvaluationMixin(LGDiSTBase):
     ) -> pd.DataFrame:
         """Hide entries, complete them, and score the result beside simple baselines.
 
-        Without `adata` the entries are those that training held out: the weights never saw them, they only chose
-        when to stop. For other sections entries are drawn here.
+        Without `adata`, the entries held out of training are scored: they were used only to decide when to stop. For other
+        sections, entries are drawn here.
 
         Parameters
         ----------
         adata
-            Sections that the model was not trained on; by default the model's own. A copy of those counts as them.
+            Sections that the model was not trained on; by default the model's own sections. A copy of its own sections is treated
+            like these.
         fraction
-            Share of the observed entries to hide in `adata`; of the model's own sections training has chosen it.
+            Share of the observed entries to hide in `adata`; ignored for the model's own sections, where training sets it.
         n_samples, n_steps, use_image
             As in :meth:`get_completed_expression`.
         seed
@@ -70,7 +71,7 @@ class EvaluationMixin(LGDiSTBase):
         Raises
         ------
         ValueError
-            If nothing was held out, or the spots of the model are not as it was trained on.
+            If nothing was held out, or the AnnData of the model has changed since training.
         KeyError, TypeError, ValueError
             If an argument or `adata` does not fit the model.
         RuntimeError
@@ -121,7 +122,7 @@ class EvaluationMixin(LGDiSTBase):
         seed: int = 0,
         silent: bool = False,
     ) -> pd.DataFrame:
-        """Entries that :meth:`evaluate_completion` scores: what was measured, and what is predicted without it.
+        """The entries that :meth:`evaluate_completion` scores: measured counts, and predictions made without them.
 
         Parameters
         ----------
@@ -133,7 +134,7 @@ class EvaluationMixin(LGDiSTBase):
         Table ``(n_entries, 7)`` with the columns ``spot``, ``gene``, ``count`` (measured), ``depth`` (counts of the
         spot over the whole transcriptome), ``expected`` and ``std`` (mean and standard deviation of the predicted rate,
         times the depth) and ``detected`` (predicted log1p counts per 10,000, given that the gene is detected).
-        ``lgdist_scvi.pl`` draws it: :func:`~lgdist_scvi.pl.held_out`, :func:`~lgdist_scvi.pl.gene_accuracy`,
+        Functions of ``lgdist_scvi.pl`` draw it: :func:`~lgdist_scvi.pl.held_out`, :func:`~lgdist_scvi.pl.gene_accuracy`,
         :func:`~lgdist_scvi.pl.coverage`.
 
         Raises
@@ -170,20 +171,20 @@ class EvaluationMixin(LGDiSTBase):
     def _hide(
         self, adata: AnnData | None, fraction: float, reading: Reading
     ) -> tuple[SpotView, sparse.csr_matrix, SpotView, NDArray[np.int64]]:
-        """What was measured, which entries are hidden of it, what is left to be seen, and the spots it is hidden from."""
+        """View with all entries, mask of hidden entries, view without them, and rows of spots with hidden entries."""
         _, truth = self._trained_view(adata, diffusion=reading.n_samples > 0, use_image=reading.use_image)
-        # A copy of the data of the training is as good as the data, and the same data after some filtering is not.
+        # A copy of the training data is accepted; filtered training data is not.
         own = digest_of(truth) == self.trained_digest_
         if not own and adata is None and holds_some_of(truth, self.trained_spots_):
             raise ValueError(
-                "model.adata is not as it was trained on, so that the entries held out of the training cannot be found. "
-                "Evaluate before you change or filter it."
+                "model.adata has changed since training, so the entries held out of training cannot be found. Evaluate before "
+                "you change or filter it."
             )
         if not own:
             warn_if_trained_on(truth, self.trained_spots_)
         hidden = holdout_entries(truth.hidden, self.held_out_ if own else fraction, self.seed_ if own else reading.seed)
         if not hidden.nnz:
-            raise ValueError("No entry is held out: train with validation_size > 0, or pass fraction > 0 with adata.")
+            raise ValueError("No entry is held out; train with validation_size > 0, or pass fraction > 0 with adata.")
         view = truth.without(hidden, truth.share)
         rows = np.flatnonzero(np.diff(hidden.indptr))
         return truth, hidden, view, rows
@@ -206,7 +207,7 @@ def _gene_means(view: SpotView, rows: NDArray[np.int64]) -> tuple[NDArray, NDArr
 
 
 def _neighbor_means(view: SpotView, rows: NDArray[np.int64]) -> tuple[NDArray, NDArray]:
-    """The same over the spots within two hops, and over all spots where those have none."""
+    """The same over the spots within two hops; over all spots where these have no value."""
     near = hop_weights(view.graph, (NEIGHBOR_HOPS,))[0][rows]
     share, mean = _gene_means(view, rows)
     values, depth = _log_values(view), view.depth.astype(np.float64)

@@ -1,4 +1,4 @@
-"""Warnings where a completion should not be trusted."""
+"""Warnings when a completion should not be trusted."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from lgdist_scvi.data._view import SpotView
 
 SIMILAR = 0.6
-"""Least correlation of the log shares of genes. Sections of one tissue have 0.84 to 0.99 (cortex, breast tumour, hippocampus),
-cortex and tumours 0.13 to 0.46."""
+"""Minimum correlation of the log shares of genes. Sections of one tissue have 0.84 to 0.99 (cortex, breast tumour,
+hippocampus), cortex and tumours 0.13 to 0.46."""
 _FEWEST_GENES = 20
 _COLLAPSED = 0.01
 _REMEMBERED = 500
@@ -24,15 +24,15 @@ _TELLING_GENES = 10
 
 
 def warn_if_unlike(view: SpotView, trained_share: NDArray[np.float64]) -> None:
-    """Warn if the genes of a section are expressed in other proportions than where the model was trained."""
+    """Warn if a section expresses its genes in other proportions than the training sections."""
     if len(trained_share) < _FEWEST_GENES or not view.counts.nnz:
         return
     similarity = float(np.corrcoef(np.log(view.measured_share()), np.log(trained_share))[0, 1])
     if similarity < SIMILAR:
         warnings.warn(
-            f"These spots express their genes in other proportions than those that the model was trained on (correlation "
+            f"These spots express their genes in other proportions than the training sections (correlation "
             f"of log shares {similarity:.2f}; sections of one tissue have more than {SIMILAR}). Train on sections of this "
-            "tissue, or see with evaluate_completion(adata) what the completion is worth.",
+            "tissue, or check the completion with evaluate_completion(adata).",
             UserWarning,
             stacklevel=4,
         )
@@ -42,41 +42,41 @@ def warn_if_collapsed(codes: NDArray[np.float32]) -> None:
     """Warn if all spots have the same code."""
     if len(codes) > 1 and codes.std(axis=0).max() < _COLLAPSED:
         warnings.warn(
-            "All spots have nearly the same code, so the completion will hardly differ between them. Train longer or with a "
-            "lower weight_decay, or register more spots or genes with more counts.",
+            "All spots have nearly the same code, so the completion hardly differs between them. Train longer or with a lower "
+            "weight_decay, or register more spots, or genes with more counts.",
             UserWarning,
             stacklevel=4,
         )
 
 
 def digest_of(view: SpotView) -> str:
-    """Hash of the counts, for exactly these spots in this order."""
+    """Hash of the counts of these spots, in this order."""
     return hashlib.sha256(view.fingerprints().data).hexdigest()
 
 
 def sample_of(view: SpotView) -> NDArray[np.uint64]:
-    """Fingerprints of some spots, few enough to be saved with a model."""
+    """Fingerprints of a random sample of spots, small enough to save with a model."""
     return np.random.default_rng(0).permutation(_telling(view))[:_REMEMBERED]
 
 
 def holds_some_of(view: SpotView, sample: NDArray[np.uint64]) -> bool:
-    """Whether some of the spots are among those of a sample."""
+    """Whether any of the spots is in a sample."""
     return bool(np.isin(sample, _telling(view)).any())
 
 
 def warn_if_trained_on(view: SpotView, sample: NDArray[np.uint64]) -> None:
-    """Warn if entries of spots are hidden that the model has been trained on."""
+    """Warn if the hidden entries belong to spots of the training."""
     if holds_some_of(view, sample):
         warnings.warn(
-            "The model has been trained on some of these spots and has seen what is hidden now, so the scores are too good. "
-            "evaluate_completion() without adata measures on entries held out of the training.",
+            "The model was trained on some of these spots and has seen the entries hidden now, so the scores are too good. Call "
+            "evaluate_completion() without adata to score entries held out of training.",
             UserWarning,
             stacklevel=4,
         )
 
 
 def _telling(view: SpotView) -> NDArray[np.uint64]:
-    # Spots of hardly any counts resemble others by chance.
+    # Spots with few detected genes may match others by chance.
     return view.fingerprints()[np.diff(view.counts.indptr) >= _TELLING_GENES]
 
 

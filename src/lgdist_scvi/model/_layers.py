@@ -38,17 +38,17 @@ class LayersMixin(LGDiSTBase):
     def add_completed_layer(
         self, adata: AnnData | None = None, *, key_added: str = Keys.LAYER, silent: bool = False, **options: Any
     ) -> None:
-        """Write the completed expression to `adata`, with what was imputed and how.
+        """Write the completed expression to `adata`, with the mask of imputed entries and the options used.
 
         Writes ``layers[key_added]`` (float32), ``layers[key_added + "_imputed"]`` (True where the value is imputed),
-        with `return_std` ``layers[key_added + "_std"]``, and ``uns[key_added]``. The counts are left alone.
+        with `return_std` ``layers[key_added + "_std"]``, and ``uns[key_added]``. The counts are not changed.
 
         Parameters
         ----------
         adata
             Spots to complete; by default those of the model.
         key_added
-            Name of the layer; an earlier completion of this name is replaced.
+            Name of the layer; an earlier completed layer of this name is replaced.
         silent
             Show no progress bar.
         **options
@@ -57,9 +57,9 @@ class LayersMixin(LGDiSTBase):
         Raises
         ------
         RuntimeError, KeyError, TypeError, ValueError, FloatingPointError
-            As :meth:`get_completed_expression`; also if there is something else of this name.
+            As :meth:`get_completed_expression`; also if other data has this name.
         MemoryError
-            If the layers would take more than half of the memory that is available; :meth:`write_completed` does not.
+            If the layers would take more than half of the available memory; use :meth:`write_completed` instead.
 
         Examples
         --------
@@ -88,13 +88,13 @@ class LayersMixin(LGDiSTBase):
     ) -> None:
         """Write the completed expression to a table of a SpatialData object, and to its zarr store if it has one.
 
-        The layers are those of :meth:`add_completed_layer`. Rows of the table that the model was not given (other
-        regions) get NaN. On disk, layers and provenance are added to the table, nothing else is touched.
+        The layers are those of :meth:`add_completed_layer`. Rows of the table that are not in the AnnData of the model
+        (other regions) get NaN. On disk, only layers and provenance are added to the table.
 
         Parameters
         ----------
         sdata
-            Object of the table that was registered with :meth:`setup_spatialdata`; changed in place.
+            Object with the table registered by :meth:`setup_spatialdata`; changed in place.
         table_key
             Name of the table.
         key_added
@@ -105,7 +105,7 @@ class LayersMixin(LGDiSTBase):
         Raises
         ------
         ValueError
-            If the table is not the one that the model was given, or as :meth:`add_completed_layer`.
+            If the table is not that of the model; also as :meth:`add_completed_layer`.
         KeyError
             If there is no such table.
         RuntimeError, TypeError, FloatingPointError, MemoryError
@@ -124,8 +124,8 @@ class LayersMixin(LGDiSTBase):
         rows = table.obs_names.get_indexer(self.adata.obs_names)
         if (rows < 0).any() or not table.var_names.equals(self.adata.var_names):
             raise ValueError(
-                f"sdata.tables[{table_key!r}] has not the spots and genes of the model's AnnData; put the table that was "
-                "registered into the object, or name the right one by table_key=..."
+                f"sdata.tables[{table_key!r}] has not the spots and genes of the model's AnnData; add the registered "
+                "table to the object, or correct table_key=..."
             )
         self.add_completed_layer(key_added=key_added, **options)
         names = [name for name in _layer_names(key_added) if name in self.adata.layers]
@@ -143,15 +143,15 @@ class LayersMixin(LGDiSTBase):
         silent: bool = False,
         **options: Any,
     ) -> None:
-        """Write `adata` with its completed expression to disk, in memory that does not grow with the completed matrix.
+        """Write `adata` with its completed expression to disk, in bounded memory.
 
-        The file is what :meth:`add_completed_layer` followed by ``adata.write_h5ad`` or ``adata.write_zarr`` would give,
-        but the completed layers are never in memory as a whole, and `adata` is not changed. What is too large to be read
-        with :func:`anndata.read_h5ad` can be read with :func:`anndata.experimental.read_lazy`.
+        The result is that of :meth:`add_completed_layer` followed by ``adata.write_h5ad`` or ``adata.write_zarr``, but the
+        completed layers are never in memory as a whole, and `adata` is not changed. If it is too large for
+        :func:`anndata.read_h5ad`, read it with :func:`anndata.experimental.read_lazy`.
 
-        Blocks of spots are kept in the folder ``path + ".partial"`` until all are there, so that a call that was
-        interrupted, in whatever way, goes on where it was when it is repeated. Where PyTorch's distributed package is
-        initialised, the processes share the blocks, and the first of them writes the file.
+        Blocks of spots are kept in the folder ``path + ".partial"`` until all are complete, so that an interrupted call can
+        be repeated and continues where it stopped. If PyTorch's distributed package is initialised, the processes share
+        the blocks, and the first process writes the file.
 
         Parameters
         ----------
@@ -162,7 +162,7 @@ class LayersMixin(LGDiSTBase):
         key_added
             Name of the layer, as in :meth:`add_completed_layer`.
         overwrite
-            Replace what is at `path`, once the new file is complete.
+            Replace an existing `path`, once the new file is complete.
         silent
             Show no progress bar.
         **options
@@ -171,14 +171,14 @@ class LayersMixin(LGDiSTBase):
         Raises
         ------
         FileExistsError
-            If there is something at `path`.
+            If `path` exists.
         FileNotFoundError
             If the folder of `path` does not exist.
         OSError
-            If the disk is full; what is complete is kept.
+            If the disk is full; complete blocks are kept.
         ValueError
-            If `path` ends otherwise, an option or `adata` does not fit, or the blocks that are kept are of another
-            model, of other data or of other options.
+            If `path` has another suffix, an option or `adata` does not fit, or the stored blocks are of another model, other
+            data or other options.
         RuntimeError, KeyError, TypeError, FloatingPointError
             As :meth:`get_completed_expression`.
 
@@ -193,7 +193,7 @@ class LayersMixin(LGDiSTBase):
         if path.suffix not in (".h5ad", ".zarr"):
             raise ValueError(f"The name of the file must end in .h5ad or .zarr, got {path.name!r}.")
         if not path.parent.is_dir():
-            raise FileNotFoundError(f"The folder {path.parent} does not exist; make it first.")
+            raise FileNotFoundError(f"The folder {path.parent} does not exist; create it first.")
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists; choose another name or pass overwrite=True.")
         reading = Reading(**options)
@@ -216,7 +216,7 @@ class LayersMixin(LGDiSTBase):
             if distributed.is_available() and distributed.is_initialized():
                 distributed.barrier()
         except OSError as error:
-            error.add_note(f"What is complete is kept in {blocks.folder}; repeat the call to go on from there.")
+            error.add_note(f"Complete blocks are kept in {blocks.folder}; repeat the call to continue.")
             raise
 
     def _provenance(self, reading: Reading) -> dict[str, Any]:
@@ -237,7 +237,7 @@ def _layer_names(key: str) -> list[str]:
 
 
 def _check_key(adata: AnnData, key: str) -> None:
-    """Refuse a name under which there is something else."""
+    """Refuse a name that other data has."""
     if not isinstance(key, str) or not key:
         raise ValueError(f"key_added={key!r} must be a name.")
     known = adata.uns.get(key)
@@ -248,5 +248,5 @@ def _check_key(adata: AnnData, key: str) -> None:
     )
     if taken:
         raise ValueError(
-            f"adata has {' and '.join(taken)} already, not from a completion; pass another key_added=... than {key!r}."
+            f"adata has {' and '.join(taken)} already, not written by a completion; pass another key_added=... than {key!r}."
         )

@@ -48,28 +48,28 @@ class LGDiST(
     """Latent gene diffusion for spatial transcriptomics completion (LGDiST, arXiv 2509.01864).
 
     A neighbourhood transformer encodes a spot, with part of its entries hidden, and its neighbours; a diffusion model
-    draws the code the spot would have if everything were visible; a decoder turns codes into rates of all genes.
+    draws the code that the spot would have with everything visible; a decoder turns codes into rates of all genes.
 
     Parameters
     ----------
     adata
         Annotated spots, registered with :meth:`setup_anndata`.
     zeros_missing
-        Take every zero for an unobserved entry. By default an observed zero is evidence of a low rate.
+        Treat every zero as an unobserved entry. By default an observed zero is evidence of a low rate.
     n_rounds
-        Times the diffusion is trained; from the second on with the completed spots as teachers.
+        Number of times the diffusion is trained; from the second on, the completed spots provide the clean codes.
     seed
         Seed of the weights, of the held-out entries and of the training.
     **module_kwargs
         Sizes and options of :class:`~lgdist_scvi.LGDiSTModule`: ``n_latent``, ``n_hidden``, ``loss``, ``condition``, ...
-        Of ``n > 3000`` spots ``n_factors`` is by default ``15 * (n / 3000)**0.5``, at most 40.
+        For ``n > 3000`` spots, ``n_factors`` defaults to ``15 * (n / 3000)**0.5``, at most 40.
 
     Raises
     ------
     TypeError
         If an option is unknown.
     ValueError
-        If `adata` is not registered, or an option is out of range or does not go with another.
+        If `adata` is not registered, or an option is out of range or incompatible with another.
 
     Notes
     -----
@@ -77,7 +77,7 @@ class LGDiST(
 
     References
     ----------
-    :cite:t:`cardenas2025lgdist`. :doc:`/method` says what is modelled, and where and why it departs from the paper.
+    :cite:t:`cardenas2025lgdist`. :doc:`/method` describes the model, and where and why it departs from the paper.
 
     Examples
     --------
@@ -103,7 +103,7 @@ class LGDiST(
     ) -> None:
         super().__init__(adata)
         n_spots = self.summary_stats.n_cells
-        # Saved with the model, so that it loads under other defaults of a later version.
+        # Saved with the model, so that it still loads if a later version has other defaults.
         known = inspect.signature(self._module_cls).parameters
         fixed = ("n_genes", "n_image", "target_genes")
         defaults = {n: p.default for n, p in known.items() if n not in fixed}
@@ -111,7 +111,7 @@ class LGDiST(
         module_kwargs = defaults | module_kwargs
         # Of an unknown loss the module complains.
         if zeros_missing and getattr(LIKELIHOODS.get(module_kwargs["loss"]), "zeros_count", False):
-            raise ValueError("zeros_missing=True leaves no zeros for a likelihood of counts: use it with loss='log'.")
+            raise ValueError("zeros_missing=True needs loss='log', because the likelihood of counts needs zeros.")
         check_whole(1, n_rounds=n_rounds)
         check_whole(0, seed=seed)
         with seeded(seed):
@@ -146,7 +146,7 @@ class LGDiST(
         n_neighbors: int = 6,
         **kwargs: Any,
     ) -> None:
-        """Register raw counts, positions and what else there is.
+        """Register raw counts, positions and optional data.
 
         Everything is checked here, before any training. Writes the spatial graph to ``adata.obsp``.
 
@@ -166,24 +166,24 @@ class LGDiST(
             Key of image embeddings in ``obsm``, as :func:`lgdist_scvi.pp.image_embeddings` writes them; a row of NaN
             for a spot without an image.
         observed_layer
-            Boolean layer, True where the entry was observed. Where it is False the count is never read. By default
-            every entry is an observation, zeros included.
+            Boolean layer, True where the entry was observed. Counts where it is False are never read. By default
+            every entry is observed, zeros included.
         size_factor_key
             Column of ``obs`` with the depth (counts over the whole transcriptome) of the spots; by default the sum of
             the observed entries.
         target_genes_key
             Boolean column of ``var``, True for the genes that matter most.
         neighbors_key
-            Prefix of your own graph in ``obsp``, as ``squidpy`` writes it; by default one is built.
+            Prefix of your own graph in ``obsp``, in the format of ``squidpy``; by default a graph is built.
         n_neighbors
             Neighbours per spot.
         **kwargs
-            For scvi-tools, when a saved model is loaded.
+            Used by scvi-tools when it loads a saved model.
 
         Raises
         ------
         KeyError, TypeError, ValueError
-            If something is missing or unusable; the message names the culprit and the remedy.
+            If data are missing or invalid; the message names the culprit and the remedy.
 
         References
         ----------
@@ -194,7 +194,7 @@ class LGDiST(
         >>> lgdist_scvi.LGDiST.setup_anndata(adata, layer="counts", library_key="library_id", image_key="X_image")
         >>> model = lgdist_scvi.LGDiST(adata)
         """
-        # First of all: it takes every local variable for an argument, to be saved with the model.
+        # Must come first: it saves every local variable with the model as an argument.
         setup_method_args = cls._get_setup_method_args(**locals())
         source = kwargs.get("source_registry")
         if source is not None:
@@ -221,11 +221,11 @@ class LGDiST(
 
     @property
     def get_normalized_function_name(self) -> str:
-        """Name of the method that scvi-tools takes for normalised expression."""
+        """Name of the method that scvi-tools calls for normalised expression."""
         return "get_completed_expression"
 
     def _target_genes(self) -> NDArray[np.bool_] | None:
         key = self.adata_manager.registry["setup_args"]["target_genes_key"]
-        if key not in self.adata.var:  # None, or a model is loaded with other spots: its weights say which genes
+        if key not in self.adata.var:  # None, or a model loaded with other spots: its weights include the target genes
             return None
         return self.adata.var[key].to_numpy(dtype=bool)

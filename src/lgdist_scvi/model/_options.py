@@ -25,8 +25,8 @@ PUBLISHED: dict[str, object] = {
 }
 """Options of :class:`~lgdist_scvi.LGDiST` for the convention of the paper (arXiv 2509.01864): every zero is missing, the
 loss is the squared error of log values, a spot is completed from its neighbours alone, and the diffusion is trained a
-second time on the first completion. Use as ``LGDiST(adata, **PUBLISHED)``. What the paper's public code does beyond
-that, such as showing the neighbours' codes the spot they are to complete, is not offered."""
+second time on the first completion. Usage: ``LGDiST(adata, **PUBLISHED)``. Other behaviour of the
+paper's public code, such as letting the codes of the neighbours see the spot to complete, is not available."""
 
 Scale = Literal["log1p", "rate", "counts"]
 
@@ -37,7 +37,7 @@ BATCH_SIZE = 256
 
 @dataclass(frozen=True)
 class Reading:
-    """Options of :meth:`~lgdist_scvi.LGDiST.get_completed_expression` that decide about the values.
+    """Options of :meth:`~lgdist_scvi.LGDiST.get_completed_expression` that determine the values.
 
     Raises
     ------
@@ -61,11 +61,11 @@ class Reading:
         check_whole(0, n_samples=self.n_samples, seed=self.seed)
         check_whole(1, n_steps=self.n_steps, batch_size=self.batch_size)
         if self.return_std and not READ_OUTS[self.read_out].has_std:
-            raise ValueError("return_std goes with read_out='expected'.")
+            raise ValueError("return_std needs read_out='expected'; leave out one of the two.")
 
 
 def row_numbers(indices: Sequence[int] | None, adata: AnnData) -> NDArray[np.int64]:
-    """Numbers of the chosen spots of `adata`; all by default."""
+    """Row numbers of the chosen spots of `adata`; all by default."""
     if indices is None:
         return np.arange(adata.n_obs)
     rows = np.asarray(indices)
@@ -83,7 +83,7 @@ def row_numbers(indices: Sequence[int] | None, adata: AnnData) -> NDArray[np.int
 
 
 def gene_numbers(gene_list: Sequence[str] | None, adata: AnnData) -> NDArray[np.int64]:
-    """Numbers of the named genes of `adata`; all by default."""
+    """Column numbers of the named genes of `adata`; all by default."""
     if gene_list is None:
         return np.arange(adata.n_vars)
     if isinstance(gene_list, str):

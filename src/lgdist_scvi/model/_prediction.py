@@ -1,4 +1,4 @@
-"""Expression at places that were never measured, from the image alone."""
+"""Prediction of expression from the image alone."""
 
 from __future__ import annotations
 
@@ -45,19 +45,18 @@ class PredictionMixin(LGDiSTBase):
         batch_size: int = BATCH_SIZE,
         silent: bool = False,
     ) -> pd.DataFrame | tuple[pd.DataFrame, pd.DataFrame]:
-        """Expression at places of which there is only an image.
+        """Predict expression at places with only an image.
 
-        For a section that has been imaged and not sequenced, or a grid of places finer than the spots. The model must
-        have been trained with images, of sections like this one. Every place is predicted from its image and those of
-        its nearest places; counts, if `adata` has any, are not read. To predict places with the help of measured spots
-        around them, put both into one AnnData, hide the places by ``observed_layer`` and call
-        :meth:`get_completed_expression`.
+        Use it for a section that was imaged but not sequenced, or for a grid of places finer than the spots. The model must
+        have been trained with images of similar sections. Each place is predicted from its image and those of its nearest
+        places; counts in `adata` are not read. To use measured spots around the places as well, put both into one AnnData,
+        hide the places in ``observed_layer`` and call :meth:`get_completed_expression`.
 
         Parameters
         ----------
         adata
-            Places, with positions and image embeddings under the keys of the model's setup, and with its
-            ``library_key``, unless all are of one section. Genes are not needed.
+            Places with positions and image embeddings under the keys of the setup of the model, and its ``library_key`` if it
+            has one. Genes are not needed.
         gene_list, n_samples, n_steps, return_std
             As in :meth:`get_completed_expression`.
         scale
@@ -72,10 +71,10 @@ class PredictionMixin(LGDiSTBase):
         Raises
         ------
         ValueError
-            If the model was trained without images, a place has none, the embeddings were made otherwise, or an
-            argument is out of range.
+            If the model was trained without images, a place has no image, the embeddings were computed with other settings,
+            or an argument is out of range.
         KeyError, TypeError
-            If positions or embeddings are missing or unreadable.
+            If positions or embeddings are missing or of an unsupported type.
         RuntimeError
             If the model has not been trained.
         FloatingPointError
@@ -83,7 +82,7 @@ class PredictionMixin(LGDiSTBase):
 
         Examples
         --------
-        >>> places = lgdist_scvi.datasets.simulated_tissue(n_spots=60, seed=1)  # of which the image alone is read
+        >>> places = lgdist_scvi.datasets.simulated_tissue(n_spots=60, seed=1)  # only the image is read
         >>> model.predict_expression(places, gene_list=["gene_1", "gene_2"]).shape
         (60, 2)
         """
@@ -93,7 +92,7 @@ class PredictionMixin(LGDiSTBase):
         setup = self.adata_manager.registry["setup_args"]
         if setup["image_key"] is None:
             raise ValueError(
-                "The model was trained without images: register them with setup_anndata(..., image_key=...) and train anew."
+                "The model was trained without images: register images with setup_anndata(..., image_key=...) and train a new model."
             )
         state = self.adata_manager.get_state_registry(REGISTRY_KEYS.IMAGE)
         keys = setup["spatial_key"], setup["library_key"], setup["image_key"]

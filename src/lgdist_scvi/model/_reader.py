@@ -1,4 +1,4 @@
-"""Reads what a trained module says of the spots of a view, a minibatch at a time."""
+"""Reads the predictions of a trained module for the spots of a view, a minibatch at a time."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ class Reader:
             completed = Completed(place, rate.cpu().numpy(), std.cpu().numpy())
             if not all(np.isfinite(values).all() for values in completed[1:]):
                 raise FloatingPointError(
-                    f"The completion of spots {rows[place].min()} to {rows[place].max()} is not finite. Look for counts and depths "
-                    "among them that are out of all proportion."
+                    f"The completion of spots {rows[place].min()} to {rows[place].max()} is not finite. Check "
+                    "these spots for extreme counts and depths."
                 )
             yield completed
 
@@ -113,7 +113,7 @@ class Reader:
         return Completed(slice(0, len(rows)), values, std)
 
     def hidden(self, rows: NDArray[np.int64], *, silent: bool = True) -> tuple[NDArray, NDArray, NDArray]:
-        """What is said of the hidden entries of some spots.
+        """Predict the hidden entries of some spots.
 
         Parameters
         ----------
@@ -123,7 +123,7 @@ class Reader:
         Returns
         -------
         Expected share of the depth, its standard deviation, and expected log1p of counts per 10,000 given detection; each
-        ``(n_rows, n_genes)``, and of meaning at the hidden entries only.
+        ``(n_rows, n_genes)``, valid at the hidden entries only.
         """
         rate, std, log_value = (np.empty((len(rows), self._view.n_genes), dtype=np.float32) for _ in range(3))
         for place, batch in self._gathered(rows, silent):

@@ -1,4 +1,4 @@
-"""Saving, and loading of which nothing is executed."""
+"""Saving, and loading that never executes code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _VERSION = "lgdist_scvi_version"
-# What scvi-tools writes beside tensors: names of genes and categories, and dictionaries. None of it acts when it is read.
+# What scvi-tools stores beside tensors: names of genes and categories, and dictionaries. Reading these runs no code.
 _HARMLESS: list[Any] = [
     dict,
     np.ndarray,
@@ -47,27 +47,27 @@ class SavingMixin(LGDiSTBase):
         save_anndata: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Save the model as weights and plain metadata, which :meth:`load` and scvi-tools read.
+        """Save the model as weights and plain metadata, readable by :meth:`load` and by scvi-tools.
 
         Parameters
         ----------
         dir_path
             Folder to write.
         prefix
-            Start of the names of the files.
+            Prefix of the file names.
         overwrite
-            Write into a folder that exists.
+            Write into an existing folder.
         save_anndata
-            Also save the spots. The file of the model holds none of their counts.
+            Also save the AnnData. The model file itself contains no counts.
         **kwargs
-            For scvi-tools.
+            Further arguments of scvi-tools.
 
         Raises
         ------
         FileExistsError
-            If there is something at `dir_path` already.
+            If `dir_path` exists.
         OSError
-            If the folder cannot be written to; a model that is there stays as it is.
+            If the folder is not writable; an existing model is not changed.
 
         Examples
         --------
@@ -82,7 +82,7 @@ class SavingMixin(LGDiSTBase):
         try:
             self.registry_ = {**registry, "field_registries": fields, _VERSION: version(PACKAGE)}
             folder.mkdir(parents=True, exist_ok=True)
-            # Beside what is there, so that an earlier model stays whole until the new one is.
+            # Written to a scratch folder, so that an earlier model stays intact until the new one is complete.
             with tempfile.TemporaryDirectory(prefix=".saving_", dir=folder) as scratch:
                 super().save(scratch, prefix, True, save_anndata, **kwargs)
                 for file in Path(scratch).iterdir():
@@ -94,32 +94,32 @@ class SavingMixin(LGDiSTBase):
     def load(
         cls, dir_path: str | Path, adata: AnnData | None = None, *, prefix: str | None = None, **kwargs: Any
     ) -> Self:
-        """Load a saved model; the file is read as weights and plain metadata only, whoever it is from.
+        """Load a saved model; the file is read as weights and plain metadata only, and its code never runs.
 
         Parameters
         ----------
         dir_path
-            Folder that :meth:`save` has written.
+            Folder written by :meth:`save`.
         adata
-            Spots to use the model with, of the genes of its training; by default those that were saved with it.
+            Spots with the genes of the model; by default those saved with it.
         prefix
-            Start of the names of the files, as given to :meth:`save`.
+            Prefix of the file names, as passed to :meth:`save`.
         **kwargs
-            ``accelerator`` and ``device``, where to put the model, and whatever else scvi-tools' ``load`` takes.
+            ``accelerator`` and ``device``, and further arguments of the ``load`` method of scvi-tools.
 
         Returns
         -------
-        The model, as it was saved.
+        The saved model.
 
         Raises
         ------
         FileNotFoundError
             If there is no model in the folder.
         OSError
-            If the spots that were saved with it cannot be read.
+            If the spots saved with it cannot be read.
         ValueError
-            If the file is damaged, holds more than weights and plain metadata (which is then not executed), is of another
-            model, or of a version that this one cannot read; or if `adata` does not fit the model.
+            If the file is damaged, holds more than weights and plain metadata (its code is not executed), is of another model
+            or of an unsupported version, or if `adata` does not fit the model.
 
         Examples
         --------
@@ -128,9 +128,7 @@ class SavingMixin(LGDiSTBase):
         """
         path = Path(dir_path) / f"{prefix or ''}model.pt"
         if not path.is_file() and "backup_url" not in kwargs:
-            raise FileNotFoundError(
-                f"There is no saved model at {path}; name the folder that model.save() has written."
-            )
+            raise FileNotFoundError(f"There is no saved model at {path}; name the folder written by model.save().")
         with _weights_and_plain_metadata():
             if path.is_file():
                 _check(path, cls)
@@ -141,21 +139,19 @@ class SavingMixin(LGDiSTBase):
             except RuntimeError as error:
                 if "loading state_dict" not in str(error):
                     raise
-                raise ValueError(
-                    f"{path} holds weights of another form than this version of {PACKAGE}: {error}"
-                ) from error
+                raise ValueError(f"{path} holds weights that do not fit this version of {PACKAGE}: {error}") from error
 
 
 def _check(path: Path, cls: Any) -> None:
-    """Refuse what is not a saved model, or one with options that this version does not know."""
+    """Refuse files that are not a saved model, or have options that this version does not know."""
     try:
         content = torch.load(path, map_location="cpu")
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} holds more than weights and plain metadata, so it was not written by LGDiST.save(), or was tampered "
-            f"with. Nothing of it was executed. PyTorch says: {' '.join(str(error).split())}"
+            f"{path} holds more than weights and plain metadata: it was not written by LGDiST.save(), or it was modified. "
+            f"Nothing of it was executed. PyTorch says: {' '.join(str(error).split())}"
         ) from error
-    except Exception as error:  # damaged bytes can mean anything to the reader
+    except Exception as error:  # damaged bytes can raise any error
         raise ValueError(
             f"{path} is damaged or not a saved model. PyTorch says: {type(error).__name__} {error}"
         ) from error
@@ -182,7 +178,7 @@ def _check(path: Path, cls: Any) -> None:
 
 @contextmanager
 def _weights_and_plain_metadata() -> Iterator[None]:
-    """Let ``torch.load`` execute nothing, also where it is called without that restriction, as scvi-tools does."""
+    """Keep ``torch.load`` from executing code, even if called without that restriction, as in scvi-tools."""
     with mock.patch.dict(os.environ, {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}):
         os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
         with torch.serialization.safe_globals(_HARMLESS):

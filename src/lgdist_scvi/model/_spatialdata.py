@@ -1,4 +1,4 @@
-"""LGDiST from and to SpatialData."""
+"""LGDiST with SpatialData objects."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ class SpatialDataMixin(LGDiSTBase):
         table_key
             Name of the table.
         region
-            Regions to take; by default all that the table annotates.
+            Regions to use; by default all that the table annotates.
         spatial_key
-            Key of the positions in ``obsm`` of the table. Where it is missing, the centroids of the regions' shapes in
-            their own coordinates are written to it.
+            Key of the positions in ``obsm`` of the table. If missing, it is set to the centroids of the shapes of the
+            regions, in their own coordinates.
         library_key
-            Column of ``obs`` with the sections; by default that of the regions.
+            Column of ``obs`` with the sections; by default the region column.
         **setup
             Further arguments of :meth:`setup_anndata`.
 
         Returns
         -------
-        The AnnData that was registered, to be passed to the model: the table itself, or with `region` a copy of the rows
-        of these regions.
+        The registered AnnData, to be passed to the model: the table itself, or with `region` a copy of the rows of these
+        regions.
 
         Raises
         ------
@@ -74,7 +74,7 @@ class SpatialDataMixin(LGDiSTBase):
         wanted = annotated if region is None else [region] if isinstance(region, str) else list(region)
         if unknown := [name for name in wanted if name not in annotated]:
             raise KeyError(
-                f"sdata.tables[{table_key!r}] annotates no {unknown} (found: {annotated}); correct region=..."
+                f"sdata.tables[{table_key!r}] does not annotate {unknown} (found: {annotated}); correct region=..."
             )
         if region is not None:
             table = table[table.obs[region_key].isin(wanted).to_numpy()].copy()
@@ -112,7 +112,7 @@ def put_into_table(table: AnnData, adata: AnnData, rows: NDArray[np.int64], name
 
 
 def write_layers(sdata: SpatialData, table_key: str, names: list[str], key_added: str) -> None:
-    """Add layers to the table on disk, if the object has a store; rewriting the table would put its counts at risk."""
+    """Add layers to the table on disk, if there is one, without rewriting the table and risking its counts."""
     if not (sdata.is_backed() and f"tables/{table_key}" in sdata.elements_paths_on_disk()):
         return
     import zarr
@@ -126,5 +126,5 @@ def write_layers(sdata: SpatialData, table_key: str, names: list[str], key_added
     for name in names:
         write_elem(part("layers"), name, table.layers[name])
     write_elem(part("uns"), key_added, table.uns[key_added])
-    # Readers go by the consolidated metadata, which does not know of the new arrays yet.
+    # Readers use the consolidated metadata, which does not list the new arrays yet.
     sdata.write_consolidated_metadata()

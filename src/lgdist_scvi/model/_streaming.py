@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from ._reader import Completed
 
 BLOCK_BYTES = 1 << 26
-"""Size of the blocks of spots in which a completion is written."""
+"""Size of the blocks of spots in which completed values are written."""
 
 
 class Blocks:
-    """Blocks of completed spots, each a file in a folder that knows which completion it is of."""
+    """Blocks of completed spots, one file each, in a folder that records the completion they belong to."""
 
     def __init__(self, folder: Path, view: SpotView, batch_size: int, job: dict[str, Any]) -> None:
         self.folder, self._view, self._batch_size = folder, view, batch_size
@@ -42,8 +42,8 @@ class Blocks:
         elif (found := described.read_text(encoding="utf-8")) != text:
             differs = [name for name, value in json.loads(found).items() if json.loads(text).get(name) != value]
             raise ValueError(
-                f"{folder} holds a part of another completion ({', '.join(differs)} differ). Delete it, or choose another "
-                "path; with what it was begun with, it would go on."
+                f"{folder} holds a part of another completion ({', '.join(differs)} differ). Delete it, choose another path, or "
+                "repeat the original call to continue it."
             )
 
     def rows(self, block: int) -> NDArray[np.int64]:
@@ -55,11 +55,11 @@ class Blocks:
         return -(-len(spots) // self._batch_size)
 
     def missing(self) -> list[int]:
-        """Blocks that are not there yet."""
+        """Blocks that are not complete yet."""
         return [block for block in self._all() if not self._file(block).exists()]
 
     def save(self, block: int, arrays: list[NDArray[np.float32]]) -> None:
-        """Keep the values of a block, and with them the standard deviations where there are any."""
+        """Store the values of a block and, if any, their standard deviations."""
 
         def write(scratch: Path) -> None:
             with scratch.open("wb") as file:
@@ -68,7 +68,7 @@ class Blocks:
         _replace(self._file(block), write)
 
     def layer(self, number: int) -> da.Array:
-        """One of the saved arrays, of all spots, ``(n_spots, n_genes)``; read block by block."""
+        """One of the stored arrays for all spots, ``(n_spots, n_genes)``; read block by block."""
         return self._lazy(lambda block: self._load(block, number), np.float32)
 
     def imputed(self) -> da.Array:
@@ -126,7 +126,7 @@ def fill(blocks: Blocks, batches: Callable[[NDArray[np.int64]], Iterator[Complet
 
 
 def write_extended(adata: AnnData, layers: dict[str, da.Array], uns: dict[str, Any], path: Path) -> None:
-    """Write `adata` with further layers; `adata` itself stays as it is."""
+    """Write `adata` with further layers; `adata` itself is not changed."""
     extended = AnnData(
         X=adata.X,
         obs=adata.obs,
@@ -152,7 +152,7 @@ def imputed(view: SpotView, rows: NDArray[np.int64] | slice) -> NDArray[np.bool_
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file that is there as a whole or not at all."""
+    """Write a file atomically: it appears complete or not at all."""
     scratch = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         write(scratch)

@@ -71,39 +71,39 @@ class TrainingMixin(LGDiSTBase):
     ) -> None:
         """Train the autoencoder, then the diffusion in its latent space.
 
-        A second call goes on from the weights of the first, with the same held-out entries.
+        A second call continues from the weights of the first, with the same held-out entries.
 
         Parameters
         ----------
         max_epochs
-            Passes through the spots in each phase; by default as many as make 600 steps (autoencoder) or 400
-            (diffusion), of ``n > 3000`` spots ``(n / 3000)**0.75`` times as many, and at least 10.
+            Epochs of each phase; by default as many as make 600 steps (autoencoder) or 400 (diffusion), times
+            ``(n / 3000)**0.75`` for ``n > 3000`` spots, and at least 10.
         autoencoder_max_epochs, diffusion_max_epochs
             The same for one phase.
         accelerator, devices
-            Where to train, as in :class:`lightning.pytorch.Trainer`.
+            Hardware to train on, as in :class:`lightning.pytorch.Trainer`.
         batch_size
             Spots per step.
         validation_size
-            Share of the observed entries (zeros included, in up to 2,000 spots) that are held out: training never
-            sees them, and the weights kept are those that predict them best. The same entries in both phases.
+            Share of the observed entries (zeros included, in up to 2,000 spots) that to hold out: training never
+            sees them, and the weights that predict them best are kept. Both phases hold out the same entries.
         early_stopping
-            Stop a phase when the held-out entries are no longer predicted better.
+            Stop a phase when the loss on held-out entries no longer falls.
         autoencoder_plan_kwargs, diffusion_plan_kwargs
-            Options of the training plans: ``lr``, ``weight_decay`` (by default 2, of ``n > 3000`` spots
-            ``2 * 3000 / n``), ``ema_decay``.
+            Options of the training plans: ``lr``, ``weight_decay`` (by default 2, or
+            ``2 * 3000 / n`` for ``n > 3000`` spots), ``ema_decay``.
         **trainer_kwargs
             Further arguments of :class:`scvi.train.Trainer`.
 
         Raises
         ------
         FloatingPointError
-            If the training diverges. The weights from before are kept.
+            If training diverges. The previous weights are kept.
         KeyboardInterrupt
-            If it is interrupted. What was learnt is kept, and a further call goes on from there.
+            If training is interrupted. What was learnt is kept, and a further call continues from there.
         KeyError, TypeError, ValueError
-            If an argument is unknown or out of range, or the spots are not as they were registered; before anything is
-            trained.
+            If an argument is unknown or out of range, or the AnnData has changed since registration; raised before
+            training.
 
         References
         ----------
@@ -117,7 +117,7 @@ class TrainingMixin(LGDiSTBase):
         >>> model.is_trained
         True
         """
-        # Before the first phase takes its time.
+        # Checked before the long first phase.
         _check_steps(
             batch_size,
             max_epochs=max_epochs,
@@ -149,7 +149,7 @@ class TrainingMixin(LGDiSTBase):
         plan_kwargs: dict[str, Any] | None = None,
         **trainer_kwargs: Any,
     ) -> None:
-        """Train the first phase, and fit the factor model to what it may see.
+        """Train the first phase, and fit the factor model to the same visible entries.
 
         Parameters
         ----------
@@ -165,8 +165,8 @@ class TrainingMixin(LGDiSTBase):
         FloatingPointError, KeyboardInterrupt
             As :meth:`train`.
         KeyError, TypeError, ValueError
-            As :meth:`train`; also if an earlier call held out another share: what it has trained on cannot be held out
-            any more.
+            As :meth:`train`; also if an earlier call held out another share, because entries seen in training cannot be held
+            out later.
 
         References
         ----------
@@ -181,8 +181,8 @@ class TrainingMixin(LGDiSTBase):
         """
         if "autoencoder" in self.history_ and validation_size != self.held_out_:
             raise ValueError(
-                f"The autoencoder was trained with validation_size={self.held_out_}, and what it has seen cannot be held "
-                f"out any more. Pass the same, or train a new model with validation_size={validation_size}."
+                f"The autoencoder was trained with validation_size={self.held_out_}, and entries seen in training "
+                f"cannot be held out later. Pass the same value, or train a new model with validation_size={validation_size}."
             )
         _check_steps(batch_size, max_epochs=max_epochs)
         check_share(validation_size=validation_size)
@@ -220,8 +220,8 @@ class TrainingMixin(LGDiSTBase):
         max_epochs, accelerator, devices, batch_size
             As in :meth:`train`.
         validation_size
-            Share of the observed entries that are held out. It must be that of the first phase, which is the default:
-            the entries are the same.
+            Share of the observed entries that are held out. It must equal that of the first phase, which is the default:
+            both hold out the same entries.
         early_stopping
             As in :meth:`train`.
         plan_kwargs
@@ -250,7 +250,7 @@ class TrainingMixin(LGDiSTBase):
         >>> model.train_diffusion(plan_kwargs={"lr": 5e-4})
         """
         if "autoencoder" not in self.history_:
-            raise RuntimeError("The diffusion works in the latent space of the autoencoder: call train_autoencoder().")
+            raise RuntimeError("The diffusion needs a trained autoencoder: call train_autoencoder() first.")
         _check_steps(batch_size, max_epochs=max_epochs)
         if validation_size not in (None, self.held_out_):
             raise ValueError(
@@ -273,13 +273,13 @@ class TrainingMixin(LGDiSTBase):
 
     def _training_data(self, validation_size: float, batch_size: int) -> NeighborhoodDataModule:
         """View without the held-out entries, which depend only on the model's seed and `validation_size`."""
-        # Lightning leaves what it has trained with in cycles of references, arrays and all, which Python might keep for long.
+        # Lightning leaves reference cycles that hold large arrays; free them now.
         gc.collect()
         truth = self._view()
         if digest_of(truth) != self.trained_digest_ and holds_some_of(truth, self.trained_spots_):
             raise ValueError(
-                "model.adata holds spots that were trained on, but not as they were then: entries held out of the training "
-                "would be mixed up with others. Train on the same data again, on other spots, or train a new model."
+                "model.adata has changed since it was trained on: entries held out of the training would be mixed up with others. "
+                "Train on the unchanged data, on other spots, or train a new model."
             )
         held_out = holdout_entries(truth.hidden, validation_size, self.seed_)
         self.held_out_ = validation_size
@@ -296,14 +296,14 @@ class TrainingMixin(LGDiSTBase):
     ) -> None:
         phase = PhaseRunner(self, plan_cls, name.replace("_", " "), data, max_epochs, plan_kwargs, trainer_kwargs)
         history = self.history_
-        # Another seed for each call, the same for the same sequence of calls.
+        # Each call has its own seed, reproducible for the same sequence of calls.
         epochs_before = sum(len(metrics.get("train_loss", {}).get("epoch", [])) for metrics in history.values())
         try:
             phase.run(self.seed_ + 1000 * (1 + epochs_before))
         finally:
-            # Also after an interruption: what was learnt is kept.
-            self.history_ = history  # scvi-tools has put that of this phase alone in its place
-            # Without a step nothing was trained: the phase failed to start.
+            # Also after an interruption, to keep what was learnt.
+            self.history_ = history  # scvi-tools has replaced it by that of this phase
+            # No step: the phase failed to start.
             if phase.n_steps and phase.finite:
                 if (digest := digest_of(data.truth)) != self.trained_digest_:
                     self.trained_digest_ = digest
@@ -319,7 +319,7 @@ def _check_steps(batch_size: int, **epochs: int | None) -> None:
 def _extended(
     old: dict[str, dict[str, list[float]]], new: dict[str, pd.DataFrame]
 ) -> dict[str, dict[str, list[float]]]:
-    """History with the epochs of a further call appended."""
+    """Append the epochs of a further call to the history."""
     merged = dict(old)
     for name, table in new.items():
         epochs, values = [int(epoch) for epoch in table.index], [float(value) for value in table.iloc[:, 0]]

@@ -1,4 +1,4 @@
-"""Autoencoder: a transformer over a spot's neighbourhood to a code per token, and from the spot's code to rates."""
+"""Autoencoder: a transformer encodes a neighbourhood as one code per token; a decoder maps the spot's code to rates."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class Codes(NamedTuple):
 
 
 class Surroundings(NamedTuple):
-    """What a neighbourhood is before attention, but for the spot's own entries; the same whatever of them is masked."""
+    """Embedded neighbourhood before attention, without the spot's own entries; independent of their mask."""
 
     own: torch.Tensor
-    """What the spot's own token gets from its image, ``(n_spots, n_hidden)``; 0 without images."""
+    """Contribution of the image to the spot's own token, ``(n_spots, n_hidden)``; 0 without images."""
     others: torch.Tensor
     """Tokens of the neighbours and of the pooled neighbourhoods, ``(n_spots, n_tokens - 1, n_hidden)``."""
     mask: torch.Tensor
@@ -91,7 +91,7 @@ class EncoderLayer(nn.Module):
 
 
 class RateDecoder(nn.Module):
-    """Decodes a spot's code, with the pooled neighbourhood as a starting point, to rates of all genes.
+    """Decodes the code of a spot to rates of all genes, starting from the pooled neighbourhood.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ class RateDecoder(nn.Module):
         for layer in (self.out, self.linear):
             nn.init.normal_(layer.weight, std=0.01)
         nn.init.zeros_(self.out.bias)
-        # A weight of 1 on every ratio would follow the nearest neighbours, 0 the average of all spots.
+        # Weights of 1 give the share among the nearest neighbours, weights of 0 the average over all spots.
         self.pooled_weight = nn.Parameter(torch.full((N_POOLS, n_genes), 0.5))
         self.detected_shift = nn.Parameter(torch.zeros(n_genes))
         self.detected_slope = nn.Parameter(torch.ones(n_genes))
@@ -124,7 +124,7 @@ class RateDecoder(nn.Module):
         rate_shift, detected_shift = shift.float().chunk(2, dim=-1)
         pooled = (batch.pooled[..., chosen] * self.pooled_weight[:, chosen]).sum(dim=1)
         log_rate = (share[chosen].log() + pooled + rate_shift).clamp(-25, 2)
-        # A detected entry is at least one count; above that its log grows like a softplus of the log expected count.
+        # A detected entry has at least one count; its log value exceeds that of one count by a softplus of the log expected count.
         log_expected = log_rate + batch.depth.clamp_min(1e-6).log()[:, None]
         above = F.softplus(self.detected_shift[chosen] + self.detected_slope[chosen] * log_expected + detected_shift)
         return Rates(log_rate, log_value_of_one(batch.depth) + above)
@@ -133,7 +133,7 @@ class RateDecoder(nn.Module):
 class NeighborhoodEncoder(nn.Module):
     """Encodes a spot, its neighbours, their images and pooled wider neighbourhoods into a code per token.
 
-    Tokens of the same kind are told apart by content and distance only, never by their order.
+    Tokens of the same kind differ by content and distance only, not by their order.
 
     Parameters
     ----------
@@ -164,7 +164,7 @@ class NeighborhoodEncoder(nn.Module):
         return RateDecoder(sizes)
 
     def surroundings(self, batch: Batch) -> Surroundings:
-        """Embed all of the neighbourhoods but the spots' own entries."""
+        """Embed the neighbourhoods without the spots' own entries."""
         neighbors = self._expression(batch.neighbor_counts, batch.neighbor_observed, batch.neighbor_depth)
         neighbors = neighbors + self.distance(batch.neighbor_distance[..., None]) + self.kinds[1]
         own = neighbors.new_zeros(())
@@ -181,7 +181,7 @@ class NeighborhoodEncoder(nn.Module):
     def forward(
         self, batch: Batch, visible: torch.Tensor, share: torch.Tensor, around: Surroundings | None = None
     ) -> Codes:
-        """Encode with only the `visible` entries of the spots themselves.
+        """Encode, using only the `visible` entries of the spots themselves.
 
         Parameters
         ----------
@@ -192,7 +192,7 @@ class NeighborhoodEncoder(nn.Module):
         share
             Expected share of each gene in the depth, ``(n_genes,)``.
         around
-            The :meth:`surroundings` of `batch`, where they are at hand from another call.
+            The :meth:`surroundings` of `batch`, if known from another call.
         """
         around = self.surroundings(batch) if around is None else around
         counts = batch.counts * visible
@@ -200,7 +200,7 @@ class NeighborhoodEncoder(nn.Module):
         fraction = visible.float().mean(dim=1)
         centre = self._expression(counts, visible, depth)
         centre = centre / fraction.clamp_min(0.05).sqrt()[:, None]
-        # With nothing visible the depth is unknown, or a guess.
+        # Without visible entries the depth is unknown or a guess.
         log_depth = torch.where((depth > 1) & (fraction > 0), self.scale.depth(depth), 0)
         centre = centre + self.depth(torch.stack([log_depth, fraction], dim=1)) + self.kinds[0] + around.own
 
@@ -208,7 +208,7 @@ class NeighborhoodEncoder(nn.Module):
         *earlier, last = self.layers
         for layer in earlier:
             hidden = layer(hidden, around.mask)
-        # The decoder reads the spot's own token only, so the last layer updates no other.
+        # The decoder reads only the spot's own token, so the last layer updates no others.
         hidden = torch.cat([last(hidden, around.mask, n_updated=1), hidden[:, 1:]], dim=1)
         return Codes(self.code(self.norm(hidden)), around.mask)
 

@@ -49,7 +49,7 @@ class Attention(nn.Module):
 
 
 class Dropout(nn.Dropout):
-    """Dropout that is quick on CPUs, where PyTorch draws its Bernoulli numbers one by one."""
+    """Dropout that is fast on CPUs, where PyTorch draws Bernoulli numbers one by one."""
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Drop a random part of `values` in training, and scale up the rest."""

@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from lgdist_scvi.data._batch import Batch
 
 MASK_POWER = 2.0
-"""Masked shares of a spot are drawn as a uniform number to this power: mostly small, up to all."""
+"""The masked share of a spot is a uniform random number to this power: mostly small, up to 1."""
 NO_IMAGE = 0.1
-"""Share of the spots that are shown without images in training, where there are any."""
+"""Share of the spots shown without images in training, if there are images."""
 IMAGE_ONLY = 0.1
-"""Share of the spots of which training shows nothing but the images of their neighbourhood."""
+"""Share of the spots shown with only the images of their neighbourhood in training."""
 
 Phase = Literal["autoencoder", "diffusion"]
 

@@ -22,7 +22,7 @@ Context = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 class DenoiserLayer(nn.Module):
-    """Transformer layer whose normalisation is modulated by noise level and condition, the identity at first.
+    """Transformer layer modulated by noise level and condition; initialised as the identity.
 
     Peebles & Xie, *Scalable Diffusion Models with Transformers*, 2023 (adaLN-zero). Only the spot's own token is
     denoised, so it attends to the tokens of the condition.
@@ -48,7 +48,7 @@ class DenoiserLayer(nn.Module):
     ) -> torch.Tensor:
         """Update the tokens of samples, ``(n_spots, n_samples, n_hidden)``.
 
-        The signals, ``(n_spots, n_hidden)``, say noise level and condition.
+        The signals, ``(n_spots, n_hidden)``, encode noise level and condition.
         """
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = self.modulation(signal)[:, None].chunk(6, dim=-1)
         normed = self.attention_norm(token) * (1 + scale_a) + shift_a
@@ -59,8 +59,8 @@ class DenoiserLayer(nn.Module):
 class Denoiser(nn.Module):
     """Estimates the clean code of a spot from a noisy one and from the codes of its masked neighbourhood.
 
-    The estimate starts from what would be exact if clean codes were normally distributed around the code of the masked
-    spot, and the network learns the rest: an untrained denoiser already samples around the autoencoder's prediction.
+    The estimate starts from the exact one for clean codes that are normally distributed around the code of the masked spot;
+    the network learns the rest. So an untrained denoiser already samples around the prediction of the autoencoder.
 
     Parameters
     ----------
@@ -115,17 +115,17 @@ class Denoiser(nn.Module):
         """
         alpha, sigma = self.schedule.alpha(t, 3), self.schedule.sigma(t, 3)
         centre = self.condition(codes.centre / self.code_std)
-        # Samples differ in their noise only: they share signal, keys and values.
+        # Samples differ only in their noise; they share signal, keys and values.
         signal = self.time(self._time_features(t)) + centre
         token = self.noisy(noisy) + centre[:, None]
         for layer, keys_values in zip(self.layers, context, strict=True):
             token = layer(token, signal, keys_values, codes.mask)
-        # Residuals have unit variance, so alpha * noisy is their mean given `noisy` if they are normal, and sigma the
-        # standard deviation that is left for the network to explain.
+        # For normal residuals with unit variance, alpha * noisy is their mean given `noisy`, and sigma the remaining standard
+        # deviation, which the network explains.
         return alpha * noisy + sigma * self.out(self.norm(token))
 
     def loss(self, clean: torch.Tensor, codes: Codes, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Squared error of the denoised residuals, in units of what a normal distribution leaves unexplained.
+        """Squared error of the denoised residuals, relative to the error expected for normal residuals.
 
         Ho et al., *Denoising Diffusion Probabilistic Models*, 2020.
 
@@ -143,7 +143,7 @@ class Denoiser(nn.Module):
         residual = (clean - codes.centre) / self.residual_std
         noisy = self.schedule.add_noise(residual, noise, t)
         estimate = self(noisy[:, None], t, codes, self.context(codes))[:, 0]
-        # Divided by sigma^2 every noise level is worth about 1; near the clean end that would count rounding.
+        # Dividing by sigma gives all noise levels an error of about 1; the floor avoids amplifying rounding at low noise.
         error = (estimate - residual) / self.schedule.sigma(t, 2).clamp_min(0.05)
         return error.square().mean()
 

@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from lgdist_scvi.data._batch import Batch
 
 SIZE = 50.0
-"""Inverse overdispersion in the fit: nearly Poisson, but a huge count does not outweigh all others."""
+"""Inverse overdispersion in the fit: nearly Poisson, but without letting a very large count dominate."""
 PENALTY = 5.0
 """Precision of the normal priors of factors and loadings."""
 WEIGHT = 0.5
-"""Share of the factor model in the log of a rate, where the factors are known from the spot's counts."""
+"""Weight of the factor model in the log of a rate, if the counts of the spot determine its factors."""
 _FIT_STEPS = 120
 _FIT_RATE = 0.03
 _SCORING_STEPS = 8
 _MAX_STEP = 2.0
 _MAX_LOG_RATIO = 8.0
-# Penalty of the regression on detected entries, in entries.
+# Ridge penalty of the regression on detected entries, in units of entries.
 _RIDGE = 1.0
 
 
@@ -46,7 +46,7 @@ class FactorModel(nn.Module):
     """Negative-binomial factor model of the counts (GLM-PCA; Townes et al., Genome Biology 2019).
 
     The expected count is ``depth * share * exp(factors @ loadings.T)`` with normal priors. The factors of a spot are
-    solved from its visible entries alone, so that the prediction of a hidden entry cannot know it.
+    computed from its visible entries only, so that the prediction of a hidden entry is independent of its count.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class FactorModel(nn.Module):
         self.register_buffer("dispersion", torch.ones(n_genes))
 
     def fit(self, counts: torch.Tensor, observed: torch.Tensor, depth: torch.Tensor, share: torch.Tensor) -> None:
-        """Fit the loadings to the observed entries of some spots, all at once.
+        """Fit the loadings to the observed entries of some spots, in one batch.
 
         Parameters
         ----------
@@ -91,7 +91,7 @@ class FactorModel(nn.Module):
             for _ in range(_FIT_STEPS):
                 log_mean = offset + _bounded(factors @ loadings.T)
                 log_total = torch.logaddexp(log_mean, log_mean.new_tensor(SIZE).log())
-                # Up to terms that do not depend on the mean.
+                # Without terms that do not depend on the mean.
                 nll = (SIZE + counts) * log_total - counts * log_mean
                 loss = (nll * observed).sum() + PENALTY / 2 * (factors.square().sum() + loadings.square().sum())
                 optimizer.zero_grad()
@@ -123,13 +123,13 @@ class FactorModel(nn.Module):
         counts = batch.counts * seen
         expected = share * depth[:, None]
         loadings, n_factors = self.loadings, self.loadings.shape[1]
-        # A symmetric matrix for each spot: half of it is computed.
+        # One symmetric matrix per spot: compute half of it.
         row, col = torch.tril_indices(n_factors, n_factors, device=loadings.device)
         products = loadings[:, row] * loadings[:, col]
         precision = loadings.new_empty(len(counts), n_factors, n_factors)
         prior = PENALTY * torch.eye(n_factors, device=loadings.device)
         factors = torch.zeros(len(counts), n_factors, device=loadings.device)
-        # The mode of the posterior by Fisher scoring.
+        # Posterior mode by Fisher scoring.
         for _ in range(_SCORING_STEPS):
             mean = expected * _bounded(factors @ loadings.T).exp()
             weight = seen / (1 + mean / SIZE)
@@ -137,7 +137,7 @@ class FactorModel(nn.Module):
             precision[:, row, col] = precision[:, col, row] = (weight * mean) @ products
             precision += prior
             step = torch.linalg.solve(precision, gradient[..., None])[..., 0]
-            # A step from far away must not overshoot.
+            # Limit the step, which could overshoot far from the mode.
             longest = (step @ loadings.T).abs().amax(dim=1, keepdim=True)
             factors = factors + step * (_MAX_STEP / longest.clamp_min(_MAX_STEP))
         variance = torch.diagonal(torch.linalg.inv(precision), dim1=1, dim2=2)
@@ -148,12 +148,12 @@ class FactorModel(nn.Module):
         return FactorRates(log_rate, log_value_of_one(batch.depth) + detected, WEIGHT * known[:, None])
 
     def fit_detection(self, blocks: Iterable[tuple[torch.Tensor, Batch]]) -> None:
-        """Regress the log values of each gene's detected entries on predictions that do not know them.
+        """Regress the log values of each gene's detected entries on predictions made without them.
 
         Parameters
         ----------
         blocks
-            Log rates ``(n_spots, n_genes)``, each entry's from others, and the minibatches they are of.
+            Log rates ``(n_spots, n_genes)``, each predicted from other entries, with their minibatches.
         """
         n_genes, n_features = self.detection.shape
         products = (_RIDGE * torch.eye(n_features, device=self.detection.device)).repeat(n_genes, 1, 1)
@@ -168,7 +168,7 @@ class FactorModel(nn.Module):
 
 
 def _detection_features(log_rate: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """What the log value of a detected entry, above that of one count, is linear in, ``(n_spots, n_genes, 3)``."""
+    """Regressors of the log value of a detected entry minus that of one count, ``(n_spots, n_genes, 3)``."""
     log_expected = log_rate + batch.depth.log()[:, None]
     return torch.stack([torch.ones_like(log_expected), F.softplus(log_expected), log_expected], dim=-1)
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lgdist_scvi.data._batch import Batch
 
 TARGET_WEIGHT = 0.9
-"""Share of the target genes in the loss, as published; context genes have the rest."""
+"""Weight of target genes in the loss, as published; context genes have the rest."""
 CODE_NOISE = 0.1
 """Standard deviation of the noise added to half of the codes in training, as published."""
 
@@ -40,19 +40,19 @@ class LGDiSTModule(BaseModuleClass):
     n_genes, n_image
         Genes and image features per spot.
     target_genes
-        True for the genes that weigh more in the loss, ``(n_genes,)``; None weighs all alike.
+        True for genes with a higher weight in the loss, ``(n_genes,)``; None weights all equally.
     n_latent
         Size of a code.
     n_hidden, n_layers, n_heads
         Size of the autoencoder.
     dropout, input_dropout
-        Share of its activations and of its input that training drops.
+        Share of its activations and of its input dropped in training.
     n_denoiser_hidden, n_denoiser_layers
         Size of the denoiser.
     n_diffusion_steps
         Noise levels in training.
     n_factors
-        Factors of the linear model that the rates are averaged with; 0 for none. Not used with ``loss="log"`` or
+        Factors of the factor model that the rates are averaged with; 0 for none. Not used with ``loss="log"`` or
         ``condition="neighbors"``, the published conventions.
     encoder
         "neighborhood": a transformer over the spot, its neighbours and pooled wider neighbourhoods.
@@ -62,7 +62,7 @@ class LGDiSTModule(BaseModuleClass):
     condition
         "neighborhood": a spot's own visible entries and its neighbours. "neighbors": neighbours only, as published.
     sampler
-        "dpm_solver_pp": of second order, right with few steps. "ddim": of first order.
+        "dpm_solver_pp": second order, accurate with few steps. "ddim": first order.
 
     Raises
     ------
@@ -71,8 +71,8 @@ class LGDiSTModule(BaseModuleClass):
 
     Notes
     -----
-    A minibatch comes from a view of the spots, ``batch = view.gather(rows)``, which the model makes of its AnnData. In
-    the examples of the methods `batch` is one of 8 spots and 40 genes, and ``model.module`` makes codes of 8 numbers.
+    A minibatch is ``batch = view.gather(rows)``, from the view of the spots that the model builds from its AnnData. In the
+    examples of the methods, `batch` has 8 spots and 40 genes, and the codes of ``model.module`` have 8 dimensions.
 
     References
     ----------
@@ -158,7 +158,7 @@ class LGDiSTModule(BaseModuleClass):
         visible
             True where an entry of the spot may be used, ``(n_spots, n_genes)``; nothing is read where it is False.
         around
-            What is known of the neighbourhoods from another call; computed if None.
+            Embedded neighbourhoods from another call; computed if None.
 
         Returns
         -------
@@ -180,7 +180,7 @@ class LGDiSTModule(BaseModuleClass):
         code
             Codes, ``(n_spots, n_latent)``, no unit.
         batch
-            Minibatch, of which the depth and the pooled neighbourhoods are read.
+            Minibatch; only depth and pooled neighbourhoods are read.
         genes
             Numbers of the genes to decode, ``(n_genes,)``; all by default.
 
@@ -199,7 +199,7 @@ class LGDiSTModule(BaseModuleClass):
         return self.decoder(code, batch, self.share, genes)
 
     def forward(self, tensors: Batch) -> tuple[dict, dict, LossOutput]:
-        """Encode, decode and score a minibatch; scvi-tools' own forward expects a dictionary.
+        """Encode, decode and score a minibatch; the forward of scvi-tools expects a dictionary.
 
         Parameters
         ----------
@@ -208,7 +208,7 @@ class LGDiSTModule(BaseModuleClass):
 
         Returns
         -------
-        What :meth:`inference`, :meth:`generative` and :meth:`loss` return.
+        Results of :meth:`inference`, :meth:`generative` and :meth:`loss`.
 
         Examples
         --------
@@ -225,7 +225,7 @@ class LGDiSTModule(BaseModuleClass):
         return {"batch": batch, "visible": visible}
 
     def inference(self, batch: Batch, visible: torch.Tensor) -> dict:
-        """Encode the spots of a minibatch, in training with noise on half of the codes.
+        """Encode the spots of a minibatch; in training, add noise to half of the codes.
 
         Parameters
         ----------
@@ -275,16 +275,16 @@ class LGDiSTModule(BaseModuleClass):
         return {"rates": self.decode(code, batch)}
 
     def loss(self, tensors: Batch, inference_outputs: dict, generative_outputs: dict) -> LossOutput:
-        """Loss of the autoencoder, on the entries that it did not see.
+        """Loss of the autoencoder on masked entries.
 
         Parameters
         ----------
         tensors
             Minibatch.
         inference_outputs
-            What :meth:`inference` returned.
+            Result of :meth:`inference`.
         generative_outputs
-            What :meth:`generative` returned.
+            Result of :meth:`generative`.
 
         Returns
         -------
@@ -308,7 +308,7 @@ class LGDiSTModule(BaseModuleClass):
         rates
             Prediction.
         entries
-            True where an entry counts, ``(n_spots, n_genes)``.
+            True for the entries to score, ``(n_spots, n_genes)``.
 
         Returns
         -------

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from ._autoencoder import Rates
 
-# The overdispersion of a gene is shrunk towards that of all genes with a weight of this sum of squared expected counts.
+# The overdispersion of a gene is shrunk towards that of all genes; this prior has the weight of this sum of squared
+# expected counts.
 _DISPERSION_PRIOR = 20.0
 _DISPERSION_RANGE = (0.05, 1e4)
 _LOG_SIZE_RANGE = (-4.0, 8.0)
@@ -59,7 +60,7 @@ class LogLikelihood(nn.Module):
         return {"squared_error": (error * detected).sum() / detected.sum().clamp_min(1e-6)}
 
     def rate(self, rates: Rates) -> torch.Tensor:
-        """Expected share of the depth, ``(n_spots, n_genes)``: that of the log value given detection, for want of another."""
+        """Expected share of the depth, ``(n_spots, n_genes)``: that of the log value given detection, as there is no other."""
         return rates.detected.expm1() / TARGET_SUM
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Means and standard deviations over blocks of spots, in memory that does not grow with their number."""
+"""Means and standard deviations over blocks of spots, in constant memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Moments:
         self._square: torch.Tensor | float = 0.0
 
     def add(self, values: torch.Tensor, weight: torch.Tensor | None = None) -> None:
-        """Add the rows of a block, of which those with a zero `weight` do not count."""
+        """Add the rows of a block; entries with zero `weight` are ignored."""
         values = values.double()
         weight = torch.ones_like(values) if weight is None else weight.double()
         self._weight = self._weight + weight.sum(0)
@@ -37,7 +37,7 @@ class Moments:
 
     @property
     def mean(self) -> torch.Tensor:
-        """Mean over the rows, 0 where none counts."""
+        """Mean over the rows; 0 without any weight."""
         return torch.as_tensor(self._sum) / torch.as_tensor(self._weight).clamp_min(1)
 
     @property

@@ -1,4 +1,4 @@
-"""From a minibatch to predicted rates: passes that leave genes out, sampled codes, posterior of the rate."""
+"""Predicted rates of a minibatch: passes that leave genes out, sampled codes, posterior of the rate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ._lgdist import LGDiSTModule
 
 N_FOLDS = 5
-"""Parts of the genes that are left out in turn, to predict an observed entry without its own count."""
+"""Number of parts of the genes, left out in turn to predict observed entries without their own counts."""
 _TINY = 1e-12
 
 
@@ -26,7 +26,7 @@ class Prediction(NamedTuple):
     genes: torch.Tensor | slice
     """Numbers of the predicted genes, ``(n_genes,)``, or all."""
     network: torch.Tensor
-    """The network's rate: expected share of the gene in the spot's depth, without the entry's own count,
+    """Rate of the network: expected share of the gene in the depth of the spot, predicted without the own count,
     ``(n_spots, n_genes)``."""
     network_variance: torch.Tensor
     """Its variance over samples, ``(n_spots, n_genes)``."""
@@ -59,7 +59,7 @@ class Pass(NamedTuple):
 
 
 def gene_folds(n_genes: int) -> torch.Tensor:
-    """Fold of every gene, ``(n_genes,)``; always the same, so that results do not depend on the minibatch."""
+    """Fold of every gene, ``(n_genes,)``; fixed, so that results do not depend on the minibatch."""
     order = torch.randperm(n_genes, generator=torch.Generator().manual_seed(0))
     return order % N_FOLDS
 
@@ -93,7 +93,7 @@ def draw_noise(n_samples: int, n_latent: int, seed: int) -> torch.Tensor:
     """Starting noise of the samples, ``(1, n_samples, n_latent)``, shared by all spots.
 
     Noise comes in pairs of opposite sign, which cancels most of the sampling error of a mean, and is the same for all
-    spots, so that neighbouring spots differ by what is known of them only and results do not depend on the minibatch.
+    spots, so that neighbouring spots differ only by their data and results do not depend on the minibatch.
     """
     generator = torch.Generator().manual_seed(seed)
     half = torch.randn((n_samples + 1) // 2, 1, n_latent, generator=generator)
@@ -113,8 +113,8 @@ def predict(
 ) -> Prediction:
     """Predict the entries of a minibatch.
 
-    Unobserved entries are predicted from all that is visible. Of observed entries the network's prediction comes from passes
-    that leave a part of the genes out in turn, so that it does not know their own count; the factor model's knows it.
+    Unobserved entries are predicted from all visible entries. The network predicts observed entries in passes that leave out
+    one part of the genes at a time, so its prediction does not know their own count. The factor model's prediction does.
 
     Parameters
     ----------
@@ -129,9 +129,9 @@ def predict(
     genes
         Numbers of the genes to predict, ``(n_chosen,)``; all by default.
     observed
-        Predict the observed entries as well; else the network's prediction of them is 0.
+        Also predict the observed entries; else the network's prediction of them is 0.
     detected
-        Fill `detected` as well; else it is 0 everywhere.
+        Also compute `detected`; else it is 0.
     """
     visible = module.condition.visible(batch)
     todo = passes(visible, torch.arange(visible.shape[1]) if genes is None else genes, observed=observed)
@@ -163,7 +163,7 @@ def predict(
 def posterior(
     prediction: Prediction, module: LGDiSTModule, known: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance of the rate, given an entry's own count where it is known.
+    """Posterior mean and variance of the rate, given the own count of an entry if known.
 
     The posteriors of the network and of the factor model are averaged in the log.
 
@@ -193,7 +193,7 @@ def posterior(
     if module.factors is not None:
         factor, _ = given_count(prediction.factor, module.factors.dispersion[prediction.genes])
         mean = _mix(network, factor, prediction.weight)
-    # Spread of the predicted mean, as far as the own count does not replace it, and of the rate around it.
+    # Variance of the predicted mean, reduced by the weight of the own count, and of the rate around that mean.
     around = likelihood.variance(prediction.network, own, batch, known, size)
     variance = (1 - own) ** 2 * prediction.network_variance + around
     return mean, variance * (mean / network.clamp_min(_TINY)) ** 2
@@ -218,7 +218,7 @@ def _decode_samples(
 def _calibrated(
     module: LGDiSTModule, batch: Batch, visible: torch.Tensor, genes: torch.Tensor, network: torch.Tensor
 ) -> torch.Tensor:
-    """Log value given detection from what network and factor model say of it, at least that of one count."""
+    """Log value given detection from network and factor model; at least that of one count."""
     shift, slope, factor_slope = module.detected_calibration
     detected = shift + slope * network
     if module.factors is not None:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 Spacing = Literal["time", "log_snr"]
 
 _COSINE_OFFSET = 0.008  # keeps the first noise levels from vanishing (Nichol & Dhariwal 2021)
-_MAX_BETA = 0.999  # the cosine reaches zero at the last time; clipping leaves a trace of signal there
-_LOG_SNR_START = -3.0  # log(alpha / sigma) above which "log_snr" spaces: hardly anything is decided in more noise
+_MAX_BETA = 0.999  # the cosine is zero at the last time; clipping leaves a small signal there
+_LOG_SNR_START = -3.0  # lowest log(alpha / sigma) of "log_snr" spacing: hardly anything is determined at more noise
 
 
 class NoiseSchedule(nn.Module):
@@ -52,7 +52,7 @@ class NoiseSchedule(nn.Module):
         for name, values in {"betas": betas, "alphas": alphas, "sigmas": sigmas}.items():
             self.register_buffer(name, values.float(), persistent=False)
         self.levels: list[tuple[float, float]] = list(zip(alphas.tolist(), sigmas.tolist(), strict=True))
-        """``(alpha, sigma)`` of every time in double precision, to be read without waiting for a device."""
+        """Factors alpha and sigma of every time in double precision, to be read without waiting for a device."""
 
     def alpha(self, t: Tensor, ndim: int = 1) -> Tensor:
         """Return the factor of the clean values at times ``t``.
@@ -71,7 +71,7 @@ class NoiseSchedule(nn.Module):
         return self.alpha(t, clean.ndim) * clean + self.sigma(t, clean.ndim) * noise
 
     def respaced(self, n: int, spacing: Spacing = "time") -> Tensor:
-        """Choose the times at which a sampler of ``n`` steps calls the network, all of them times of the training.
+        """Times at which a sampler of ``n`` steps calls the network, all from the training schedule.
 
         Parameters
         ----------
@@ -98,12 +98,12 @@ class NoiseSchedule(nn.Module):
         if n == 1:
             return torch.tensor([last])
         if spacing == "time":
-            # Rounded in integers: neighbours are at least 1 apart before rounding, and never meet.
+            # Integer rounding: times are at least 1 apart before it, so they stay distinct.
             return (2 * torch.arange(n - 1, -1, -1) * last + (n - 1)) // (2 * (n - 1))
         log_snr = torch.tensor([math.log(alpha / sigma) for alpha, sigma in self.levels], dtype=torch.float64)
         wanted = torch.linspace(_LOG_SNR_START, log_snr[0].item(), n, dtype=torch.float64)
         times = (wanted[:, None] - log_snr).abs().argmin(dim=1)
-        # Times that round to the same one move up to the next free one, then down from the last.
+        # Times that round to the same value move up to the next free one, then down from the last.
         order = torch.arange(n)
         times = (times + order).flip(0).cummax(dim=0).values.flip(0)
         times[0], times[-1] = last, n - 1

@@ -1,4 +1,4 @@
-"""Plots of the training, of completed expression, of held-out entries and of image patches."""
+"""Plots of training, completed expression, held-out entries and image patches."""
 
 from ._held_out import coverage, gene_accuracy, held_out
 from ._history import history

@@ -1,4 +1,4 @@
-"""Takes the user's axes, or makes a figure."""
+"""The user's axes, or those of a new figure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def axes_grid(axes: Any, n_rows: int, n_cols: int, panel_size: tuple[float, floa
     axes
         One axes or an array of them, in row order; None makes a new figure.
     n_rows, n_cols
-        Panels needed.
+        Numbers of rows and columns of panels.
     panel_size
         Width and height of a panel of a new figure, in inches.
 
@@ -29,7 +29,7 @@ def axes_grid(axes: Any, n_rows: int, n_cols: int, panel_size: tuple[float, floa
     Raises
     ------
     ValueError
-        If the number of axes is not the number of panels.
+        If the number of axes differs from the number of panels.
     """
     if axes is None:
         from matplotlib import pyplot as plt
@@ -39,7 +39,7 @@ def axes_grid(axes: Any, n_rows: int, n_cols: int, panel_size: tuple[float, floa
     given = np.asarray(axes, dtype=object).ravel()
     if given.size != n_rows * n_cols:
         raise ValueError(
-            f"axes holds {given.size} axes, but {n_rows * n_cols} panels are to be drawn "
-            f"({n_rows} row(s) of {n_cols}); pass as many, or None for a new figure."
+            f"axes holds {given.size} axes, but {n_rows * n_cols} panels are needed "
+            f"({n_rows} row(s) of {n_cols}); pass as many axes, or None for a new figure."
         )
     return given.reshape(n_rows, n_cols)

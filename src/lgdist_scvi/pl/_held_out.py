@@ -1,4 +1,4 @@
-"""How well held-out entries are predicted."""
+"""Plots of the accuracy of held-out predictions."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _COLUMNS = ("spot", "gene", "count", "depth", "expected", "std", "detected")
 _BLUE, _VERMILION, _GREY = "#0072B2", "#D55E00", "0.6"
 _LEVELS = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95])
 _BINS = 12
-_NAME_SIZE = (0.2, 0.05)  # of a gene's name, as shares of a panel
+_NAME_SIZE = (0.2, 0.05)  # of a label, as shares of a panel
 
 
 def held_out(entries: pd.DataFrame, *, axes: Any = None) -> NDArray[np.object_]:
     """Draw predicted against measured values of held-out entries.
 
-    Left, the log values of the entries that were detected. Right, all entries, zeros included: spots and genes of
-    about the same expected count are put together, and their mean measured count, with two standard errors, stands
-    above the expected. Where the points are on the line, rates are neither too high nor too low.
+    Left: log values of detected entries. Right: all entries, zeros included, grouped by expected count; the mean
+    measured count of each group, with two standard errors, is drawn against the mean expected count. Points on the line
+    mean that rates are neither too high nor too low.
 
     Parameters
     ----------
@@ -84,9 +84,9 @@ def held_out(entries: pd.DataFrame, *, axes: Any = None) -> NDArray[np.object_]:
 def gene_accuracy(entries: pd.DataFrame, *, n_labels: int = 5, axes: Any = None) -> NDArray[np.object_]:
     """Draw how well each gene is predicted, against its mean count.
 
-    Left, the share of the Poisson deviance of the gene's mean that is explained at all held-out entries (0: no better
-    than the mean). Right, the Pearson correlation of log values at detected entries. Few counts leave little to be
-    explained by anybody.
+    Left: share of the Poisson deviance of the gene's mean that is explained over all held-out entries (0: no better
+    than the mean). Right: Pearson correlation of log values over detected entries. Genes with few counts leave little
+    to explain.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def gene_accuracy(entries: pd.DataFrame, *, n_labels: int = 5, axes: Any = None)
         Table of :meth:`lgdist_scvi.LGDiST.get_held_out_entries`, ``(n_entries, 7)``, in counts and log1p of counts per
         10,000.
     n_labels
-        Genes to name at each end, but for those whose names would lie on others.
+        Genes to label at each end; labels that would overlap others are left out.
     axes
         Two matplotlib axes; None makes a new figure.
 
@@ -149,7 +149,7 @@ def gene_accuracy(entries: pd.DataFrame, *, n_labels: int = 5, axes: Any = None)
 
 
 def _apart(genes: list[str], x: pd.Series, y: pd.Series) -> list[str]:
-    """Genes whose names do not lie on that of an earlier one, at places x and y."""
+    """Genes whose labels, at positions x and y, do not overlap that of an earlier one."""
     places = pd.DataFrame({"x": x / max(np.ptp(x), 1e-12), "y": y / max(np.ptp(y), 1e-12)})
     kept: list[str] = []
     for gene in dict.fromkeys(genes):
@@ -162,8 +162,8 @@ def _apart(genes: list[str], x: pd.Series, y: pd.Series) -> list[str]:
 def coverage(entries: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw how often the measured count lies in the predicted interval, against how often it should.
 
-    Intervals of the uncertain rate and the noise of counting together (:func:`lgdist_scvi.metrics.count_coverage`),
-    and in grey of the noise of counting alone, as if the rate were known.
+    The intervals combine the uncertainty of the rate and the counting noise
+    (:func:`lgdist_scvi.metrics.count_coverage`). In grey: counting noise alone, as if the rate were known.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Curves of the training."""
+"""Training curves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-# Blue and vermilion of the palette of Okabe & Ito, told apart with every kind of colour vision.
+# Blue and vermilion of the colour-blind safe palette of Okabe & Ito.
 _CURVES = {
     "train_loss": {"label": "training", "color": "#0072B2", "linestyle": "-"},
     "validation_loss": {"label": "validation", "color": "#D55E00", "linestyle": "--"},
@@ -23,13 +23,13 @@ _CURVES = {
 def history(
     model_or_history: Any | Mapping[str, Mapping[str, pd.DataFrame]], *, axes: Any = None
 ) -> NDArray[np.object_]:
-    """Draw the training and the validation loss of every training phase.
+    """Draw the training and validation loss of each training phase.
 
     Parameters
     ----------
     model_or_history
-        A trained model, or its ``history``: for every phase the curves by name, each a table ``(n_epochs, 1)`` of
-        losses, no unit.
+        A trained model, or its ``history``: for each phase the curves by name, each a table ``(n_epochs, 1)`` of losses
+        (no unit).
     axes
         Matplotlib axes, one per phase; None makes a new figure.
 
@@ -40,7 +40,7 @@ def history(
     Raises
     ------
     ValueError
-        If nothing was trained yet, or the number of axes is not the number of phases.
+        If nothing has been trained, or the number of axes differs from the number of phases.
 
     Examples
     --------
@@ -54,7 +54,7 @@ def history(
     panels = axes_grid(axes, 1, len(curves), (4.2, 3.0)).ravel()
     for ax, (phase, losses) in zip(panels, curves.items(), strict=True):
         for name, values in losses.items():
-            # A single epoch has no line to draw.
+            # A single epoch is drawn as a point.
             ax.plot(values.index, values, marker="o" if len(values) == 1 else None, **_CURVES[name])
         ax.set(title=phase, xlabel="epoch", ylabel="loss")
         ax.xaxis.get_major_locator().set_params(integer=True)
@@ -64,6 +64,6 @@ def history(
 
 
 def _losses(logged: Mapping[str, pd.DataFrame]) -> dict[str, pd.Series]:
-    """Take the curves to draw, without the epochs at which they were not computed."""
+    """The curves to draw, without epochs at which they were not computed."""
     found = {name: logged[name].iloc[:, 0].astype(float).dropna() for name in _CURVES if name in logged}
     return {name: values for name, values in found.items() if len(values)}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _UNIT = "log1p(counts per 10,000)"
-_NO_VALUE = "0.85"  # light grey, on no usual colour map
+_NO_VALUE = "0.85"  # light grey, absent from the usual colour maps
 _TOP_PERCENTILE = 99.5  # a few extreme spots must not darken the map
 
 
@@ -43,10 +43,10 @@ def completion(
     cmap: str = "viridis",
     axes: Any = None,
 ) -> NDArray[np.object_]:
-    """Draw measured beside completed expression, one row per gene and section and one colour scale per gene.
+    """Draw measured beside completed expression: one row per gene and section, one colour scale per gene.
 
-    The measured map shows ``log1p(counts / depth * 10,000)``, the scale on which expression is completed by default.
-    Entries without a value are grey.
+    The measured map shows ``log1p(counts / depth * 10,000)``, the default scale of completed expression. Entries
+    without a value are grey.
 
     Parameters
     ----------
@@ -67,14 +67,14 @@ def completion(
     library_key
         Column of ``obs`` with the sections; needed where there are several.
     library_id
-        Section to draw, or a list of them; all by default.
+        Section or list of sections to draw; all by default.
     img
-        Draw the image of the section in ``uns["spatial"]`` beneath, if there is one.
+        Draw the image of the section in ``uns["spatial"]`` below the spots, if there is one.
     img_alpha
-        Opacity of the image, a share.
+        Opacity of the image, from 0 to 1.
     spot_size
-        Diameter of a spot in the unit of the positions. By default that of the scale factors where the image is drawn, and
-        the median distance to the nearest spot otherwise.
+        Diameter of a spot in the unit of the positions. By default that of the scale factors if the image is drawn,
+        else the median distance to the nearest spot.
     cmap
         Matplotlib colour map.
     axes
@@ -82,7 +82,7 @@ def completion(
 
     Returns
     -------
-    The axes, ``(n_panels, 2)``: a row for each gene and section, the sections of a gene below each other.
+    The axes, ``(n_panels, 2)``: one row per gene and section, grouped by gene.
 
     Raises
     ------
@@ -132,7 +132,7 @@ def uncertainty(
     cmap: str = "magma",
     axes: Any = None,
 ) -> NDArray[np.object_]:
-    """Draw the standard deviation of the completed expression, one column and one colour scale per gene.
+    """Draw the standard deviation of the completed expression: one column and one colour scale per gene.
 
     Parameters
     ----------
@@ -180,7 +180,7 @@ def uncertainty(
 
 @dataclass(frozen=True)
 class _Section:
-    """Spots of a section, what they are called in titles, and the image beneath them."""
+    """Spots of a section, their suffix in titles, and the image below them."""
 
     spots: NDArray[np.intp]
     positions: NDArray[np.float64]
@@ -189,11 +189,11 @@ class _Section:
     scale: float = 1.0
     """Pixels of the image per unit of the positions."""
     diameter: float | None = None
-    """Of a spot, in the unit of the positions."""
+    """Diameter of a spot, in the unit of the positions."""
 
 
 def _gene_index(adata: AnnData, genes: str | Sequence[str]) -> NDArray[np.intp]:
-    """Columns of the genes."""
+    """Column numbers of the genes."""
     names = [genes] if isinstance(genes, str) else list(genes)
     if not names:
         raise ValueError("genes is empty; name at least one gene.")
@@ -211,16 +211,14 @@ def _sections(
     library_id: Hashable | list[Hashable] | None,
     img: bool,
 ) -> list[_Section]:
-    """Sections to draw, with their images if these are wanted and there."""
+    """Sections to draw, with their images if requested and available."""
     if spatial_key not in adata.obsm:
         raise KeyError(f"adata.obsm[{spatial_key!r}] is missing (found: {sorted(adata.obsm)}); correct spatial_key=...")
     positions = np.asarray(adata.obsm[spatial_key], dtype=np.float64)[:, :2]
     images = adata.uns.get("spatial", {}) if img else {}
     if library_key is None:
         if library_id is not None:
-            raise ValueError(
-                f"library_id={library_id!r} needs library_key=..., the column of adata.obs with the sections."
-            )
+            raise ValueError(f"library_id={library_id!r} needs library_key=..., the obs column with the sections.")
         entry = next(iter(images.values())) if len(images) == 1 else {}
         return [_Section(np.arange(adata.n_obs), positions, **_image(entry))]
     if library_key not in adata.obs:
@@ -230,7 +228,7 @@ def _sections(
     wanted = present if library_id is None else library_id if isinstance(library_id, list) else [library_id]
     if unknown := [name for name in wanted if name not in present]:
         raise ValueError(
-            f"library_id has {listing(unknown)}, no section of adata.obs[{library_key!r}], which has {listing(present)}."
+            f"library_id has {listing(unknown)}, no section of adata.obs[{library_key!r}] (found: {listing(present)})."
         )
     if not wanted:
         raise ValueError("library_id is empty; name at least one section.")
@@ -243,7 +241,7 @@ def _sections(
 
 
 def _image(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Find the image of highest resolution of a section, and what its scale factors say; nothing if it has none."""
+    """The image of highest resolution of a section, with its scale factors; empty if there is none."""
     factors = entry.get("scalefactors", {})
     scales = {
         key: factors[f"tissue_{key}_scalef"] for key in entry.get("images", {}) if f"tissue_{key}_scalef" in factors
@@ -263,14 +261,14 @@ def _split(values: NDArray[np.float64], sections: list[_Section]) -> list[NDArra
 def _columns(
     adata: AnnData, layer: str, spots: NDArray[np.intp], genes: NDArray[np.intp], origin: str
 ) -> NDArray[np.float64]:
-    """Values of some spots and genes of a layer, dense."""
+    """Dense values of some spots and genes of a layer."""
     if layer not in adata.layers:
         raise KeyError(f"adata.layers[{layer!r}] is missing; write it with {origin}, or correct layer=...")
     return _dense(adata.layers[layer], spots, genes)
 
 
 def _dense(matrix: Any, spots: NDArray[np.intp], genes: NDArray[np.intp]) -> NDArray[np.float64]:
-    """Take some rows and columns of an array or sparse matrix."""
+    """Dense values of some rows and columns of an array or sparse matrix."""
     part = matrix[:, genes][spots]
     return np.asarray(part.toarray() if sparse.issparse(part) else part, dtype=np.float64)
 
@@ -302,7 +300,7 @@ def _measured(
 
 
 def _limits(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Find the ends of a colour scale that starts at 0."""
+    """Ends of a colour scale that starts at 0."""
     finite = values[np.isfinite(values)]
     top = float(np.percentile(finite, _TOP_PERCENTILE)) if finite.size else 0.0
     if top <= 0:
@@ -311,7 +309,7 @@ def _limits(values: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _panel_size(sections: list[_Section], panels_per_bar: int) -> tuple[float, float]:
-    """Inches of a panel that fits the first section and its share of a colour bar."""
+    """Width and height in inches of a panel for the first section and its share of a colour bar."""
     width, height = np.maximum(np.ptp(sections[0].positions, axis=0), 1e-12)
     return 3.2 + 1.0 / panels_per_bar, 3.2 * float(np.clip(height / width, 0.4, 2.0)) + 0.4
 
@@ -325,7 +323,7 @@ def _draw(
     cmap: str,
     img_alpha: float,
 ) -> Collection:
-    """Draw the image, and spots as discs whose size is given in the unit of the positions."""
+    """Draw the image, and the spots as discs scaled in the unit of the positions."""
     import matplotlib as mpl
     from matplotlib.collections import EllipseCollection
 
@@ -356,7 +354,7 @@ def _spacing(positions: NDArray[np.float64]) -> float:
 
 
 def _colour_bar(drawn: Collection, axes: Sequence[Axes], values: NDArray[np.float64], label: str) -> None:
-    """Put a colour bar beside axes; a pointed end tells that values exceed the scale."""
+    """Add a colour bar beside axes; a pointed end marks values above the scale."""
     exceeds = bool(np.nanmax(values, initial=0.0) > drawn.get_clim()[1])
     figure = axes[0].figure
     figure.colorbar(drawn, ax=list(axes), label=label, extend="max" if exceeds else "neither", shrink=0.8)

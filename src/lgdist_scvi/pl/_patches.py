@@ -1,4 +1,4 @@
-"""Patches of the tissue image, to see that spots and image belong together."""
+"""Patches of the tissue image, to check that spots and image belong together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 _COLUMNS = 8
-_COLOR = "#0072b2"  # a blue that is told apart by everybody, and seen on pink tissue
+_COLOR = "#0072b2"  # a colour-blind safe blue, visible on pink tissue
 
 
 def image_patches(
@@ -32,15 +32,15 @@ def image_patches(
 ) -> NDArray[np.object_]:
     """Draw the patches that :func:`~lgdist_scvi.pp.image_embeddings` would embed, with the outline of the spot.
 
-    If spots, image and scale belong together, the patches show what the expression of these spots says: known
-    landmarks, no glass, no fiducial frame.
+    If spots, image and scale belong together, the patches agree with the expression of these spots: they show known
+    landmarks, no glass and no fiducial frame.
 
     Parameters
     ----------
     data
         Annotated spots or SpatialData, as for :func:`~lgdist_scvi.pp.image_embeddings`.
     spots
-        Names of spots, or how many to draw at random.
+        Names of spots, or number of spots to draw at random.
     n_pixels
         Pixels to which a patch is resampled.
     seed
@@ -60,7 +60,7 @@ def image_patches(
     KeyError
         If a spot is unknown or has no image.
     KeyError, TypeError, ValueError
-        If image, positions and scale do not fit, there is no spot to draw, or the number of axes does not fit.
+        If image, positions and scale do not match, there is no spot to draw, or the number of axes does not fit.
     FileNotFoundError
         If an image file does not exist.
 
@@ -79,9 +79,9 @@ def image_patches(
     else:
         chosen = table.obs_names.get_indexer(list(spots))
         if unknown := [name for name, row in zip(spots, chosen, strict=True) if row not in with_image]:
-            raise KeyError(f"{len(unknown)} spots are not there or have no image: {listing(unknown)}.")
+            raise KeyError(f"{len(unknown)} spots are unknown or have no image: {listing(unknown)}; correct spots=...")
     if not len(chosen):
-        raise ValueError("There is no spot to draw.")
+        raise ValueError("There is no spot to draw; pass names or a positive number as spots=...")
     n_cols = min(_COLUMNS, len(chosen)) if axes is None else len(chosen)
     grid = axes_grid(axes, -(-len(chosen) // n_cols), n_cols, (1.4, 1.5)).ravel()
     for ax in grid[len(chosen) :]:

@@ -1,4 +1,4 @@
-"""Preprocessing: reading, choice of genes, image embeddings."""
+"""Preprocessing: reading, gene selection, image embeddings."""
 
 from ._descriptor import StainDescriptor
 from ._genes import select_genes

@@ -16,21 +16,22 @@ _N_BANDS = 4
 
 
 class StainDescriptor(nn.Module):
-    """Embeds patches by how much haematoxylin, eosin and density they have, and how these vary.
+    """Embeds patches by their amounts of haematoxylin, eosin and overall density, and the variation of these.
 
     For windows of a quarter, a half and the whole of the patch: mean, standard deviation and five quantiles of each of
     four densities (haematoxylin, eosin, residual, overall), and the mean absolute detail of three of them in four bands
-    of a Laplacian pyramid. It needs no weights and no network, and works for any stain, though it is made for
-    haematoxylin and eosin: the densities come from colour deconvolution.
+    of a Laplacian pyramid. It needs no weights and no network. It is designed
+    for haematoxylin and eosin, whose densities come from colour deconvolution, but works for any stain.
 
     Raises
     ------
     ValueError
-        If the patches that it is called with have fewer than 16 pixels a side.
+        If it is called with patches of fewer than 16 pixels per side.
 
     References
     ----------
-    Stains and their separation: :cite:t:`ruifrok2001deconvolution`; the residual has the direction of the third, DAB.
+    Stains and their separation: :cite:t:`ruifrok2001deconvolution`; the residual has the direction of their third
+    stain, DAB.
 
     Examples
     --------
@@ -41,7 +42,7 @@ class StainDescriptor(nn.Module):
     """
 
     n_pixels = 128
-    """Side of the patches it was made for, in pixels."""
+    """Side of the patches it is designed for, in pixels."""
     unmix: torch.Tensor
 
     def __init__(self) -> None:
@@ -64,7 +65,7 @@ class StainDescriptor(nn.Module):
         Raises
         ------
         ValueError
-            If the patches have fewer than 16 pixels a side.
+            If the patches have fewer than 16 pixels per side.
 
         Examples
         --------
@@ -73,7 +74,9 @@ class StainDescriptor(nn.Module):
         torch.Size([1, 120])
         """
         if min(patches.shape[-2:]) < 2**_N_BANDS:
-            raise ValueError(f"The patches are {tuple(patches.shape[-2:])}; n_pixels must be {2**_N_BANDS} or more.")
+            raise ValueError(
+                f"The patches have {tuple(patches.shape[-2:])} pixels; n_pixels must be {2**_N_BANDS} or more."
+            )
         density = -torch.log((patches * 255 + 1) / 256)
         stains = torch.einsum("bcyx,cs->bsyx", density, self.unmix)
         channels = torch.cat([stains, density.mean(dim=1, keepdim=True)], dim=1)
@@ -89,7 +92,7 @@ class StainDescriptor(nn.Module):
 
 
 def _window(images: torch.Tensor, quarters: int) -> torch.Tensor:
-    """Pixels of the middle window of `quarters` quarters, ``(n_patches, n_channels, n_pixels)``."""
+    """Pixels of the central window, `quarters` quarters of the patch wide, ``(n_patches, n_channels, n_pixels)``."""
     side = images.shape[-1]
     size = max(2, side * quarters // 4)
     start = (side - size) // 2

@@ -1,4 +1,4 @@
-"""Choice of target and context genes by spatial autocorrelation."""
+"""Selection of target and context genes by spatial autocorrelation."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def select_genes(
     min_fraction: float = 0.05,
     target_sum: float = 1e4,
 ) -> AnnData:
-    """Choose the genes with the highest Moran's I.
+    """Select the genes with the highest Moran's I.
 
-    Moran's I of ``log1p(counts / depth * target_sum)`` is computed within each library and averaged over libraries,
-    each weighing the same. The highest ranked `n_target` genes are the targets, the next `n_context` give context.
-    Only observed entries are read. A hidden entry contributes nothing, as if it had the mean of the gene's observed
-    entries in its library, and Moran's I is normalised by the observed entries and pairs, so that hiding does not
-    lower a rank.
+    Moran's I of ``log1p(counts / depth * target_sum)`` is computed within each library and averaged over libraries with
+    equal weights. The `n_target` highest ranked genes are the targets, the next `n_context` are the context. Only
+    observed entries are read. A hidden entry contributes nothing, like one at the mean of the gene's observed entries
+    in its library. Moran's I is normalised by the observed entries and pairs, so that hiding entries does not lower a
+    rank.
 
     Parameters
     ----------
@@ -62,16 +62,16 @@ def select_genes(
     observed_layer
         Boolean layer, True where the entry was observed; None when all were.
     n_neighbors
-        Neighbours per spot, weighing the same.
+        Neighbours per spot, weighted equally.
     min_fraction
-        Least share of a gene's observed entries that must be above zero, over all libraries.
+        Minimum share of a gene's observed entries that must be above zero, over all libraries.
     target_sum
         Depth to which spots are scaled, in counts.
 
     Returns
     -------
-    A copy of `adata` with the chosen genes in their original order, ``var["moran_i"]``, ``var["target_gene"]`` and
-    ``obs["total_counts"]``, the observed counts of a spot over all genes of `adata`, to be registered as
+    A copy of `adata` with the selected genes in their original order, ``var["moran_i"]``, ``var["target_gene"]`` and
+    ``obs["total_counts"]``: the observed counts of a spot over all genes of `adata`, to be registered as
     ``size_factor_key``. A spot without any observed entry gets the median of its library.
 
     Raises
@@ -81,12 +81,12 @@ def select_genes(
     TypeError
         If counts or mask are neither an array nor a CSR or CSC matrix.
     ValueError
-        If counts or positions cannot be used, or no gene is detected in `min_fraction` of the spots.
+        If counts or positions are invalid, or no gene is detected in `min_fraction` of the spots.
 
     Notes
     -----
-    The weights are row-standardised, as in :func:`squidpy.gr.spatial_autocorr`. A gene that does not vary within a
-    library counts as 0 there.
+    The weights are row-standardised, as in :func:`squidpy.gr.spatial_autocorr`. A gene that is constant within a
+    library has a Moran's I of 0 there.
 
     References
     ----------
@@ -148,7 +148,7 @@ def select_genes(
 
 
 def _fill_depth(adata: AnnData, depth: NDArray, seen: NDArray, codes: NDArray, where: str) -> NDArray[np.float64]:
-    """Give spots without any observed entry the median depth of their library; refuse spots without a count."""
+    """Give spots without an observed entry the median depth of their library; refuse observed spots without counts."""
     empty = (depth == 0) & (seen > 0)
     if empty.any():
         raise ValueError(
@@ -166,7 +166,7 @@ def _fill_depth(adata: AnnData, depth: NDArray, seen: NDArray, codes: NDArray, w
 def _expression(
     counts: Matrix, observed: Matrix | None, depth: NDArray, target_sum: float
 ) -> tuple[sparse.csc_matrix, Matrix | None]:
-    """Log-normalised observed entries by gene, and the mask in a form that is quickly sliced by gene."""
+    """Log-normalised observed entries by gene, and the mask in a format that slices quickly by gene."""
     rows, cols, values = [], [], []
     for row, col, value in observed_entries(counts, observed):
         rows.append(row.astype(np.int32))
@@ -189,7 +189,7 @@ def _moran(
     mask
         Observed entries of the same shape; None when all were.
     graph
-        Spatial graph with ones, shape ``(n_spots, n_spots)``.
+        Spatial graph with weights of 1, shape ``(n_spots, n_spots)``.
     codes
         Library of every spot, shape ``(n_spots,)``.
 
@@ -220,7 +220,7 @@ def _moran(
 
 
 def _moran_dense(x: NDArray, seen: NDArray | None, weights: sparse.csr_matrix) -> NDArray[np.float64]:
-    """Moran's I of the columns of one library; 0 where constant, NaN where nothing was observed."""
+    """Moran's I of each gene in one library; 0 if constant, NaN if nothing was observed."""
     if seen is None:
         n_seen, pairs = float(len(x)), float(weights.sum())
         z = x - x.mean(axis=0)
@@ -232,6 +232,6 @@ def _moran_dense(x: NDArray, seen: NDArray | None, weights: sparse.csr_matrix) -
     variance = (z**2).sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         score = (covariance / pairs) / (variance / n_seen)
-    # Rounding leaves a little variance in a constant gene.
+    # Rounding leaves some variance in a constant gene.
     constant = (variance <= 1e-12 * np.maximum((x**2).sum(axis=0), 1)) | (pairs == 0)
     return np.where(n_seen == 0, np.nan, np.where(constant, 0.0, score))

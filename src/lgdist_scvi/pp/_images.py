@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from spatialdata import SpatialData
 
-# Side of the patches for a model that does not say.
+# Side of the patches for a model without the attribute `n_pixels`.
 _N_PIXELS = 224
-# A feature that does not vary is 0.
+# Keeps constant features at 0.
 _LEAST_STD = 1e-6
 
 
@@ -53,7 +53,7 @@ def image_embeddings(
     """Embed the image around every spot.
 
     A square patch is cut around each spot, resampled and embedded. Large images are read piece by piece. Writes
-    ``obsm[key_added]``, float32 of shape ``(n_spots, n_features)``, and how it was made to ``uns[key_added]``, for
+    ``obsm[key_added]``, float32 of shape ``(n_spots, n_features)``, and its settings to ``uns[key_added]``, for
     :meth:`LGDiST.setup_anndata(..., image_key=key_added) <lgdist_scvi.LGDiST.setup_anndata>`.
 
     Parameters
@@ -63,7 +63,7 @@ def image_embeddings(
         annotates circles or polygons; changed in place.
     model
         None for :class:`~lgdist_scvi.pp.StainDescriptor`, which needs no weights. A name for a pretrained model of
-        `timm <https://huggingface.co/docs/timm>`_, without its classifier and with its own preparation of the input
+        `timm <https://huggingface.co/docs/timm>`_, without its classifier and with its own input normalisation
         (``pip install 'lgdist-scvi[image]'``). A module or any callable that takes patches,
         ``(n_patches, 3, n_pixels, n_pixels)``, red, green and blue from 0 to 1, and returns features,
         ``(n_patches, n_features)``.
@@ -85,10 +85,10 @@ def image_embeddings(
     unit
         "spot" for spot diameters, "um" for micrometres.
     n_pixels
-        Pixels to which a patch is resampled; by default what the model was made for, else 224.
+        Pixels to which a patch is resampled; by default the size that the model is designed for, else 224.
     standardize
         Give each feature mean 0 and standard deviation 1 over the spots of a library, because stains differ more
-        between slides than tissues do. Not for libraries of a few spots, or of places that were picked.
+        between slides than tissues do. Switch it off for libraries of few spots or of selected places.
     scale
         Pixels of `image` per full-resolution pixel.
     spot_diameter
@@ -101,22 +101,22 @@ def image_embeddings(
     batch_size
         Patches per batch.
     device
-        Where a module runs; by default on a GPU if there is one.
+        Device of a module; by default a GPU if there is one.
     silent
         Show no progress bar.
 
     Raises
     ------
     KeyError, TypeError, ValueError
-        If image, positions and scale do not fit; the message names the spots and the remedy.
+        If image, positions and scale do not match; the message names the spots and the remedy.
     FileNotFoundError
         If an image file does not exist.
     ImportError
-        If a timm model is asked for and timm is not installed.
+        If a timm model is named but timm is not installed.
 
     Notes
     -----
-    Spots of libraries without an image get NaN, which the model reads as "no image"; a warning names the libraries.
+    Spots of libraries without an image get NaN, which the model takes as "no image"; a warning names the libraries.
 
     Examples
     --------
@@ -151,7 +151,7 @@ def image_embeddings(
         if values.ndim != 2 or len(values) != len(spots) or not np.isfinite(values).all():
             raise ValueError(
                 f"The model {name!r} returned an array of shape {values.shape} for {len(spots)} patches, or values that "
-                f"are not finite; it must return finite ({len(spots)}, n_features)."
+                f"are not finite; it must return finite values of shape ({len(spots)}, n_features)."
             )
         if embeddings is None:
             embeddings = np.full((table.n_obs, values.shape[1]), np.nan, dtype=np.float32)
@@ -178,7 +178,7 @@ def image_embeddings(
 def _embedder(
     model: str | nn.Module | Callable[[torch.Tensor], ArrayLike] | None, device: str | torch.device | None
 ) -> tuple[Callable[[torch.Tensor], NDArray], str, int]:
-    """A function from patches to embeddings, its name and the side of the patches it was made for."""
+    """A function from patches to embeddings, its name and the side of the patches it is designed for."""
     name, prepare = getattr(model, "__name__", type(model).__name__), None
     if model is None:
         model = StainDescriptor()
@@ -202,17 +202,17 @@ def _embedder(
 
 
 def _timm(name: str) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor]]:
-    """A pretrained model of timm, and the standardisation of its input."""
+    """A pretrained model of timm, and its input normalisation."""
     try:
         import timm
     except ImportError as error:
         raise ImportError(
-            f"model={name!r} names a timm model, and timm is not installed: pip install 'lgdist-scvi[image]'."
+            f"model={name!r} names a timm model, but timm is not installed: run pip install 'lgdist-scvi[image]'."
         ) from error
     except RuntimeError as error:
         raise ImportError(
-            f"model={name!r} names a timm model, and timm cannot be imported ({error}). Its torchvision must be built for the "
-            f"installed PyTorch {torch.__version__}: install both from the same index, see pytorch.org/get-started."
+            f"model={name!r} names a timm model, but timm cannot be imported ({error}). Its torchvision must be built for "
+            f"the installed PyTorch {torch.__version__}: install both from the same index (pytorch.org/get-started)."
         ) from error
     model = timm.create_model(name, pretrained=True, num_classes=0)
     config = timm.data.resolve_model_data_config(model)

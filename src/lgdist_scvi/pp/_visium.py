@@ -1,4 +1,4 @@
-"""Sections as Space Ranger writes them."""
+"""Reading of Space Ranger output."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def from_visium(
     missing = [name for name in (counts_file, *_FILES) if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{folder} lacks {', '.join(missing)}; pass the folder 'outs' of Space Ranger, which holds them."
+            f"{folder} lacks {', '.join(missing)}; pass the folder 'outs' of Space Ranger, which contains them."
         )
     return tidy(squidpy.read.visium(folder, counts_file=counts_file, library_id=library_id))
 
 
 def tidy(adata: AnnData) -> AnnData:
-    """Keep the spots under tissue of what squidpy has read, and put everything where :func:`from_visium` says."""
+    """Keep the spots under tissue and store counts and section name as :func:`from_visium` describes."""
     adata.var_names_make_unique()
     if "in_tissue" in adata.obs:
         adata = adata[adata.obs["in_tissue"].to_numpy() == 1].copy()

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from lgdist_scvi.module._lgdist import LGDiSTModule
 
 CALIBRATION_SPOTS = 2000
-"""Spots on which the overdispersion is measured."""
+"""Number of spots used to estimate the overdispersion."""
 _BLOCK_SPOTS = 256
-# Weights of network and factor model in the read-out given detection before held-out entries tell, and the number of
-# entries that these weights are worth.
+# Prior weights of network and factor model in the read-out given detection, and the number of entries that the prior is
+# worth.
 _DETECTED_PRIOR = (0.65, 0.35)
 _DETECTED_PRIOR_ENTRIES = 10.0
 
@@ -38,18 +38,18 @@ def fit_calibration(
 ) -> None:
     """Set the overdispersion around the predicted rates, and the scale of the read-out given detection.
 
-    Overdispersion comes from the visible entries: around the network's predictions without the own count, and around the
-    factor model's with it. The read-out given detection is regressed on held-out detected entries, which were hidden in
-    training: what training saw of a gene with hidden entries may have too few detections.
+    Overdispersion is estimated on visible entries, around predictions of the network without the own count and of the factor
+    model with it. The read-out given detection is fitted by regression on held-out detected entries: among the entries seen
+    in training, genes with hidden entries may have too few detections.
 
     Parameters
     ----------
     module
         Module with a trained autoencoder, changed in place.
     data
-        Data of the training.
+        Training data.
     seed
-        Seed of the choice of spots.
+        Seed of the selection of spots.
     noise, n_steps
         As in :func:`~lgdist_scvi.module._posterior.predict`; by default the autoencoder's own predictions.
     """
@@ -70,7 +70,7 @@ def fit_calibration(
 def _factor_blocks(
     module: LGDiSTModule, data: NeighborhoodDataModule, blocks: list[NDArray]
 ) -> Iterator[tuple[torch.Tensor, Batch]]:
-    """The factor model's log rates without the own counts, and the minibatches they are of."""
+    """Log rates of the factor model without the own counts, with their minibatches."""
     assert module.factors is not None
     for block in blocks:
         gathered = data.view.gather(block)
@@ -85,7 +85,7 @@ def _factor_blocks(
 
 
 def _fit_detected(module: LGDiSTModule, data: NeighborhoodDataModule) -> None:
-    """Regress the detected ones of the held-out entries on what network and factor model say of them."""
+    """Regress log values of detected held-out entries on the predictions of network and factor model."""
     n_parts = 1 if module.factors is None else 2
     prior = torch.tensor([0.0, *(_DETECTED_PRIOR if n_parts == 2 else (1.0,))], dtype=torch.float64)
     penalty = torch.diag(torch.tensor([1e-3] + n_parts * [_DETECTED_PRIOR_ENTRIES], dtype=torch.float64))

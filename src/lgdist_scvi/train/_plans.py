@@ -1,4 +1,4 @@
-"""Training plans of the two phases: losses, optimiser, averaged weights and the best of them."""
+"""Training plans of the two phases: losses, optimiser, and selection of averaged weights."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ WEIGHT_DECAY = 2.0
 
 
 class PhasePlan(pl.LightningModule):
-    """What both phases share.
+    """Common part of both phases.
 
-    The weights used for validation and kept in the end are an exponential moving average over steps, from the epoch
-    with the lowest validation loss.
+    Validation uses an exponential moving average of the weights over steps. The averaged weights of the epoch with the
+    lowest validation loss are kept.
 
     Parameters
     ----------
     module
         Module to train.
     lr, weight_decay
-        Peak learning rate, which falls to zero over the training, and decay of the weights that multiply features.
+        Peak learning rate, which falls to zero during training, and weight decay of the weight matrices.
     ema_decay
         Decay per step of the averaged weights.
     """
@@ -62,7 +62,7 @@ class PhasePlan(pl.LightningModule):
 
     @property
     def n_averaged(self) -> int:
-        """Number of steps taken."""
+        """Number of training steps."""
         return int(self._average.n_averaged)
 
     def _parts(self) -> nn.ModuleDict:
@@ -115,18 +115,18 @@ class PhasePlan(pl.LightningModule):
         self._log(self.validation_loss(batch), "validation", "validation_loss")
 
     def on_validation_epoch_end(self) -> None:
-        """Remember the averaged weights if they are the best, and go on from the current ones."""
+        """Store the averaged weights if they are the best so far, and continue from the current ones."""
         loss = float(self.trainer.callback_metrics.get("validation_loss", math.nan))
         if loss < self._best_loss:
             self._best_loss, self._best = loss, copy.deepcopy(self._parts().state_dict())
         self._parts().load_state_dict(self._current)
 
     def keep_best(self) -> bool:
-        """Put the best averaged weights into the module, the last ones where nothing was validated.
+        """Load the best averaged weights into the module, or the last ones without validation.
 
         Returns
         -------
-        False if they are not finite; then the weights from before the training are put back.
+        False if they are not finite; then the weights from before training are restored.
         """
         weights = self._best or self._average.module.state_dict()
         finite = all(bool(torch.isfinite(value).all()) for value in weights.values())
@@ -135,7 +135,7 @@ class PhasePlan(pl.LightningModule):
 
     def _log(self, output: LossOutput, split: str, name: str) -> None:
         n_spots = output.n_obs_minibatch
-        # Processes that train together must agree on the best epoch.
+        # Distributed processes must agree on the best epoch.
         options = {"on_step": False, "on_epoch": True, "sync_dist": True, "batch_size": n_spots}
         self.log(name, output.loss, prog_bar=True, **options)
         for key, value in (output.extra_metrics or {}).items():
@@ -143,7 +143,7 @@ class PhasePlan(pl.LightningModule):
 
 
 class AutoencoderPlan(PhasePlan):
-    """First phase: entries hidden at random are predicted from what is left; arguments of :class:`PhasePlan`."""
+    """First phase: predict randomly hidden entries from the others; arguments of :class:`PhasePlan`."""
 
     phase = "autoencoder"
     trained = ("encoder", "decoder", "likelihood")
@@ -154,7 +154,7 @@ class AutoencoderPlan(PhasePlan):
         return self.module(batch)[2]
 
     def validation_loss(self, batch: ValidationBatch) -> LossOutput:
-        """Loss on the held-out entries, which the minibatch does not show."""
+        """Loss on the held-out entries, which are hidden in the minibatch."""
         seen, counts, held_out = batch
         code = self.module.encode(seen, self.module.condition.visible(seen)).centre
         rates = self.module.decode(code, seen)
@@ -162,7 +162,7 @@ class AutoencoderPlan(PhasePlan):
 
 
 class DiffusionPlan(PhasePlan):
-    """Second phase: the denoiser learns the distribution of clean codes; arguments of :class:`PhasePlan`."""
+    """Second phase: learn the distribution of clean codes; arguments of :class:`PhasePlan`."""
 
     phase = "diffusion"
     trained = ("denoiser",)

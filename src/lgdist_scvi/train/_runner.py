@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from lgdist_scvi.dataloaders._neighborhood import NeighborhoodDataModule
 
 SECTION_SPOTS = 3000
-"""Spots of a Visium section. Up to as many the defaults stay the same; with more, the model learns more from them."""
+"""Spots of a Visium section. With more spots, defaults of training and the number of factors change."""
 MIN_EPOCHS = 10
 VALIDATIONS = 25
-"""Validations over a phase."""
+"""Number of validations per phase."""
 PATIENCE = 6
 """Validations without improvement after which a phase stops."""
 
 
 def relative_size(n_spots: int) -> float:
-    """Spots in units of a section of Visium, at least 1."""
+    """Number of spots in units of a Visium section, at least 1."""
     return max(1.0, n_spots / SECTION_SPOTS)
 
 
@@ -46,7 +46,7 @@ class PhaseRunner:
     title
         What the progress bar and errors call the phase.
     data
-        Data of the training.
+        Training data.
     max_epochs
         Passes through the spots; None for the default.
     plan_kwargs
@@ -76,14 +76,14 @@ class PhaseRunner:
             MIN_EPOCHS, math.ceil(plan_cls.default_steps * size**0.75 / len(data.train_dataloader()))
         )
         self.module.phase = plan_cls.phase
-        # The runner leaves the module in evaluation mode, in which the next phase would train.
+        # The runner of the previous phase leaves the module in evaluation mode.
         self.module.train()
         self.plan = plan_cls(self.module, **({"weight_decay": WEIGHT_DECAY / size} | plan_kwargs))
-        # What rests gets no gradient, which processes that train together would wait for.
+        # Frozen parts must not expect gradients, for which processes of a distributed training would wait.
         for child, part in self.module.named_children():
             part.requires_grad_(child in plan_cls.trained)
         early_stopping = bool(trainer_kwargs.pop("early_stopping")) and data.n_val > 0
-        # A list of its own: the trainer adds to it, and the user's serves both phases.
+        # A copy, because the trainer appends to it and both phases use the list of the user.
         callbacks = list(trainer_kwargs.pop("callbacks", None) or [])
         if trainer_kwargs.get("enable_progress_bar", True):
             callbacks.append(PhaseProgressBar(title.capitalize()))
@@ -127,18 +127,18 @@ class PhaseRunner:
         trainer = self._runner.trainer
         try:
             with seeded(seed), warnings.catch_warnings():
-                # The frozen autoencoder is meant to be in evaluation mode.
+                # The frozen autoencoder is in evaluation mode on purpose.
                 warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
                 with interruptible(), smaller_batches_suggested():
                     self._runner()
-                # The first process alone has logged.
+                # Only the first process logs.
                 self.logged = trainer.strategy.broadcast(logged_history(trainer))
         except BaseException as error:
             self.logged = logged_history(trainer)
             if isinstance(error, KeyboardInterrupt):
                 error.add_note(
-                    f"The training ({self.title}) was interrupted. What it has learnt in {self.n_steps} steps is "
-                    "kept, and train() goes on from there."
+                    f"The training ({self.title}) was interrupted. What it learnt in {self.n_steps} steps is kept, and "
+                    "train() continues from there."
                 )
             raise
         finally:
@@ -151,6 +151,6 @@ class PhaseRunner:
         """Raise a FloatingPointError if the weights are not finite."""
         if not self.finite:
             raise FloatingPointError(
-                f"The training ({self.title}) diverged: the weights are not finite, and those from before are kept. "
+                f"The training ({self.title}) diverged: the weights are not finite; the previous weights are kept. "
                 f"Pass a lower learning rate, {self.plan.phase}_plan_kwargs={{'lr': ...}}; it was {self.plan.lr}."
             )

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from lgdist_scvi.module._lgdist import LGDiSTModule
 
 STATISTICS_SPOTS = 2048
-"""Spots from which the statistics of the input are computed."""
+"""Number of spots used for the statistics of the input."""
 FACTOR_ENTRIES = 1 << 24
-"""Entries to which the factor model is fitted: 16,000 spots of 1,024 genes, some GB of memory."""
+"""Maximum number of entries for the fit of the factor model: 16,000 spots of 1,024 genes, a few GB of memory."""
 CODES_BATCH = 256
 """Spots of which the clean codes are computed together."""
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed PyTorch inside the block only."""
+    """Seed PyTorch within the block and restore its state afterwards."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
@@ -51,7 +51,7 @@ def fit_statistics(module: LGDiSTModule, view: SpotView, seed: int) -> None:
     view
         Visible counts.
     seed
-        Seed of the choice of spots.
+        Seed of the selection of spots.
     """
     spots = some_spots(view.n_spots, STATISTICS_SPOTS, seed)
     scale = module.encoder.scale
@@ -64,7 +64,7 @@ def fit_statistics(module: LGDiSTModule, view: SpotView, seed: int) -> None:
         pooled.add(torch.from_numpy(view.pools.of(block)))
     scale.mean.copy_(values.mean)
     scale.std.copy_(values.std.clamp_min(0.05))
-    # Sections that hardly differ must not be told apart by rounding: hence the floor.
+    # The floor keeps rounding from separating sections that hardly differ.
     scale.pooled_std.copy_(pooled.std.clamp_min(0.1))
     log_depth = depth.clamp_min(1).log()
     scale.log_depth.copy_(torch.stack([log_depth.mean(), log_depth.std(unbiased=False).clamp_min(0.05)]))
@@ -99,9 +99,9 @@ def fit_factors(module: LGDiSTModule, view: SpotView, seed: int) -> None:
 def clean_codes(
     module: LGDiSTModule, view: SpotView, completed: Callable[[NDArray[np.int64]], NDArray] | None = None
 ) -> NDArray[np.float32]:
-    """Codes of all spots from all that may be seen of them, ``(n_spots, n_latent)``.
+    """Codes of all spots from all visible entries, ``(n_spots, n_latent)``.
 
-    The autoencoder rests while the diffusion is trained, so they are computed once.
+    The autoencoder is frozen while the diffusion is trained, so the codes are computed once.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def clean_codes(
 
 @torch.no_grad()
 def fit_code_statistics(module: LGDiSTModule, view: SpotView, seed: int) -> None:
-    """Set the scales of codes and residuals that the denoiser works in.
+    """Set the scales of codes and residuals used by the denoiser.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def fit_code_statistics(module: LGDiSTModule, view: SpotView, seed: int) -> None
     view
         Visible counts, with the clean codes.
     seed
-        Seed of the choice of spots.
+        Seed of the selection of spots.
     """
     tokens, residuals = Moments(), Moments()
     for block in blocks(some_spots(view.n_spots, STATISTICS_SPOTS, seed), view.n_genes):
