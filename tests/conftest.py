@@ -11,6 +11,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from small_models import small, trained  # noqa: F401  fixtures
 
 # A small machine gains nothing from more threads, and a shared one loses.
 torch.set_num_threads(min(2, torch.get_num_threads()))

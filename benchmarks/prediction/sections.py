@@ -15,7 +15,7 @@ from scipy import sparse
 from torch import nn
 
 from lgdist_scvi.data._neighbors import spatial_graph
-from lgdist_scvi.train._statistics import seeded
+from lgdist_scvi.train._seeds import seeded
 
 Floats = NDArray[np.floating]
 N_NEIGHBORS = 6

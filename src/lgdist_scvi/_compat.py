@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakValueDictionary, finalize
 
 import rich.pretty  # noqa: F401  scvi-tools uses it to show its registry but does not import it
+from scvi.model._utils import parse_device_args
 from scvi.train._progress import ProgressBar
 from scvi.utils import track
 
@@ -15,16 +16,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import pandas as pd
+    import torch
     from lightning.pytorch import LightningModule, Trainer
     from scvi.data import AnnDataManager
 
-__all__ = ["ForgettingMixin", "PhaseProgressBar", "interruptible", "logged_history", "track"]
+__all__ = ["ForgettingMixin", "PhaseProgressBar", "interruptible", "logged_history", "track", "training_devices"]
 
 
 def logged_history(trainer: Trainer) -> dict[str, pd.DataFrame]:
     """Metrics recorded by the logger of scvi-tools; empty in all processes but the first, the only one that logs."""
     history = getattr(trainer.logger, "history", None)
     return history if isinstance(history, dict) else {}
+
+
+def training_devices(accelerator: str, devices: int | list[int] | str) -> tuple[torch.device, int]:
+    """The first device that a training with these arguments runs on, and the number of devices of a machine."""
+    _, parsed, device = parse_device_args(accelerator, devices, return_device="torch")
+    return device, len(parsed) if isinstance(parsed, list) else int(parsed)
 
 
 @contextmanager

@@ -170,8 +170,8 @@ def half_a_block(file, *arrays):
         file.write(b"half"); file.flush(); kill()
     savez(file, *arrays)
 
-def half_a_file(adata, layers, uns, path):
-    write(adata, layers, uns, path)
+def half_a_file(adata, layers, uns, path, replaced):
+    write(adata, layers, uns, path, replaced)
     with open(path, "r+b") as file:
         file.truncate(1000)
     kill()

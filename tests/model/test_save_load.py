@@ -250,8 +250,14 @@ VERSIONS = {
         "does not have: protein_key",
     ),
     "fewer weights": (lambda _, weights: weights.pop("share"), "weights that do not fit this version .*share"),
-    "more weights": (lambda _, weights: weights.update(more=torch.ones(1)), "weights that do not fit this version .*more"),
-    "other weights": (lambda _, weights: weights.update(share=torch.ones(3)), "weights that do not fit this version .*share"),
+    "more weights": (
+        lambda _, weights: weights.update(more=torch.ones(1)),
+        "weights that do not fit this version .*more",
+    ),
+    "other weights": (
+        lambda _, weights: weights.update(share=torch.ones(3)),
+        "weights that do not fit this version .*share",
+    ),
     "another class": (
         lambda attributes, _: attributes["registry_"].update(model_name="SCVI"),
         "holds a model of the class SCVI, not LGDiST",

@@ -53,7 +53,9 @@ def test_both_phases_hold_out_the_same_entries(small, model):
     for data in (first, second):
         assert data.view.counts.multiply(data.held_out).nnz == 0
         assert data.view.hidden.new(data.held_out).nnz == 0
-        assert data.n_train == model.adata.n_obs
+    assert first.n_train == model.adata.n_obs
+    # The denoiser is validated on as large a share of the spots, which it is not trained on.
+    assert second.n_val == 15 and sorted([*second.train_idx, *second.val_idx]) == list(range(150))
 
 
 def test_split_depends_on_the_seed_of_the_model_alone(small):
@@ -319,7 +321,7 @@ def test_memory_that_runs_out(small, model):
 
         with pytest.raises(type(error)) as caught:
             small.fit(model, callbacks=[At(fail)])
-        assert caught.value.__notes__ == ["The memory ran out in the work on one minibatch: pass a smaller batch_size."]
+        assert caught.value.__notes__ == ["Memory ran out while processing a minibatch: pass a smaller batch_size."]
 
 
 def test_failure_before_the_first_step_is_no_training(small, model):

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from lgdist_scvi.data._holdout import MAX_HOLDOUT_SPOTS
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
     from scipy import sparse
 
     from lgdist_scvi.data._batch import Batch
     from lgdist_scvi.data._view import SpotView
 
+GATHERING_PROCESSES = 2
+"""Processes that gather minibatches while a GPU computes."""
+LEAST_VALIDATED = 256
+"""Where fewer spots are held out, each is validated several times, with other masks and noise."""
+
 
 class NeighborhoodDataModule(pl.LightningDataModule):
-    """Training and validation minibatches of one view.
+    """Training and validation minibatches of the first phase.
 
     All spots are used for training. Only entries are held out, and the view does not contain them.
 
@@ -40,29 +50,82 @@ class NeighborhoodDataModule(pl.LightningDataModule):
         self.batch_size = batch_size
         self.train_idx = np.arange(view.n_spots)
         self.val_idx = np.flatnonzero(np.diff(held_out.indptr))
-        self.n_train, self.n_val = len(self.train_idx), len(self.val_idx)
+
+    @property
+    def n_train(self) -> int:
+        """Spots that are trained on."""
+        return len(self.train_idx)
+
+    @property
+    def n_val(self) -> int:
+        """Spots that are validated on."""
+        return len(self.val_idx)
+
+    def n_steps(self, n_processes: int = 1) -> int:
+        """Steps per epoch of each of the processes that share the spots."""
+        n_spots = self._share(n_processes)
+        return n_spots // self.batch_size if self._drop_last(n_processes) else math.ceil(n_spots / self.batch_size)
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled spots; an incomplete last minibatch is dropped if there are at least two full ones."""
-        rows = TensorDataset(torch.from_numpy(self.train_idx))
-        return DataLoader(
-            rows,
-            batch_size=self.batch_size,
-            shuffle=True,
-            drop_last=self.n_train >= 2 * self.batch_size,
-            collate_fn=lambda items: self.view.gather(_rows(items)),
-        )
+        """Shuffled spots; an incomplete last minibatch is dropped if each process has at least two full ones."""
+        n_processes = self.trainer.world_size if self.trainer else 1
+        options = {"batch_size": self.batch_size, "shuffle": True, "drop_last": self._drop_last(n_processes)}
+        return self._loader(self.train_idx, self.view.gather, **options)
 
     def val_dataloader(self) -> DataLoader | list:
         """Spots with held-out entries: visible minibatch, true counts and mask of the entries to score."""
-        if not self.n_val:
-            return []
-        rows = TensorDataset(torch.from_numpy(self.val_idx))
-        return DataLoader(rows, batch_size=4 * self.batch_size, collate_fn=lambda items: self._validation(_rows(items)))
+        return self._loader(self.val_idx, self._validation, batch_size=4 * self.batch_size) if self.n_val else []
 
     def _validation(self, rows: NDArray[np.int64]) -> tuple[Batch, torch.Tensor, torch.Tensor]:
         counts = torch.from_numpy(self.truth.counts[rows].toarray())
         return self.view.gather(rows), counts, torch.from_numpy(self.held_out[rows].toarray())
+
+    def _share(self, n_processes: int) -> int:
+        """Spots of each process, as many for all: some serve two where they cannot be divided."""
+        return math.ceil(self.n_train / n_processes)
+
+    def _drop_last(self, n_processes: int) -> bool:
+        return self._share(n_processes) >= 2 * self.batch_size
+
+    def _loader(
+        self, rows: NDArray[np.int64], gather: Callable[[NDArray[np.int64]], Any], **options: Any
+    ) -> DataLoader:
+        if self.trainer and self.trainer.strategy.root_device.type == "cuda":
+            # The GPU does not wait for the CPU to gather the next minibatch, nor to copy it.
+            options |= {"num_workers": GATHERING_PROCESSES, "persistent_workers": True, "pin_memory": True}
+        spots = TensorDataset(torch.from_numpy(rows))
+        return DataLoader(spots, collate_fn=lambda items: gather(_rows(items)), **options)
+
+
+class CodeDataModule(NeighborhoodDataModule):
+    """Training and validation minibatches of the second phase, in which spots are held out.
+
+    The denoiser is trained on the codes of spots, and held-out entries have none. So some spots are validated on and not
+    trained on.
+
+    Parameters
+    ----------
+    data
+        Data of the first phase.
+    share
+        Share of the spots to hold out.
+    seed
+        Seed of their choice.
+    """
+
+    def __init__(self, data: NeighborhoodDataModule, share: float, seed: int) -> None:
+        super().__init__(data.view, data.truth, data.held_out, data.batch_size)
+        n_spots = data.view.n_spots
+        n_held_out = min(math.ceil(share * n_spots), MAX_HOLDOUT_SPOTS, n_spots - 1)
+        order = np.random.default_rng(seed).permutation(n_spots)
+        self.val_idx, self.train_idx = np.sort(order[:n_held_out]), np.sort(order[n_held_out:])
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Spots that are held out."""
+        if not self.n_val:
+            return []
+        rows = np.tile(self.val_idx, math.ceil(LEAST_VALIDATED / self.n_val))
+        return self._loader(rows, self.view.gather, batch_size=4 * self.batch_size)
 
 
 def _rows(items: list[tuple[torch.Tensor]]) -> NDArray[np.int64]:

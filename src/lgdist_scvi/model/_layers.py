@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import distributed
 
 from lgdist_scvi._constants import IMPUTED_SUFFIX, PACKAGE, STD_SUFFIX, Keys
 from lgdist_scvi._memory import require_memory
@@ -78,6 +77,8 @@ class LayersMixin(LGDiSTBase):
         )
         completed = Reader(self.module, view, reading).read(np.arange(adata.n_obs), silent=silent)
         adata.layers[key_added] = completed.values
+        # That of an earlier completion would not be of these values.
+        adata.layers.pop(f"{key_added}{STD_SUFFIX}", None)
         if reading.return_std:
             adata.layers[f"{key_added}{STD_SUFFIX}"] = completed.std
         adata.layers[f"{key_added}{IMPUTED_SUFFIX}"] = imputed(view, slice(None))
@@ -128,7 +129,7 @@ class LayersMixin(LGDiSTBase):
                 "table to the object, or correct table_key=..."
             )
         self.add_completed_layer(key_added=key_added, **options)
-        names = [name for name in _layer_names(key_added) if name in self.adata.layers]
+        names = _layer_names(key_added)
         if table is not self.adata:
             put_into_table(table, self.adata, rows, names, key_added)
         write_layers(sdata, table_key, names, key_added)
@@ -208,13 +209,11 @@ class LayersMixin(LGDiSTBase):
                 if reading.return_std:
                     layers[f"{key_added}{STD_SUFFIX}"] = blocks.layer(1)
                 written = blocks.folder / path.name
-                write_extended(adata, layers, {key_added: self._provenance(reading)}, written)
+                write_extended(adata, layers, {key_added: self._provenance(reading)}, written, _layer_names(key_added))
                 if path.is_dir():
                     shutil.rmtree(path)
                 os.replace(written, path)
                 shutil.rmtree(blocks.folder)
-            if distributed.is_available() and distributed.is_initialized():
-                distributed.barrier()
         except OSError as error:
             error.add_note(f"Complete blocks are kept in {blocks.folder}; repeat the call to continue.")
             raise

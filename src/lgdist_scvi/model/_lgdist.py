@@ -16,7 +16,7 @@ from lgdist_scvi.data._validation import validate_genes, validate_setup
 from lgdist_scvi.module._lgdist import LGDiSTModule
 from lgdist_scvi.module._likelihoods import LIKELIHOODS
 from lgdist_scvi.train._runner import relative_size
-from lgdist_scvi.train._statistics import seeded
+from lgdist_scvi.train._seeds import seeded
 
 from ._base import LGDiSTBase
 from ._completion import CompletionMixin

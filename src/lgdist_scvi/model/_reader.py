@@ -10,6 +10,7 @@ import torch
 from lgdist_scvi._compat import track
 from lgdist_scvi._constants import TARGET_SUM
 from lgdist_scvi._memory import smaller_batches_suggested
+from lgdist_scvi.dataloaders._ahead import ahead
 from lgdist_scvi.module._posterior import Prediction, draw_noise, posterior, predict
 from lgdist_scvi.module._read_outs import READ_OUTS
 
@@ -151,7 +152,10 @@ class Reader:
         """Minibatches on the CPU, and the places of their spots among the rows."""
         size = self._reading.batch_size
         starts = range(0, len(rows), size)
+        places = [slice(start, min(start + size, len(rows))) for start in starts]
+        shown = track(places, description="Completing", style="tqdm", disable=silent)
         with smaller_batches_suggested():
-            for start in track(starts, description="Completing", style="tqdm", disable=silent):
-                place = slice(start, min(start + size, len(rows)))
-                yield place, self._view.gather(rows[place])
+            if self._module.device.type == "cuda":
+                yield from ahead(shown, lambda place: self._view.gather(rows[place]).pin_memory())
+            else:
+                yield from ((place, self._view.gather(rows[place])) for place in shown)

@@ -99,11 +99,14 @@ def put_into_table(table: AnnData, adata: AnnData, rows: NDArray[np.int64], name
     rows
         Row of the table of every spot, ``(n_spots,)``.
     names
-        Names of the layers.
+        Names of the layers. Those that `adata` does not have are removed from the table.
     key_added
         Name of the provenance in ``uns``.
     """
     for name in names:
+        table.layers.pop(name, None)
+        if name not in adata.layers:
+            continue
         values = adata.layers[name]
         full = np.zeros(table.shape, bool) if values.dtype == bool else np.full(table.shape, np.nan, values.dtype)
         full[rows] = values
@@ -112,7 +115,7 @@ def put_into_table(table: AnnData, adata: AnnData, rows: NDArray[np.int64], name
 
 
 def write_layers(sdata: SpatialData, table_key: str, names: list[str], key_added: str) -> None:
-    """Add layers to the table on disk, if there is one, without rewriting the table and risking its counts."""
+    """Bring layers of the table on disk, if there is one, to the state of that in memory, without rewriting the table and risking its counts."""
     if not (sdata.is_backed() and f"tables/{table_key}" in sdata.elements_paths_on_disk()):
         return
     import zarr
@@ -123,8 +126,12 @@ def write_layers(sdata: SpatialData, table_key: str, names: list[str], key_added
     def part(name: str) -> zarr.Group:
         return zarr.open_group(sdata.path, path=f"tables/{table_key}/{name}", mode="r+", use_consolidated=False)
 
+    layers = part("layers")
     for name in names:
-        write_elem(part("layers"), name, table.layers[name])
+        if name in table.layers:
+            write_elem(layers, name, table.layers[name])
+        elif name in layers:
+            del layers[name]
     write_elem(part("uns"), key_added, table.uns[key_added])
     # Readers use the consolidated metadata, which does not list the new arrays yet.
     sdata.write_consolidated_metadata()

@@ -125,8 +125,12 @@ def fill(blocks: Blocks, batches: Callable[[NDArray[np.int64]], Iterator[Complet
     return rank == 0
 
 
-def write_extended(adata: AnnData, layers: dict[str, da.Array], uns: dict[str, Any], path: Path) -> None:
-    """Write `adata` with further layers; `adata` itself is not changed."""
+def write_extended(
+    adata: AnnData, layers: dict[str, da.Array], uns: dict[str, Any], path: Path, replaced: list[str]
+) -> None:
+    """Write `adata` with further layers, and without those that are `replaced`; `adata` itself is not changed."""
+    # In anndata 0.13 layers[None] is X.
+    kept = {name: layer for name, layer in adata.layers.items() if name is not None and name not in replaced}
     extended = AnnData(
         X=adata.X,
         obs=adata.obs,
@@ -134,8 +138,7 @@ def write_extended(adata: AnnData, layers: dict[str, da.Array], uns: dict[str, A
         uns={**adata.uns, **uns},
         obsm=dict(adata.obsm),
         varm=dict(adata.varm),
-        # In anndata 0.13 layers[None] is X.
-        layers={**{name: layer for name, layer in adata.layers.items() if name is not None}, **layers},
+        layers={**kept, **layers},
         obsp=dict(adata.obsp),
         varp=dict(adata.varp),
         raw=adata.raw,

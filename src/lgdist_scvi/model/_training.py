@@ -10,12 +10,14 @@ import numpy as np
 import pandas as pd
 
 from lgdist_scvi._checks import check_share, check_whole
+from lgdist_scvi._compat import training_devices
 from lgdist_scvi.data._holdout import holdout_entries
-from lgdist_scvi.dataloaders._neighborhood import NeighborhoodDataModule
+from lgdist_scvi.dataloaders._neighborhood import CodeDataModule, NeighborhoodDataModule
 from lgdist_scvi.train import AutoencoderPlan, DiffusionPlan
 from lgdist_scvi.train._calibration import fit_calibration
 from lgdist_scvi.train._runner import PhaseRunner
-from lgdist_scvi.train._statistics import clean_codes, fit_code_statistics, fit_factors, fit_statistics, seeded
+from lgdist_scvi.train._seeds import seeded
+from lgdist_scvi.train._statistics import clean_codes, fit_code_statistics, fit_factors, fit_statistics
 
 from ._base import LGDiSTBase
 from ._guards import digest_of, holds_some_of, sample_of, warn_if_collapsed
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lgdist_scvi.train._plans import PhasePlan
+
+
+COLLECTED_NUMBERS = 1 << 22
+"""Numbers, in data and copies of the weights, from which on the memory of an earlier training is freed at once."""
 
 
 class TrainingMixin(LGDiSTBase):
@@ -85,8 +91,9 @@ class TrainingMixin(LGDiSTBase):
         batch_size
             Spots per step.
         validation_size
-            Share of the observed entries (zeros included, in up to 2,000 spots) that to hold out: training never
-            sees them, and the weights that predict them best are kept. Both phases hold out the same entries.
+            Share of the observed entries (zeros included, in up to 2,000 spots) to hold out: training never sees them,
+            and the weights that predict them best are kept. The second phase holds out the same entries, and does not
+            train on the same share of the spots, on which it is validated.
         early_stopping
             Stop a phase when the loss on held-out entries no longer falls.
         autoencoder_plan_kwargs, diffusion_plan_kwargs
@@ -188,6 +195,7 @@ class TrainingMixin(LGDiSTBase):
         check_share(validation_size=validation_size)
         data = self._training_data(validation_size, batch_size)
         if "autoencoder" not in self.history_:
+            self.module.to(training_devices(accelerator, devices)[0])
             fit_statistics(self.module, data.view, self.seed_)
             fit_factors(self.module, data.view, self.seed_)
         trainer_kwargs |= {"accelerator": accelerator, "devices": devices, "early_stopping": early_stopping}
@@ -198,6 +206,7 @@ class TrainingMixin(LGDiSTBase):
         finally:
             # Also after an interruption, since what was learnt is kept.
             if "autoencoder" in self.history_:
+                # PyTorch's loaders draw a number.
                 with seeded(self.seed_):
                     fit_calibration(self.module, data, self.seed_)
 
@@ -220,8 +229,8 @@ class TrainingMixin(LGDiSTBase):
         max_epochs, accelerator, devices, batch_size
             As in :meth:`train`.
         validation_size
-            Share of the observed entries that are held out. It must equal that of the first phase, which is the default:
-            both hold out the same entries.
+            Share of the observed entries, and of the spots, that are held out. It must equal that of the first phase,
+            which is the default: both hold out the same entries.
         early_stopping
             As in :meth:`train`.
         plan_kwargs
@@ -258,7 +267,8 @@ class TrainingMixin(LGDiSTBase):
                 "same entries. Leave validation_size out."
             )
         trainer_kwargs |= {"accelerator": accelerator, "devices": devices, "early_stopping": early_stopping}
-        data = self._training_data(self.held_out_, batch_size)
+        self.module.to(training_devices(accelerator, devices)[0])
+        data = CodeDataModule(self._training_data(self.held_out_, batch_size), self.held_out_, self.seed_)
 
         def completed_counts(rows: NDArray[np.int64]) -> NDArray[np.float32]:
             return Reader(self.module, data.view, Reading(scale="counts")).read(rows).values
@@ -266,16 +276,18 @@ class TrainingMixin(LGDiSTBase):
         for number in range(1, self.n_rounds_ + 1):
             data.view.clean = clean_codes(self.module, data.view, completed_counts if number > 1 else None)
             warn_if_collapsed(data.view.clean)
-            with seeded(self.seed_ + number):
-                fit_code_statistics(self.module, data.view, self.seed_)
+            fit_code_statistics(self.module, data.view, data.train_idx, self.seed_ + number)
             name = "diffusion" if number == 1 else f"diffusion_round_{number}"
             self._run_phase(self._diffusion_plan_cls, name, data, max_epochs, plan_kwargs or {}, trainer_kwargs)
 
     def _training_data(self, validation_size: float, batch_size: int) -> NeighborhoodDataModule:
         """View without the held-out entries, which depend only on the model's seed and `validation_size`."""
-        # Lightning leaves reference cycles that hold large arrays; free them now.
-        gc.collect()
         truth = self._view()
+        # Lightning leaves reference cycles that hold the data and copies of the weights. To look for them takes a third of a
+        # second, so small ones are left to Python.
+        n_weights = sum(parameter.numel() for parameter in self.module.parameters())
+        if truth.n_spots * truth.n_genes + 10 * n_weights > COLLECTED_NUMBERS:
+            gc.collect()
         if digest_of(truth) != self.trained_digest_ and holds_some_of(truth, self.trained_spots_):
             raise ValueError(
                 "model.adata has changed since it was trained on: entries held out of the training would be mixed up with others. "

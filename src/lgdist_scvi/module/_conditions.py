@@ -66,7 +66,8 @@ class Neighbors(Neighborhood):
         return torch.zeros_like(batch.observed)
 
     def _draw_visible(self, batch: Batch, phase: Phase) -> torch.Tensor:
-        return self.visible(batch)
+        # The clean codes are those of visible spots, so the autoencoder has to learn these too.
+        return super()._draw_visible(batch, phase) if phase == "autoencoder" else self.visible(batch)
 
 
 CONDITIONS: dict[str, Neighborhood] = {"neighborhood": Neighborhood(), "neighbors": Neighbors()}

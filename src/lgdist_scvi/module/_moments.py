@@ -29,8 +29,9 @@ class Moments:
 
     def add(self, values: torch.Tensor, weight: torch.Tensor | None = None) -> None:
         """Add the rows of a block; entries with zero `weight` are ignored."""
-        values = values.double()
-        weight = torch.ones_like(values) if weight is None else weight.double()
+        # On the CPU, in double precision, which not every device has.
+        values = values.to("cpu", torch.float64)
+        weight = torch.ones_like(values) if weight is None else weight.to("cpu", torch.float64)
         self._weight = self._weight + weight.sum(0)
         self._sum = self._sum + (weight * values).sum(0)
         self._square = self._square + (weight * values.square()).sum(0)

@@ -1,16 +1,18 @@
-"""Training plans of the two phases: losses, optimiser, and selection of averaged weights."""
+"""Training plans of the two phases: losses, optimiser, averaged weights and the best of them."""
 
 from __future__ import annotations
 
-import copy
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
 from scvi.module.base import LossOutput
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from ._seeds import seed_device, seeded
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -19,10 +21,12 @@ if TYPE_CHECKING:
     from lgdist_scvi.module._conditions import Phase
     from lgdist_scvi.module._lgdist import LGDiSTModule
 
-    ValidationBatch = tuple[Batch, torch.Tensor, torch.Tensor]
-
 WARMUP_STEPS = 50
 WEIGHT_DECAY = 2.0
+_LAST_RATE = 0.01
+"""Learning rate at the end, in units of its peak."""
+
+Weights = list[torch.Tensor]
 
 
 class PhasePlan(pl.LightningModule):
@@ -55,25 +59,35 @@ class PhasePlan(pl.LightningModule):
         super().__init__()
         self.module = module
         self.lr, self.weight_decay = lr, weight_decay
-        self._average = AveragedModel(self._parts(), multi_avg_fn=get_ema_multi_avg_fn(ema_decay)).requires_grad_(False)
-        self._start = copy.deepcopy(self._parts().state_dict())
-        self._best: dict | None = None
+        self._average_over_steps = get_ema_multi_avg_fn(ema_decay)
+        self._start = self._copy()
+        self._averaged: Weights = self._copy()
+        self._current: Weights = []
+        self._best: Weights | None = None
         self._best_loss = math.inf
-
-    @property
-    def n_averaged(self) -> int:
+        self.n_averaged = 0
         """Number of training steps."""
-        return int(self._average.n_averaged)
 
     def _parts(self) -> nn.ModuleDict:
         return nn.ModuleDict({name: getattr(self.module, name) for name in self.trained})
+
+    def _weights(self) -> Weights:
+        return [parameter.data for parameter in self._parts().parameters()]
+
+    def _copy(self) -> Weights:
+        return [weight.clone() for weight in self._weights()]
+
+    def _put(self, weights: Weights) -> None:
+        """Put weights into the module, on whichever device it is."""
+        for own, weight in zip(self._weights(), weights, strict=True):
+            own.copy_(weight)
 
     def loss(self, batch: Batch) -> LossOutput:
         """Training loss of a minibatch."""
         raise NotImplementedError
 
-    def validation_loss(self, batch: ValidationBatch) -> LossOutput:
-        """Validation loss of a minibatch, without random numbers that differ between epochs."""
+    def validation_loss(self, batch: Any) -> LossOutput:
+        """Validation loss of a minibatch of the data's validation, without random numbers that differ between epochs."""
         raise NotImplementedError
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -87,13 +101,16 @@ class PhasePlan(pl.LightningModule):
             betas=(0.9, 0.98),
         )
 
-        n_steps = max(1, self.trainer.estimated_stepping_batches)
-
-        def factor(step: int) -> float:
-            return min(1.0, (step + 1) / WARMUP_STEPS) * max(0.01, _cosine(step / n_steps))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        n_steps = max(1, int(self.trainer.estimated_stepping_batches))
+        warm_up = LinearLR(optimizer, 1 / WARMUP_STEPS, total_iters=WARMUP_STEPS - 1)
+        decay = CosineAnnealingLR(optimizer, max(1, n_steps - WARMUP_STEPS), eta_min=_LAST_RATE * self.lr)
+        schedule = SequentialLR(optimizer, [warm_up, decay], milestones=[WARMUP_STEPS])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Draw other masks and noise in every process of a distributed training."""
+        if self.global_rank:
+            seed_device(torch.initial_seed() + self.global_rank, self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """One step."""
@@ -101,36 +118,43 @@ class PhasePlan(pl.LightningModule):
         self._log(output, "train", "train_loss")
         return output.loss
 
+    @torch.no_grad()
     def on_train_batch_end(self, *args: object) -> None:
         """Update the averaged weights."""
-        self._average.update_parameters(self._parts())
+        # By hand: PyTorch's AveragedModel, and Lightning's callback around it, count the steps on the device and wait for it.
+        weights = self._weights()
+        if self.n_averaged:
+            self._average_over_steps(self._averaged, weights, None)
+        else:
+            self._averaged = [weight.clone() for weight in weights]
+        self.n_averaged += 1
 
     def on_validation_epoch_start(self) -> None:
         """Validate with the averaged weights."""
-        self._current = copy.deepcopy(self._parts().state_dict())
-        self._parts().load_state_dict(self._average.module.state_dict())
+        self._current = self._copy()
+        self._put(self._averaged)
 
-    def validation_step(self, batch: ValidationBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log the loss on held-out entries."""
         self._log(self.validation_loss(batch), "validation", "validation_loss")
 
     def on_validation_epoch_end(self) -> None:
-        """Store the averaged weights if they are the best so far, and continue from the current ones."""
+        """Keep the averaged weights if they are the best, and continue from the current ones."""
         loss = float(self.trainer.callback_metrics.get("validation_loss", math.nan))
         if loss < self._best_loss:
-            self._best_loss, self._best = loss, copy.deepcopy(self._parts().state_dict())
-        self._parts().load_state_dict(self._current)
+            self._best_loss, self._best = loss, self._copy()
+        self._put(self._current)
 
     def keep_best(self) -> bool:
-        """Load the best averaged weights into the module, or the last ones without validation.
+        """Put the best averaged weights into the module, or the last ones without validation.
 
         Returns
         -------
-        False if they are not finite; then the weights from before training are restored.
+        False if they are not finite; then the weights from before the training are put back.
         """
-        weights = self._best or self._average.module.state_dict()
-        finite = all(bool(torch.isfinite(value).all()) for value in weights.values())
-        self._parts().load_state_dict(weights if finite and self.n_averaged else self._start)
+        weights = self._best or self._averaged
+        finite = all(bool(torch.isfinite(weight).all()) for weight in weights)
+        self._put(weights if finite and self.n_averaged else self._start)
         return finite
 
     def _log(self, output: LossOutput, split: str, name: str) -> None:
@@ -143,7 +167,7 @@ class PhasePlan(pl.LightningModule):
 
 
 class AutoencoderPlan(PhasePlan):
-    """First phase: predict randomly hidden entries from the others; arguments of :class:`PhasePlan`."""
+    """First phase: predict randomly hidden entries from the others. Arguments as of :class:`PhasePlan`."""
 
     phase = "autoencoder"
     trained = ("encoder", "decoder", "likelihood")
@@ -153,8 +177,8 @@ class AutoencoderPlan(PhasePlan):
         """Loss on randomly masked entries."""
         return self.module(batch)[2]
 
-    def validation_loss(self, batch: ValidationBatch) -> LossOutput:
-        """Loss on the held-out entries, which are hidden in the minibatch."""
+    def validation_loss(self, batch: tuple[Batch, torch.Tensor, torch.Tensor]) -> LossOutput:
+        """Loss on the held-out entries: `batch` holds what is visible, the true counts and where an entry is held out."""
         seen, counts, held_out = batch
         code = self.module.encode(seen, self.module.condition.visible(seen)).centre
         rates = self.module.decode(code, seen)
@@ -162,7 +186,7 @@ class AutoencoderPlan(PhasePlan):
 
 
 class DiffusionPlan(PhasePlan):
-    """Second phase: learn the distribution of clean codes; arguments of :class:`PhasePlan`."""
+    """Second phase: learn the distribution of clean codes. Arguments as of :class:`PhasePlan`."""
 
     phase = "diffusion"
     trained = ("denoiser",)
@@ -170,32 +194,18 @@ class DiffusionPlan(PhasePlan):
 
     def loss(self, batch: Batch) -> LossOutput:
         """Denoising loss at random noise levels and masks."""
-        n_steps = self.module.denoiser.schedule.n_steps
-        t = torch.randint(n_steps, (len(batch.counts),), device=self.device)
-        shown, visible = self.module.condition.draw(batch, self.phase, training=True)
-        return self._loss(shown, visible, t, self._noise(batch, None))
+        return self._denoising_loss(batch, training=True)
 
-    def validation_loss(self, batch: ValidationBatch) -> LossOutput:
-        """Denoising loss with fixed noise levels, masks and noise."""
-        seen = batch[0]
-        generator = torch.Generator().manual_seed(0)
-        n_steps = self.module.denoiser.schedule.n_steps
-        t = torch.randint(n_steps, (len(seen.counts),), generator=generator).to(self.device)
-        shown = torch.rand(seen.counts.shape, generator=generator).to(self.device) >= 0.25
-        visible = self.module.condition.visible(seen) & shown
-        return self._loss(seen, visible, t, self._noise(seen, generator))
+    def validation_loss(self, batch: Batch) -> LossOutput:
+        """Denoising loss of spots that are not trained on, with the same noise levels, masks and noise every time."""
+        with seeded(0, self.device):
+            return self._denoising_loss(batch, training=False)
 
-    def _loss(self, batch: Batch, visible: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> LossOutput:
+    def _denoising_loss(self, batch: Batch, *, training: bool) -> LossOutput:
+        module, n_spots = self.module, len(batch.counts)
+        t = torch.randint(module.denoiser.schedule.n_steps, (n_spots,), device=self.device)
+        shown, visible = module.condition.draw(batch, self.phase, training=training)
+        noise = torch.randn(batch.clean.shape, device=self.device)
         with torch.no_grad():
-            codes = self.module.encode(batch, visible)
-        return LossOutput(loss=self.module.denoiser.loss(batch.clean, codes, t, noise), n_obs_minibatch=len(noise))
-
-    def _noise(self, batch: Batch, generator: torch.Generator | None) -> torch.Tensor:
-        shape = (len(batch.counts), len(self.module.denoiser.code_std))
-        if generator is None:
-            return torch.randn(shape, device=self.device)
-        return torch.randn(shape, generator=generator).to(self.device)
-
-
-def _cosine(progress: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+            codes = module.encode(shown, visible)
+        return LossOutput(loss=module.denoiser.loss(batch.clean, codes, t, noise), n_obs_minibatch=n_spots)

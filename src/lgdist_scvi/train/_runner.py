@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from scvi.train import TrainRunner
 
-from lgdist_scvi._compat import PhaseProgressBar, interruptible, logged_history
+from lgdist_scvi._compat import PhaseProgressBar, interruptible, logged_history, training_devices
 from lgdist_scvi._memory import smaller_batches_suggested
 
 from ._plans import WEIGHT_DECAY, PhasePlan
-from ._statistics import seeded
+from ._seeds import seeded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,10 +71,10 @@ class PhaseRunner:
         self.finite = True
         """Whether the weights are finite."""
         trainer_kwargs = dict(trainer_kwargs)
-        size = relative_size(data.n_train)
-        epochs = max_epochs or max(
-            MIN_EPOCHS, math.ceil(plan_cls.default_steps * size**0.75 / len(data.train_dataloader()))
-        )
+        self.device, n_devices = training_devices(trainer_kwargs["accelerator"], trainer_kwargs["devices"])
+        n_steps = data.n_steps(n_devices * trainer_kwargs.get("num_nodes", 1))
+        size = relative_size(data.view.n_spots)
+        epochs = max_epochs or max(MIN_EPOCHS, math.ceil(plan_cls.default_steps * size**0.75 / n_steps))
         self.module.phase = plan_cls.phase
         # The runner of the previous phase leaves the module in evaluation mode.
         self.module.train()
@@ -126,7 +126,7 @@ class PhaseRunner:
         """
         trainer = self._runner.trainer
         try:
-            with seeded(seed), warnings.catch_warnings():
+            with seeded(seed, self.device), warnings.catch_warnings():
                 # The frozen autoencoder is in evaluation mode on purpose.
                 warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
                 with interruptible(), smaller_batches_suggested():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,8 +10,10 @@ import torch
 from lgdist_scvi.module._moments import Moments, blocks
 from lgdist_scvi.module._normalisation import log_normalise
 
+from ._seeds import seeded
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
@@ -27,17 +28,9 @@ CODES_BATCH = 256
 """Spots of which the clean codes are computed together."""
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed PyTorch within the block and restore its state afterwards."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
-
-
-def some_spots(n_spots: int, n_chosen: int, seed: int) -> NDArray[np.int64]:
-    """Draw spots to measure on, in order."""
-    return np.sort(np.random.default_rng(seed).permutation(n_spots)[:n_chosen])
+def some_of(spots: NDArray[np.int64], n_chosen: int, seed: int) -> NDArray[np.int64]:
+    """Draw some of the spots to measure on, in order."""
+    return np.sort(np.random.default_rng(seed).permutation(spots)[:n_chosen])
 
 
 @torch.no_grad()
@@ -53,7 +46,8 @@ def fit_statistics(module: LGDiSTModule, view: SpotView, seed: int) -> None:
     seed
         Seed of the selection of spots.
     """
-    spots = some_spots(view.n_spots, STATISTICS_SPOTS, seed)
+    everything = np.arange(view.n_spots)
+    spots = some_of(everything, STATISTICS_SPOTS, seed)
     scale = module.encoder.scale
     module.share.copy_(torch.from_numpy(view.share))
     depth = torch.from_numpy(view.depth[spots])
@@ -68,8 +62,9 @@ def fit_statistics(module: LGDiSTModule, view: SpotView, seed: int) -> None:
     scale.pooled_std.copy_(pooled.std.clamp_min(0.1))
     log_depth = depth.clamp_min(1).log()
     scale.log_depth.copy_(torch.stack([log_depth.mean(), log_depth.std(unbiased=False).clamp_min(0.05)]))
-    if view.image.shape[1]:
-        image = torch.from_numpy(view.image[spots][view.image_mask[spots]])
+    imaged = some_of(everything[view.image_mask], STATISTICS_SPOTS, seed)
+    if view.image.shape[1] and len(imaged):
+        image = torch.from_numpy(view.image[imaged])
         scale.image_mean.copy_(image.mean(0))
         scale.image_std.copy_(image.std(0, unbiased=False).clamp_min(1e-6))
 
@@ -88,10 +83,10 @@ def fit_factors(module: LGDiSTModule, view: SpotView, seed: int) -> None:
     """
     if module.factors is None:
         return
-    spots = some_spots(view.n_spots, FACTOR_ENTRIES // view.n_genes, seed)
+    spots = some_of(np.arange(view.n_spots), FACTOR_ENTRIES // view.n_genes, seed)
     arrays = view.counts[spots].toarray(), ~view.hidden[spots], view.depth[spots]
     counts, observed, depth = (torch.from_numpy(array).to(module.device) for array in arrays)
-    with seeded(seed):
+    with seeded(seed, module.device):
         module.factors.fit(counts, observed, depth, module.share)
 
 
@@ -125,8 +120,8 @@ def clean_codes(
 
 
 @torch.no_grad()
-def fit_code_statistics(module: LGDiSTModule, view: SpotView, seed: int) -> None:
-    """Set the scales of codes and residuals used by the denoiser.
+def fit_code_statistics(module: LGDiSTModule, view: SpotView, spots: NDArray[np.int64], seed: int) -> None:
+    """Set the scales of codes and residuals that the denoiser works in.
 
     Parameters
     ----------
@@ -134,14 +129,19 @@ def fit_code_statistics(module: LGDiSTModule, view: SpotView, seed: int) -> None
         Changed in place.
     view
         Visible counts, with the clean codes.
+    spots
+        Spots to measure on, ``(n_chosen,)``.
     seed
-        Seed of the selection of spots.
+        Seed of the choice among them, and of the masks.
     """
     tokens, residuals = Moments(), Moments()
-    for block in blocks(some_spots(view.n_spots, STATISTICS_SPOTS, seed), view.n_genes):
-        shown, visible = module.condition.draw(view.gather(block).to(module.device), "diffusion", training=False)
-        codes = module.encode(shown, visible)
-        tokens.add(codes.tokens.flatten(0, 1))
-        residuals.add((shown.clean - codes.centre).square())
+    with seeded(seed, module.device):
+        for block in blocks(some_of(spots, STATISTICS_SPOTS, seed), view.n_genes):
+            shown, visible = module.condition.draw(view.gather(block).to(module.device), "diffusion", training=False)
+            codes = module.encode(shown, visible)
+            tokens.add(
+                codes.tokens.flatten(0, 1), weight=codes.mask.flatten()[:, None].expand(-1, codes.tokens.shape[2])
+            )
+            residuals.add((shown.clean - codes.centre).square())
     module.denoiser.code_std.copy_(tokens.std.clamp_min(1e-3))
     module.denoiser.residual_std.copy_(residuals.mean.sqrt().clamp_min(1e-3))
