@@ -45,8 +45,6 @@ class Keys:
     """Image embeddings in ``obsm``, and their settings in ``uns``."""
     TARGET_GENES = "target_gene"
     """Boolean ``var`` column, True for target genes."""
-    PANEL = "panel_gene"
-    """Boolean ``var`` column, True for target and context genes."""
     MORAN = "moran_i"
     """Float ``var`` column with Moran's I averaged over libraries."""
     DEPTH = "total_counts"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import re
 import sys
 import warnings
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._constants import Keys
 from ._output import UserError, check_target, write_aside
+from ._quiet import quiet
 from .model._options import N_SAMPLES
 
 if TYPE_CHECKING:
@@ -262,21 +262,13 @@ def _user_errors() -> Iterator[None]:
 @contextmanager
 def _few_messages() -> Iterator[None]:
     """Hide log messages and warnings of other packages, and print our warnings in one line each."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "scvi")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with quiet():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("default", category=UserWarning, module="lgdist_scvi")
         warnings.showwarning = lambda message, *_, **__: print(
             f"lgdist-scvi: warning: {' '.join(str(message).split())}", file=sys.stderr
         )
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.WARNING)
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        yield
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pandas as pd
 from scipy import sparse
 
 from lgdist_scvi._constants import Keys
+from lgdist_scvi._quiet import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,7 +106,8 @@ def _library_edges(coordinates: NDArray, n_neighbors: int) -> tuple[NDArray, NDA
     k = min(n_neighbors, n_obs - 1)
     if k < 1:
         return np.empty(0, dtype=np.intp), np.empty(0, dtype=np.intp), np.empty(0)
-    from squidpy.gr.neighbors import KNNBuilder
+    with quiet():
+        from squidpy.gr.neighbors import KNNBuilder
 
     # The builder of squidpy.gr.spatial_neighbors_knn, which itself would log a message for every library.
     edges = KNNBuilder(n_neighs=k).build(coordinates)[0].tocoo()

@@ -9,6 +9,7 @@ from scvi.model.base import BaseModelClass
 
 from lgdist_scvi._compat import ForgettingMixin
 from lgdist_scvi._constants import REGISTRY_KEYS
+from lgdist_scvi._quiet import quiet
 from lgdist_scvi.data._counts import check_counts
 from lgdist_scvi.data._validation import validate_genes, validate_setup
 from lgdist_scvi.data._view import SpotView
@@ -59,7 +60,8 @@ class LGDiSTBase(ForgettingMixin, BaseModelClass):
             setup = self.adata_manager.registry["setup_args"]
             validate_genes(self._gene_names(), adata)
             validate_setup(adata, **{k: v for k, v in setup.items() if k != "neighbors_key"}, query=True)
-        adata = self._validate_anndata(adata, copy_if_view=False)
+        with quiet():
+            adata = self._validate_anndata(adata, copy_if_view=False)
         share = self.module.share.cpu().numpy()
         view = self._view(adata, share)
         if adata is not self.adata:

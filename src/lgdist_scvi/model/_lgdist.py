@@ -11,6 +11,7 @@ from scvi.data.fields import LayerField, NumericalObsField, ObsmField
 
 from lgdist_scvi._checks import check_whole
 from lgdist_scvi._constants import REGISTRY_KEYS
+from lgdist_scvi._quiet import quiet
 from lgdist_scvi.data._fields import GroupField, ImageField, SpatialGraphField
 from lgdist_scvi.data._validation import validate_genes, validate_setup
 from lgdist_scvi.module._lgdist import LGDiSTModule
@@ -216,7 +217,8 @@ class LGDiST(
         if image_key is not None:
             fields.append(ImageField(REGISTRY_KEYS.IMAGE, image_key))
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
-        manager.register_fields(adata, **kwargs)
+        with quiet():
+            manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
 
     @property

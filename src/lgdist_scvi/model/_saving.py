@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 import numpy as np
 import torch
 
 from lgdist_scvi._constants import PACKAGE
+from lgdist_scvi._quiet import quiet
 
 from ._base import LGDiSTBase
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _VERSION = "lgdist_scvi_version"
+# PyTorch's environment variables.
+_RESTRICTED, _UNRESTRICTED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 # What scvi-tools stores beside tensors: names of genes and categories, and dictionaries. Reading these runs no code.
 _HARMLESS: list[Any] = [
     dict,
@@ -129,7 +131,7 @@ class SavingMixin(LGDiSTBase):
         path = Path(dir_path) / f"{prefix or ''}model.pt"
         if not path.is_file() and "backup_url" not in kwargs:
             raise FileNotFoundError(f"There is no saved model at {path}; name the folder written by model.save().")
-        with _weights_and_plain_metadata():
+        with quiet(), _weights_and_plain_metadata():
             if path.is_file():
                 _check(path, cls)
             try:
@@ -179,7 +181,11 @@ def _check(path: Path, cls: Any) -> None:
 @contextmanager
 def _weights_and_plain_metadata() -> Iterator[None]:
     """Keep ``torch.load`` from executing code, even if called without that restriction, as in scvi-tools."""
-    with mock.patch.dict(os.environ, {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}):
-        os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
+    before = {name: os.environ.pop(name, None) for name in (_RESTRICTED, _UNRESTRICTED)}
+    os.environ[_RESTRICTED] = "1"
+    try:
         with torch.serialization.safe_globals(_HARMLESS):
             yield
+    finally:
+        del os.environ[_RESTRICTED]
+        os.environ.update({name: value for name, value in before.items() if value is not None})

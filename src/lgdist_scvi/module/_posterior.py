@@ -64,7 +64,7 @@ def gene_folds(n_genes: int) -> torch.Tensor:
     return order % N_FOLDS
 
 
-def passes(visible: torch.Tensor, genes: torch.Tensor, *, observed: bool = True) -> list[Pass]:
+def passes(visible: torch.Tensor, genes: torch.Tensor | None = None, *, observed: bool = True) -> list[Pass]:
     """Passes that predict every entry once, never from itself.
 
     Parameters
@@ -72,11 +72,12 @@ def passes(visible: torch.Tensor, genes: torch.Tensor, *, observed: bool = True)
     visible
         True where an entry may be used, ``(n_spots, n_genes)``.
     genes
-        Numbers of the genes to predict, ``(n_chosen,)``.
+        Numbers of the genes to predict, ``(n_chosen,)``; all by default.
     observed
         Predict the visible entries as well as the others.
     """
     found = []
+    genes = torch.arange(visible.shape[1]) if genes is None else genes
     place = (~visible[:, genes]).any(dim=0).nonzero()[:, 0]
     if len(place):
         found.append(Pass(torch.zeros_like(visible[0]), genes[place], place, of_visible=False))
@@ -134,7 +135,7 @@ def predict(
         Also compute `detected`; else it is 0.
     """
     visible = module.condition.visible(batch)
-    todo = passes(visible, torch.arange(visible.shape[1]) if genes is None else genes, observed=observed)
+    todo = passes(visible, genes, observed=observed)
     chosen: torch.Tensor | slice = slice(None) if genes is None else genes.to(module.device)
     batch, visible = batch.to(module.device), visible.to(module.device, non_blocking=True)
     around = module.encoder.surroundings(batch)

@@ -74,7 +74,7 @@ def _factor_blocks(
     assert module.factors is not None
     for block in blocks:
         gathered = data.view.gather(block)
-        todo = [part for part in passes(gathered.observed, torch.arange(data.view.n_genes)) if part.of_visible]
+        todo = [part for part in passes(gathered.observed) if part.of_visible]
         batch = gathered.to(module.device)
         log_rate = torch.zeros_like(batch.counts)
         for part in todo:
@@ -98,9 +98,9 @@ def _fit_detected(module: LGDiSTModule, data: NeighborhoodDataModule) -> None:
         if module.factors is not None:
             parts.append(module.factors(batch, visible, module.share).detected)
         # On the CPU, in double precision, which not every device has.
-        entries = held_out & (counts > 0)
-        x = torch.stack([torch.ones_like(parts[0]), *parts], dim=-1).cpu()[entries].double()
-        y = log_normalise(counts, seen.depth)[entries].double()
-        weighted = module.gene_weight.cpu().expand_as(entries)[entries].double()[:, None] * x
-        products, targets = products + weighted.T @ x, targets + weighted.T @ y
+        weight = (module.gene_weight.cpu() * (held_out & (counts > 0))).double().flatten()
+        x = torch.stack([torch.ones_like(parts[0]), *parts], dim=-1).cpu().double().flatten(0, 1)
+        weighted = (x * weight[:, None]).T
+        y = log_normalise(counts, seen.depth).double().flatten()
+        products, targets = products + weighted @ x, targets + weighted @ y
     module.detected_calibration[: n_parts + 1] = torch.linalg.solve(products, targets).float()

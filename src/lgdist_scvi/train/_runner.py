@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from scvi.train import TrainRunner
 
 from lgdist_scvi._compat import PhaseProgressBar, interruptible, logged_history, training_devices
 from lgdist_scvi._memory import smaller_batches_suggested
+from lgdist_scvi._quiet import quiet
 
 from ._plans import WEIGHT_DECAY, PhasePlan
 from ._seeds import seeded
@@ -96,15 +96,16 @@ class PhaseRunner:
             "log_every_n_steps": 1,
             "simple_progress_bar": False,
         }
-        self._runner = TrainRunner(
-            model,
-            training_plan=self.plan,
-            data_splitter=data,
-            max_epochs=epochs,
-            early_stopping=early_stopping,
-            callbacks=callbacks,
-            **(defaults | trainer_kwargs),
-        )
+        with quiet():
+            self._runner = TrainRunner(
+                model,
+                training_plan=self.plan,
+                data_splitter=data,
+                max_epochs=epochs,
+                early_stopping=early_stopping,
+                callbacks=callbacks,
+                **(defaults | trainer_kwargs),
+            )
 
     @property
     def n_steps(self) -> int:
@@ -126,10 +127,8 @@ class PhaseRunner:
         """
         trainer = self._runner.trainer
         try:
-            with seeded(seed, self.device), warnings.catch_warnings():
-                # The frozen autoencoder is in evaluation mode on purpose.
-                warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
-                with interruptible(), smaller_batches_suggested():
+            with seeded(seed, self.device):
+                with quiet(), interruptible(), smaller_batches_suggested():
                     self._runner()
                 # Only the first process logs.
                 self.logged = trainer.strategy.broadcast(logged_history(trainer))

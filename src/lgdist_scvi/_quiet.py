@@ -1,0 +1,41 @@
+"""Silences what the packages below say about themselves, so that a training shows what is ours."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_LOGGERS = ("lightning.pytorch", "lightning.fabric", "scvi")
+_NOT_OURS = (
+    r".*LeafSpec.*is deprecated",  # Lightning calls what PyTorch deprecates
+    r".*does not have many workers",  # minibatches are gathered in memory
+    r"Total length of `\w+` across ranks is zero",  # nothing is held out
+    r"Found \d+ module\(s\) in eval mode",  # the frozen autoencoder is meant to be
+    r"The epoch parameter in `scheduler\.step\(\)`",  # PyTorch's SequentialLR calls what PyTorch deprecates
+    r"'\w+' is not a valid key!",  # docstrings of squidpy
+)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let the packages below say nothing but warnings, and of these not the ones about themselves.
+
+    Warnings of this package, and all that a user may act on, are shown.
+    """
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for message in _NOT_OURS:
+            warnings.filterwarnings("ignore", message=message)
+        try:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(max(level, logging.WARNING))
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
