@@ -157,12 +157,8 @@ def same(one, other):
     return type(one) is type(other) and np.array_equal(dense(one).astype(str), dense(other).astype(str))
 
 
-N_SEARCHED = int(os.environ.get("LGDIST_FUZZ") or 0)
-
-
 @settings(
-    max_examples=N_SEARCHED or 30,
-    derandomize=not N_SEARCHED,
+    max_examples=int(os.environ.get("LGDIST_FUZZ") or 30),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
