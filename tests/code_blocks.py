@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from anndata import AnnData
 from brief import train_briefly
 from formats import as_spatialdata, write_space_ranger
 from matplotlib import pyplot as plt
@@ -26,6 +27,7 @@ from sybil.parsers.rest import DocTestParser
 
 import lgdist_scvi
 from lgdist_scvi import cli
+from lgdist_scvi.datasets import simulated_tissue
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
@@ -50,14 +52,16 @@ def _start(namespace: dict[str, Any], *, quick: bool = True) -> pytest.MonkeyPat
     patch.setattr("squidpy.datasets.visium", _no_download)
     if quick:
         train_briefly(patch)
-    write_space_ranger(lgdist_scvi.datasets.simulated_tissue(100, 40), folder / "outs", header=True)
+    write_space_ranger(simulated_tissue(100, 40), folder / "outs", header=True)
     return patch
 
 
 def _start_page(namespace: dict[str, Any], *, quick: bool = True) -> None:
-    """Write what the pages read."""
-    _start(namespace, quick=quick)
-    tissue = lgdist_scvi.datasets.simulated_tissue(200, 60, n_libraries=2)
+    """Write what the pages read; with `quick` the tissues that they simulate are smaller."""
+    patch = _start(namespace, quick=quick)
+    if quick:
+        patch.setattr(lgdist_scvi.datasets, "simulated_tissue", _smaller)
+    tissue = simulated_tissue(200, 60, n_libraries=2)
     tissue.write_h5ad("IN.h5ad")
     as_spatialdata(tissue).write("sections.zarr")
 
@@ -90,6 +94,10 @@ def run_at_full_length(page: Path) -> int:
     return len(examples)
 
 
+def _smaller(n_spots: int = 1000, n_genes: int = 400, **options: Any) -> AnnData:
+    return simulated_tissue(n_spots * 3 // 10, n_genes, **options)
+
+
 def _no_download(sample: str) -> None:
     raise OSError("the tests download nothing")
 
@@ -101,7 +109,7 @@ def _stop(namespace: dict[str, Any]) -> None:
 @functools.cache
 def _trained() -> tuple[Any, tempfile.TemporaryDirectory]:
     """A tissue and a folder with a small model of it, once for all docstrings."""
-    adata = lgdist_scvi.datasets.simulated_tissue(150, 40)
+    adata = simulated_tissue(150, 40)
     lgdist_scvi.LGDiST.setup_anndata(adata, layer="counts", image_key="X_image")
     sizes = {"n_hidden": 32, "n_layers": 1, "n_denoiser_hidden": 32, "n_denoiser_layers": 1, "n_diffusion_steps": 100}
     model = lgdist_scvi.LGDiST(adata, n_latent=8, n_heads=2, **sizes)

@@ -50,7 +50,25 @@ def real_data(pytestconfig: pytest.Config) -> Path:
 
 # The files that take longest, begun first where several workers share the tests (`pytest -n 2 --dist loadfile`): what
 # is begun last should be short.
-LONGEST = ()
+LONGEST = (
+    "test_default_training.py",
+    "test_tutorials.py",
+    "test_prediction.py",
+    "test_leak.py",
+    "test_layers.py",
+    "test_training.py",
+    "user_guide.md",
+    "test_properties.py",
+    "test_benchmarks.py",
+    "test_completion.py",
+    "test_distributed.py",
+    "test_readout.py",
+    "test_cli.py",
+    "test_save_load.py",
+    "test_images.py",
+    "README.md",
+    "test_setup.py",
+)
 
 
 def pytest_configure() -> None:
