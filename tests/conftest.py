@@ -52,6 +52,7 @@ def real_data(pytestconfig: pytest.Config) -> Path:
 # is begun last should be short.
 LONGEST = (
     "test_default_training.py",
+    "test_fuzz.py",
     "test_tutorials.py",
     "test_prediction.py",
     "test_leak.py",
