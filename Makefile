@@ -1,7 +1,7 @@
 # Everything runs in a virtual environment of its own, made on first use and kept until `make clean`.
 #
 #   make demo                          install, then complete a small simulated tissue
-#   make test                          install, then run the tests (make test-all: also what takes hours)
+#   make test                          install, then run the tests (make test-all: also what takes an hour)
 #   make demo PYTHON=python3.12        with another Python (3.11 or newer)
 #   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 #                                      the CPU build of PyTorch, which spares Linux some gigabytes of CUDA libraries
@@ -29,7 +29,7 @@ BENCHMARK_ARGS ?=
 help:
 	@echo "make demo        complete a small simulated tissue and write demo/"
 	@echo "make test        the tests, some minutes on two cores"
-	@echo "make test-all    also the trainings of full length, tutorials on real sections and a search for new bad input; hours"
+	@echo "make test-all    also the trainings of full length, tutorials on real sections and a search for new bad input; an hour"
 	@echo "make test-quick  the tests that take seconds"
 	@echo "make coverage    the tests, and which lines and branches they reach"
 	@echo "make errors      list what every test of bad input raised, in docs/errors.csv"
