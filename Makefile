@@ -1,7 +1,7 @@
 # Everything runs in a virtual environment of its own, made on first use and kept until `make clean`.
 #
 #   make demo                          install, then complete a small simulated tissue
-#   make test                          install, then run all tests
+#   make test                          install, then run the tests (make test-all: also what takes an hour)
 #   make demo PYTHON=python3.12        with another Python (3.11 or newer)
 #   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 #                                      the CPU build of PyTorch, which spares Linux some gigabytes of CUDA libraries
@@ -11,6 +11,8 @@ VENV ?= .venv
 # A version known to work, installed first so that the other requirements find it in place. Any torch>=2.5 will do.
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
+# Processes among which the tests are shared, file by file.
+WORKERS ?= 2
 EXAMPLE_DATA ?= ../shared/data
 
 bin := $(VENV)/bin
@@ -19,16 +21,17 @@ pip := $(bin)/python -m pip --disable-pip-version-check
 PEER_PYTHON ?= $(bin)/python
 BENCHMARK_ARGS ?=
 
-.PHONY: help install demo test test-quick coverage errors lint format types docs linkcheck tutorials picture benchmark benchmark-quick benchmark-ablation benchmark-calibration \
+.PHONY: help install demo test test-all test-quick coverage errors lint format types docs linkcheck tutorials picture benchmark benchmark-quick benchmark-ablation benchmark-calibration \
 	benchmark-images benchmark-prediction benchmark-biology benchmark-speed clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo        complete a small simulated tissue and write demo/"
-	@echo "make test        all tests"
+	@echo "make test        the tests, some minutes on two cores"
+	@echo "make test-all    also the trainings of full length, tutorials on real sections and a search for new bad input; an hour"
 	@echo "make test-quick  the tests that take seconds"
-	@echo "make coverage    all tests, and which lines and branches they reach"
+	@echo "make coverage    the tests, and which lines and branches they reach"
 	@echo "make errors      list what every test of bad input raised, in docs/errors.csv"
 	@echo "make lint        ruff: style and format (make format mends what it can)"
 	@echo "make types       mypy"
@@ -66,11 +69,16 @@ install: $(VENV)/.stamp-package
 demo: $(VENV)/.stamp-package
 	$(bin)/lgdist-scvi demo
 
+shared := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.stamp-group-test
-	$(bin)/python -m pytest $(PYTEST_ARGS)
+	$(bin)/python -m pytest $(shared) $(PYTEST_ARGS)
+
+test-all: $(VENV)/.stamp-group-test
+	LGDIST_FUZZ=$${LGDIST_FUZZ:-300} $(bin)/python -m pytest -m "" $(shared) $(PYTEST_ARGS)
 
 test-quick: $(VENV)/.stamp-group-test
-	$(bin)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(bin)/python -m pytest $(shared) -m "not slow" $(PYTEST_ARGS)
 
 coverage: $(VENV)/.stamp-group-test
 	$(bin)/python -m coverage erase
@@ -79,7 +87,7 @@ coverage: $(VENV)/.stamp-group-test
 	$(bin)/python -m coverage report
 
 errors: $(VENV)/.stamp-group-test
-	LGDIST_LIST_ERRORS=docs/errors.csv $(bin)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	LGDIST_LIST_ERRORS=docs/errors.csv $(bin)/python -m pytest -n 0 -m "not slow" $(PYTEST_ARGS)
 
 lint: $(VENV)/.stamp-group-lint
 	$(bin)/ruff check .

@@ -6,12 +6,14 @@ import os
 os.environ.setdefault("MPLBACKEND", "agg")
 # Nor do threads spin while they wait: on a busy machine that takes longer than the work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# One thread for each process, also for those that the tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-from code_blocks import DOCSTRINGS, PAGES, README
+from code_blocks import DOCSTRINGS, PAGES
 from sybil.sybil import SybilCollection
 
-pytest_collect_file = SybilCollection([README, PAGES, DOCSTRINGS]).pytest()
+pytest_collect_file = SybilCollection([PAGES, DOCSTRINGS]).pytest()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from anndata import AnnData
+from brief import train_briefly
 from formats import as_spatialdata, write_space_ranger
 from matplotlib import pyplot as plt
 from packaging.requirements import Requirement
@@ -24,6 +26,8 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 from sybil.parsers.rest import DocTestParser
 
 import lgdist_scvi
+from lgdist_scvi import cli
+from lgdist_scvi.datasets import simulated_tissue
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
@@ -36,8 +40,9 @@ class _Docstrings(PythonDocStringDocument):
         Document.__init__(self, text, path)
 
 
-def _start(namespace: dict[str, Any], *, quick: bool) -> pytest.MonkeyPatch:
+def _start(namespace: dict[str, Any], *, quick: bool = True) -> pytest.MonkeyPatch:
     """Open a folder for the blocks of a document, with the files that they name; `quick` cuts training short."""
+    namespace["_quick"] = quick
     stack = namespace["_stack"] = ExitStack()
     stack.callback(plt.close, "all")
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -46,22 +51,24 @@ def _start(namespace: dict[str, Any], *, quick: bool) -> pytest.MonkeyPatch:
     patch.setenv("TQDM_DISABLE", "1")
     patch.setattr("squidpy.datasets.visium", _no_download)
     if quick:
-        patch.setattr(lgdist_scvi.LGDiST, "_run_phase", _one_epoch(lgdist_scvi.LGDiST._run_phase))
-    write_space_ranger(lgdist_scvi.datasets.simulated_tissue(100, 40), folder / "outs", header=True)
+        train_briefly(patch)
+    write_space_ranger(simulated_tissue(100, 40), folder / "outs", header=True)
     return patch
 
 
-def _start_page(namespace: dict[str, Any], *, quick: bool) -> None:
-    """Write what the pages read."""
-    _start(namespace, quick=quick)
-    tissue = lgdist_scvi.datasets.simulated_tissue(200, 60, n_libraries=2)
+def _start_page(namespace: dict[str, Any], *, quick: bool = True) -> None:
+    """Write what the pages read; with `quick` the tissues that they simulate are smaller."""
+    patch = _start(namespace, quick=quick)
+    if quick:
+        patch.setattr(lgdist_scvi.datasets, "simulated_tissue", _smaller)
+    tissue = simulated_tissue(200, 60, n_libraries=2)
     tissue.write_h5ad("IN.h5ad")
     as_spatialdata(tissue).write("sections.zarr")
 
 
 def _start_docstrings(namespace: dict[str, Any]) -> None:
     """Give the examples of a module a tissue and a trained model of it; nothing else is printed."""
-    patch = _start(namespace, quick=True)
+    patch = _start(namespace)
     for module in ("model._reader", "pp._images"):
         patch.setattr(f"lgdist_scvi.{module}.track", lambda items, **_: items)
     logging.disable(logging.WARNING)
@@ -72,6 +79,23 @@ def _start_docstrings(namespace: dict[str, Any]) -> None:
     view = model._view()
     namespace |= {"lgdist_scvi": lgdist_scvi, "np": np, "adata": adata, "model": model, "sdata": as_spatialdata(adata)}
     namespace |= {"view": view, "batch": view.gather(np.arange(8))}
+
+
+def run_at_full_length(page: Path) -> int:
+    """Run the blocks of a page as a reader would, commands as processes, and count them."""
+    document = PAGES.parse(page)
+    _start_page(document.namespace, quick=False)
+    try:
+        examples = list(document.examples())
+        for example in examples:
+            example.evaluate()
+    finally:
+        _stop(document.namespace)
+    return len(examples)
+
+
+def _smaller(n_spots: int = 1000, n_genes: int = 400, **options: Any) -> AnnData:
+    return simulated_tissue(n_spots * 3 // 10, n_genes, **options)
 
 
 def _no_download(sample: str) -> None:
@@ -85,7 +109,7 @@ def _stop(namespace: dict[str, Any]) -> None:
 @functools.cache
 def _trained() -> tuple[Any, tempfile.TemporaryDirectory]:
     """A tissue and a folder with a small model of it, once for all docstrings."""
-    adata = lgdist_scvi.datasets.simulated_tissue(150, 40)
+    adata = simulated_tissue(150, 40)
     lgdist_scvi.LGDiST.setup_anndata(adata, layer="counts", image_key="X_image")
     sizes = {"n_hidden": 32, "n_layers": 1, "n_denoiser_hidden": 32, "n_denoiser_layers": 1, "n_diffusion_steps": 100}
     model = lgdist_scvi.LGDiST(adata, n_latent=8, n_heads=2, **sizes)
@@ -96,23 +120,14 @@ def _trained() -> tuple[Any, tempfile.TemporaryDirectory]:
     return adata, folder
 
 
-def _one_epoch(run: Any) -> Any:
-    """Training that is short, unless an example says how long, and silent."""
-
-    def run_phase(self, plan, name, data, max_epochs, plan_kwargs, trainer_kwargs):
-        run(self, plan, name, data, max_epochs or 1, plan_kwargs, {**trainer_kwargs, "enable_progress_bar": False})
-
-    return run_phase
-
-
 def _run_shell(example: Example) -> None:
     """Run the lines of a block. Of those that install only targets and extras are looked up: ``.ci/run`` installs."""
     for line in filter(None, (line.partition("#")[0].strip() for line in str(example.parsed).splitlines())):
-        _run_line(line)
+        _run_line(line, example.namespace["_quick"])
 
 
 @functools.cache  # several pages show the same
-def _run_line(line: str) -> None:
+def _run_line(line: str, quick: bool) -> None:
     program, *arguments = shlex.split(line)
     if program == "make":
         subprocess.run([program, "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
@@ -120,24 +135,16 @@ def _run_line(line: str) -> None:
         named = [argument.replace(".[", "lgdist-scvi[") for argument in arguments if "[" in argument]
         missing = {extra for name in named for extra in Requirement(name).extras} - EXTRAS
         assert not missing, f"{line}: there is no extra {missing}"
+    elif program == "lgdist-scvi" and quick:
+        # In this process, where training is cut short.
+        assert cli.main(arguments) == 0
     else:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         subprocess.run(["bash", "-c", line], check=True, env=os.environ | {"PATH": path})
 
 
-def _pages(pattern: str, *, quick: bool) -> Sybil:
-    return Sybil(
-        parsers=[PythonCodeBlockParser(), CodeBlockParser("bash", _run_shell)],
-        pattern=pattern,
-        path=str(ROOT),
-        setup=functools.partial(_start_page, quick=quick),
-        teardown=_stop,
-    )
-
-
-# The README runs as it is; of the many trainings of the pages only the steps matter.
-README = _pages("README.md", quick=False)
-PAGES = _pages("docs/*.md", quick=True)
+PARSERS = [PythonCodeBlockParser(), CodeBlockParser("bash", _run_shell)]
+PAGES = Sybil(parsers=PARSERS, patterns=["README.md", "docs/*.md"], path=str(ROOT), setup=_start_page, teardown=_stop)
 DOCSTRINGS = Sybil(
     parsers=[DocTestParser(doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)],
     patterns=["src/lgdist_scvi/*.py", "src/lgdist_scvi/**/*.py"],

@@ -1,6 +1,7 @@
 """What every test shares: seeds, the number of threads, and the folder of real sections."""
 
 import csv
+import gc
 import os
 import random
 import re
@@ -13,12 +14,14 @@ import pytest
 import torch
 from small_models import small, trained  # noqa: F401  fixtures
 
-# A small machine gains nothing from more threads, and a shared one loses.
-torch.set_num_threads(min(2, torch.get_num_threads()))
+# Models as small as those of the tests gain nothing from more threads, and several workers lose.
+torch.set_num_threads(1)
 
-# The time of one example says little where the first one compiles or loads something. On a continuous-integration
-# machine the examples are the same each time, so that a failure there can be repeated.
-hypothesis.settings.register_profile("lgdist", deadline=None, derandomize="CI" in os.environ, print_blob=True)
+# The time of one example says little where the first one compiles or loads something. The examples are the same each time,
+# so that a commit passes or fails wherever it is tested; new ones are searched where that is asked for (`make test-all`).
+hypothesis.settings.register_profile(
+    "lgdist", deadline=None, derandomize=not os.environ.get("LGDIST_FUZZ"), print_blob=True
+)
 hypothesis.settings.load_profile("lgdist")
 
 _DATA = "LGDIST_TEST_DATA"
@@ -44,6 +47,30 @@ def real_data(pytestconfig: pytest.Config) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real sections at {folder.resolve()}; name their folder in the environment variable {_DATA}")
     return folder.resolve()
+
+
+# The files that take longest, begun first where several workers share the tests (`pytest -n 2 --dist loadfile`): what
+# is begun last should be short.
+LONGEST = (
+    "test_default_training.py",
+    "test_fuzz.py",
+    "test_tutorials.py",
+    "test_prediction.py",
+    "test_leak.py",
+    "test_layers.py",
+    "test_training.py",
+    "user_guide.md",
+    "test_properties.py",
+    "test_benchmarks.py",
+    "test_completion.py",
+    "test_distributed.py",
+    "test_readout.py",
+    "test_cli.py",
+    "test_save_load.py",
+    "test_images.py",
+    "README.md",
+    "test_setup.py",
+)
 
 
 def pytest_configure() -> None:
@@ -75,11 +102,22 @@ def _lacks_gpu(item: pytest.Item) -> bool:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that need real sections or a GPU, so that ``-m`` can choose among them."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        order = {name: number for number, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: order.get(item.path.name, len(order)))
     for item in items:
+        if item.get_closest_marker("full"):
+            item.add_marker(pytest.mark.slow)
         if "real_data" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.real_data)
         if _lacks_gpu(item):
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collection, which every training starts with, the objects of the imports and of the collection."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

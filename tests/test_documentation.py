@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from code_blocks import run_at_full_length
 
 import lgdist_scvi
 
@@ -52,3 +53,10 @@ def test_listing_fits_the_package():
     assert wanted <= set(listing)
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == lgdist_scvi.__version__ and citation["license"] == listing["license"]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("page", "n_blocks"), [("README.md", 4), ("docs/command_line.md", 2)])
+def test_blocks_run_at_full_length(page, n_blocks):
+    """As a reader runs them; each page is also run block by block, with trainings that are cut short."""
+    assert run_at_full_length(ROOT / page) == n_blocks

@@ -128,8 +128,16 @@ def fitted(code, adata, names):
     """All that is fitted, and the predictions, of every target in `names`."""
     fold = code.folds.split(adata, [UNSEEN])
     found = {"genes": np.array(fold.genes), "context": fold.panel.var_names.to_numpy(), "means": fold.gene_means}
+    completed = {}
+
+    def complete(panel, seed, image):
+        # All read-outs take one training.
+        if image not in completed:
+            completed[image] = code.targets.complete(panel, seed, image)
+        return completed[image]
+
     for what in names:
-        values, seen = code.targets.target(what, fold.panel, 0, lambda *given: code.targets.complete(*given))
+        values, seen = code.targets.target(what, fold.panel, 0, complete)
         found |= {f"{what} values": values, f"{what} seen": seen}
         for predictor in code.predict.FITTED:
             predicted, factors = learnt(code, fold, predictor, values, seen)

@@ -1,18 +1,34 @@
 """The tutorials: that they run, on simulated and on real tissue, and that what is stored of them was run."""
 
+import builtins
+import logging
 import os
+import sys
+import warnings
+from contextlib import chdir
 from pathlib import Path
 
+import matplotlib as mpl
 import nbformat
 import pytest
+import scanpy
+from brief import train_briefly
+from IPython.core.interactiveshell import InteractiveShell
+from matplotlib import pyplot as plt
+from matplotlib_inline.config import InlineBackend
 from nbclient import NotebookClient
+from traitlets.config import Config
+
+from lgdist_scvi.datasets import _examples, simulated_tissue
 
 FOLDER = Path(__file__).parents[1] / "tutorials"
 NOTEBOOKS = sorted(path.name for path in FOLDER.glob("*.ipynb"))
 LARGEST = 1_500_000  # bytes of a stored notebook
+NOWHERE = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
 
 
 def run(name, folder, **environment):
+    """In a kernel, as a reader runs it."""
     notebook = nbformat.read(FOLDER / name, as_version=4)
     client = NotebookClient(notebook, timeout=800, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
     client.execute(env=os.environ | environment)
@@ -39,15 +55,56 @@ def test_what_is_stored_was_run(name):
     assert (FOLDER / name).stat().st_size < LARGEST
 
 
+def smaller(n_spots, n_genes, **options):
+    return simulated_tissue(n_spots // 4, n_genes // 2, **options)
+
+
+@pytest.fixture
+def shell(tmp_path, monkeypatch):
+    """IPython in this process, which spares a kernel its start; whatever a notebook sets is set back."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+    had = set(vars(builtins))
+    loggers = {name: logging.getLogger(name).level for name in ("lightning.pytorch", "scvi")}
+    verbosity, folder = scanpy.settings.verbosity, tmp_path / "notebook"
+    folder.mkdir()
+    with warnings.catch_warnings(), mpl.rc_context(), chdir(folder):
+        shell = InteractiveShell.instance(config=Config(HistoryManager={"enabled": False}))
+        shell.configurables.append(InlineBackend.instance(parent=shell))
+        yield shell
+        shell.reset()
+        shell.restore_sys_module_state()
+        InlineBackend.clear_instance()
+        InteractiveShell.clear_instance()
+    plt.close("all")
+    scanpy.settings.verbosity = verbosity
+    for name, level in loggers.items():
+        logging.getLogger(name).setLevel(level)
+    for name in set(vars(builtins)) - had:
+        delattr(builtins, name)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_runs_without_data_and_network(name, tmp_path):
-    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
-    notebook = run(name, tmp_path, LGDIST_EXAMPLE_DATA="", **nowhere)
-    assert "simulated_tissue" in printed(notebook)
+def test_runs_without_data_and_network(name, shell, monkeypatch, capsys):
+    for variable, value in (NOWHERE | {"LGDIST_EXAMPLE_DATA": "", "TQDM_DISABLE": "1"}).items():
+        monkeypatch.setenv(variable, value)
+    train_briefly(monkeypatch)
+    monkeypatch.setattr(_examples, "simulated_tissue", smaller)
+    for cell in nbformat.read(FOLDER / name, as_version=4).cells:
+        if cell.cell_type == "code":
+            shell.run_cell(cell.source, store_history=True).raise_error()
+            plt.close("all")
+    assert "simulated_tissue" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.full
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_runs_at_full_length_without_data_and_network(name, tmp_path):
+    assert "simulated_tissue" in printed(run(name, tmp_path, LGDIST_EXAMPLE_DATA="", **NOWHERE))
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_runs_on_real_sections(name, tmp_path, real_data):
     assert ".h5ad" in printed(run(name, tmp_path, LGDIST_EXAMPLE_DATA=str(real_data)))

@@ -1,12 +1,14 @@
 """Every bad input is refused by a message that names the culprit and the remedy."""
 
 import warnings
+from datetime import date
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
+from scvi.data.fields import CategoricalObsField
 
 from lgdist_scvi.data._validation import validate_genes, validate_setup
 
@@ -303,6 +305,24 @@ CASES = {
     ),
     "no batch": (no_check, {"batch_key": "plate"}, KeyError, ["obs['plate']", "batch_key="]),
     "batch NaN": (with_entry("obs", "chip", 6, None), {"batch_key": "chip"}, ValueError, ["obs['chip']", "'spot6'"]),
+    "library of numbers and text": (
+        setting("obs", "lib", lambda a: np.array([1, "b"] * 60, dtype=object)),
+        {"library_key": "lib"},
+        TypeError,
+        ["obs['lib'] (library_key)", "int (1), str ('b')", "adata.obs['lib'] = adata.obs['lib'].map(str)"],
+    ),
+    "batch that is infinite once": (
+        setting("obs", "chip", lambda a: np.array([np.inf] + ["u"] * 119, dtype=object)),
+        {"batch_key": "chip"},
+        TypeError,
+        ["obs['chip'] (batch_key)", "float (inf), str ('u')", ".map(str)"],
+    ),
+    "library of lists": (
+        setting("obs", "lib", lambda a: pd.Series([["a"]] * 120, index=a.obs_names)),
+        {"library_key": "lib"},
+        TypeError,
+        ["obs['lib']", "list (['a'])", ".map(str)"],
+    ),
     "sections overlay": (
         share_positions(60),
         {},
@@ -414,6 +434,60 @@ def test_bad_input(change, kwargs, error, parts):
     message = str(caught.value.args[0])
     for part in parts:
         assert part in message
+
+
+NAMES = {
+    "text": ["a", "b"],
+    "whole numbers": [1, 2],
+    "numbers of two types": [1, 2.5],
+    "booleans and numbers": [True, 3],
+    "infinite numbers": [1.0, np.inf],
+    "pairs": [("a", 1), ("b", 1)],
+    "days": [date(2020, 1, 1), date(2021, 1, 1)],
+    "text and numbers": ["a", 1],
+    "text and infinity": ["a", np.inf],
+    "text and booleans": ["a", True],
+    "text and bytes": ["a", b"b"],
+    "pairs of two types": [("a", 1), ("b", "c"), ("a", "c")],
+    "complex numbers": [1j, 2j],
+}
+
+
+@pytest.mark.parametrize("categorical", [False, True])
+@pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
+def test_names_are_refused_just_where_scvi_tools_cannot_take_them(names, categorical):
+    adata = tissue()
+    column = pd.Series(index=adata.obs_names, dtype=object)
+    column[:] = [names[i % len(names)] for i in range(120)]
+    adata.obs["lib"] = column.astype("category") if categorical else column
+
+    def accepted(function):
+        try:
+            function()
+        except TypeError:
+            return False
+        return True
+
+    field = CategoricalObsField("lib", "lib")
+
+    def register():
+        field.get_summary_stats(field.register_field(adata))
+        field.transfer_field(field.register_field(adata), adata)
+
+    for keys in ({"library_key": "lib"}, {"batch_key": "lib"}):
+        assert accepted(lambda keys=keys: check(adata, **keys)) == accepted(register)
+    adata.obs["lib"] = adata.obs["lib"].map(str)
+    check(adata, library_key="lib")
+
+
+def test_names_that_no_spot_has_must_go_with_the_others():
+    """As scvi-tools sorts all categories."""
+    adata = tissue()
+    adata.obs["lib"] = adata.obs["lib"].cat.add_categories([3])
+    with pytest.raises(TypeError, match=r"str \('a'\), int \(3\).*map\(str\)"):
+        check(adata, library_key="lib")
+    adata.obs["lib"] = adata.obs["lib"].map(str)
+    check(adata, library_key="lib")
 
 
 @pytest.mark.parametrize("to_format", [sparse.csr_matrix, sparse.csc_matrix])

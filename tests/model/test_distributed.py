@@ -12,46 +12,77 @@ import pytest
 from lgdist_scvi import LGDiST
 
 SCRIPT = """
-import json, os, sys
+import json, os, socket, sys, traceback
 import anndata as ad
 import torch
 from lgdist_scvi import LGDiST
 from lgdist_scvi.model import _streaming
 
-folder, options = sys.argv[1], json.loads(sys.argv[2])
-torch.set_num_threads(1)
-_streaming.BLOCK_BYTES = 1
-adata = ad.read_h5ad(f"{folder}/data.h5ad")
-LGDiST.setup_anndata(adata, layer="counts")
-model = LGDiST(adata, **options)
-model.train(
-    max_epochs=3, batch_size=32, validation_size=0.1, accelerator="cpu", devices=2, strategy="ddp",
-    enable_progress_bar=False,
-)
-rank = torch.distributed.get_rank()
-losses = {phase: table["validation_loss"].iloc[:, 0].tolist() for phase, table in model.history.items()}
-steps = {phase: len(table["train_loss"]) for phase, table in model.history.items()}
-with open(f"{folder}/{rank}.json", "w") as file:
-    json.dump({"weights": model._weights_hash(), "losses": losses, "steps": steps}, file)
-saved = []
-save = _streaming.Blocks.save
-_streaming.Blocks.save = lambda blocks, block, arrays: (saved.append(block), save(blocks, block, arrays))
-model.write_completed(f"{folder}/completed.h5ad", n_samples=2, n_steps=2, batch_size=32, silent=True)
-with open(f"{folder}/{rank}_blocks.json", "w") as file:
-    json.dump(saved, file)
-if rank == 0:
-    model.save(f"{folder}/model", save_anndata=True)
+def work(folder, options):
+    torch.set_num_threads(1)
+    _streaming.BLOCK_BYTES = 1
+    adata = ad.read_h5ad(f"{folder}/data.h5ad")
+    LGDiST.setup_anndata(adata, layer="counts")
+    model = LGDiST(adata, **options)
+    model.train(
+        max_epochs=3, batch_size=32, validation_size=0.1, accelerator="cpu", devices=2, strategy="ddp",
+        enable_progress_bar=False,
+    )
+    rank = torch.distributed.get_rank()
+    losses = {phase: table["validation_loss"].iloc[:, 0].tolist() for phase, table in model.history.items()}
+    steps = {phase: len(table["train_loss"]) for phase, table in model.history.items()}
+    with open(f"{folder}/{rank}.json", "w") as file:
+        json.dump({"weights": model._weights_hash(), "losses": losses, "steps": steps}, file)
+    saved = []
+    save = _streaming.Blocks.save
+    _streaming.Blocks.save = lambda blocks, block, arrays: (saved.append(block), save(blocks, block, arrays))
+    model.write_completed(f"{folder}/completed.h5ad", n_samples=2, n_steps=2, batch_size=32, silent=True)
+    with open(f"{folder}/{rank}_blocks.json", "w") as file:
+        json.dump(saved, file)
+    if rank == 0:
+        model.save(f"{folder}/model", save_anndata=True)
+
+def fork(rank, arguments):
+    pid = os.fork()
+    if pid:
+        return pid
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    try:
+        work(*arguments)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+arguments = sys.argv[1], json.loads(sys.argv[2])
+if "RANK" in os.environ:
+    work(*arguments)
+else:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
+    ranks = [fork(rank, arguments) for rank in range(2)]
+    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0 for pid in ranks))
 """
+PYTHON = [sys.executable, "-c", SCRIPT]
+# By torchrun, as a user starts it, or as copies of one process, which spares two imports.
+COMMANDS = {
+    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"],
+    "fork": [],
+}
 
 
 @pytest.mark.slow
-def test_two_processes(small, tmp_path):
+@pytest.mark.parametrize("start", [pytest.param("torchrun", marks=pytest.mark.full), "fork"])
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+def test_two_processes(small, tmp_path, start):
     small.tissue(n_spots=300).write_h5ad(tmp_path / "data.h5ad")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
     options = json.dumps(small.OPTIONS)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     run = subprocess.run(
-        [*command, sys.executable, "-c", SCRIPT, str(tmp_path), options],
+        [*COMMANDS[start], *PYTHON, str(tmp_path), options],
         capture_output=True,
         check=False,
         text=True,

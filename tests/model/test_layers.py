@@ -1,6 +1,7 @@
 """Completed layers in memory and on disk: the same, whatever happens on the way."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -152,13 +153,14 @@ def test_unusable_targets(trained, tmp_path):
         assert "lgdist" in read(tmp_path / name).layers
 
 
+# Each completion in a process of its own, a copy of one that has imported everything.
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys, traceback
 import numpy as np
 from lgdist_scvi import LGDiST
 from lgdist_scvi.model import _layers, _streaming
 
-folder, path, when = sys.argv[1:]
+folder, completions = sys.argv[1], json.loads(sys.argv[2])
 _streaming.BLOCK_BYTES = 1
 kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
 savez, write, n = np.savez, _layers.write_extended, 0
@@ -176,11 +178,25 @@ def half_a_file(adata, layers, uns, path, replaced):
         file.truncate(1000)
     kill()
 
-if when == "block":
-    np.savez = half_a_block
-if when == "file":
-    _layers.write_extended = half_a_file
-LGDiST.load(folder).write_completed(path, n_samples=2, n_steps=2, silent=True, batch_size=32)
+def complete(path, when):
+    if when == "block":
+        np.savez = half_a_block
+    if when == "file":
+        _layers.write_extended = half_a_file
+    LGDiST.load(folder).write_completed(path, n_samples=2, n_steps=2, silent=True, batch_size=32)
+
+ended = []
+for path, when in completions:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            complete(path, when)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    ended.append([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), os.path.exists(path)])
+print(json.dumps(ended))
 """
 
 
@@ -188,14 +204,13 @@ LGDiST.load(folder).write_completed(path, n_samples=2, n_steps=2, silent=True, b
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_killed_and_repeated(trained, tmp_path):
     trained.save(tmp_path / "model", save_anndata=True)
-    whole, path, codes = tmp_path / "whole.h5ad", tmp_path / "killed.h5ad", []
-    for target, when in ((whole, "never"), (path, "block"), (path, "block"), (path, "file"), (path, "never")):
-        run = subprocess.run(
-            [sys.executable, "-c", KILLED, str(tmp_path / "model"), str(target), when], capture_output=True, check=False
-        )
-        codes.append(run.returncode)
-        assert target.exists() == (when == "never"), run.stderr.decode()
-    assert codes == [0, *[-signal.SIGKILL] * 3, 0]
+    whole, path = tmp_path / "whole.h5ad", tmp_path / "killed.h5ad"
+    completions = [[str(whole), "never"], *([str(path), when] for when in ("block", "block", "file", "never"))]
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "model"), json.dumps(completions)]
+    run = subprocess.run(command, capture_output=True, check=False, text=True)
+    assert run.returncode == 0, run.stderr
+    killed = [-signal.SIGKILL, False]
+    assert json.loads(run.stdout.splitlines()[-1]) == [[0, True], killed, killed, killed, [0, True]], run.stderr
     assert_same(path, whole)
     assert not Path(f"{path}.partial").exists()
 

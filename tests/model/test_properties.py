@@ -69,8 +69,10 @@ def test_form_order_and_batches_do_not_matter(
         layers={"counts": counts, "observed": FORMS[observed](np.array(source.layers["observed"]))},
     )
     before = adata.copy()
-    completed = model.get_completed_expression(adata, keep_observed=False, **(READ | {"batch_size": batch_size}))
-    np.testing.assert_allclose(completed, reference[order], rtol=1e-4, atol=1e-5)
+    rows = rng.permutation(len(order))[: 10 if batch_size == 1 else None]  # minibatches of one spot take long
+    options = READ | {"batch_size": batch_size, "indices": rows}
+    completed = model.get_completed_expression(adata, keep_observed=False, **options)
+    np.testing.assert_allclose(completed, reference[order[rows]], rtol=1e-4, atol=1e-5)
     for name, layer in before.layers.items():
         assert type(adata.layers[name]) is type(layer) and adata.layers[name].dtype == layer.dtype
         assert (adata.layers[name] != layer).sum() == 0
@@ -141,9 +143,9 @@ def isolated(rng):
     return tissue(counts_of(rng), positions), {}
 
 
-def thousands_of_libraries(rng):
-    adata = tissue(counts_of(rng, n_spots=4000))
-    adata.obs["library"] = [f"l{i // 2}" for i in range(4000)]
+def a_thousand_libraries(rng):
+    adata = tissue(counts_of(rng, n_spots=2200))  # more than statistics and held-out entries are taken of
+    adata.obs["library"] = [f"l{i // 2}" for i in range(2200)]
     return adata, {"library_key": "library", "n_neighbors": 1}
 
 
@@ -174,7 +176,7 @@ EXTREMES = [
     huge_counts,
     collinear,
     isolated,
-    thousands_of_libraries,
+    a_thousand_libraries,
     nothing_observed_of_some,
     hardly_anything_observed,
     equal_spots,

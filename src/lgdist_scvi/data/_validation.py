@@ -80,8 +80,8 @@ def validate_setup(
     """
     _check_container(adata)
     check_whole(1, n_neighbors=n_neighbors)
-    _check_obs_column(adata, library_key, "library_key")
-    _check_obs_column(adata, batch_key, "batch_key")
+    _check_names(adata, library_key, "library_key")
+    _check_names(adata, batch_key, "batch_key")
     positions = _check_positions(adata, spatial_key)
     _check_shared_positions(adata, positions, library_key)
     if size_factor_key is not None:
@@ -129,7 +129,7 @@ def validate_places(
         If a place has no image, or the number of image features differs from the model.
     """
     _check_type(adata)
-    _check_obs_column(adata, library_key, "library_key")
+    _check_names(adata, library_key, "library_key")
     _check_shared_positions(adata, _check_positions(adata, spatial_key), library_key)
     _check_image(adata, image_key, query=True)
     image = np.asarray(adata.obsm[image_key], dtype=np.float32)
@@ -219,6 +219,27 @@ def _check_obs_column(adata: AnnData, key: str | None, argument: str) -> None:
             f"adata.obs[{key!r}] ({argument}) is NaN for {spot_listing(adata, absent)}; fill it in or drop the spots "
             f"with adata = adata[adata.obs[{key!r}].notna()].copy()."
         )
+
+
+def _check_names(adata: AnnData, key: str | None, argument: str) -> None:
+    """Check a column that groups spots. Its values must be names that can be sorted, as scvi-tools does."""
+    _check_obs_column(adata, key, argument)
+    if key is None:
+        return
+    column = adata.obs[key]
+    try:
+        # All categories, also those of no spot. Unhashable values have none.
+        np.unique(column.astype("category").cat.categories.to_numpy())
+    except TypeError as error:
+        names = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
+        first: dict[str, str] = {}
+        for name in names:
+            first.setdefault(type(name).__name__, repr(name))
+        found = ", ".join(f"{kind} ({name})" for kind, name in first.items())
+        raise TypeError(
+            f"adata.obs[{key!r}] ({argument}) has names that cannot be sorted: {found}. Make them text: "
+            f"adata.obs[{key!r}] = adata.obs[{key!r}].map(str)."
+        ) from error
 
 
 def _check_positions(adata: AnnData, spatial_key: str) -> NDArray[np.float64]:

@@ -1,0 +1,33 @@
+"""One training of full length, with every default: what the brief ones of all other tests leave open."""
+
+import numpy as np
+import pytest
+
+from lgdist_scvi import LGDiST
+from lgdist_scvi.datasets import simulated_tissue
+from lgdist_scvi.metrics import gene_pearson
+
+
+@pytest.mark.slow
+def test_defaults_complete_a_tissue():
+    adata = simulated_tissue(300, 100, depth=400)
+    LGDiST.setup_anndata(adata, layer="counts")
+    model = LGDiST(adata)
+    model.train(accelerator="cpu", enable_progress_bar=False)
+    for phase, n_epochs in {"autoencoder": 300, "diffusion": 200}.items():
+        # 600 steps and 400, two in an epoch, unless it stops early.
+        losses = model.history[phase]["validation_loss"].to_numpy(dtype=float).ravel()
+        assert n_epochs / 4 < len(model.history[phase]["train_loss"]) <= n_epochs
+        assert np.nanmin(losses) < losses[np.isfinite(losses)][0]
+    scores = model.evaluate_completion(silent=True)
+    assert scores.loc["lgdist", "d2"] > scores.loc["spatial neighbours", "d2"] + 0.05
+    assert scores.loc["lgdist", "pcc_gene"] > scores.loc["spatial neighbours", "pcc_gene"] + 0.1
+    counts, truth = adata.layers["counts"].toarray(), np.log1p(np.asarray(adata.layers["rate"]) * 1e4)
+    completed = {
+        "measured": np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4),
+        "completed": model.get_completed_expression(silent=True, return_numpy=True),
+        "denoised": model.get_completed_expression(keep_observed=False, silent=True, return_numpy=True),
+    }
+    correlation = {name: np.nanmean(gene_pearson(values, truth)) for name, values in completed.items()}
+    assert correlation["completed"] > correlation["measured"] + 0.05, correlation
+    assert correlation["denoised"] > correlation["measured"] + 0.15, correlation
