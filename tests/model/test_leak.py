@@ -82,7 +82,7 @@ def all_batches(small, adata, **setup):
     data = model._training_data(0.1, 64)
     arrays = {"held out": data.held_out.toarray()}
     for name, view in {"training": data.view, "truth": data.truth, "read": model._view()}.items():
-        arrays |= {f"{name} all counts": view.counts.toarray(), f"{name} hidden": view.hidden.toarray()}
+        arrays |= {f"{name} all counts": view.counts.toarray(), f"{name} hidden": view.hidden[np.arange(adata.n_obs)]}
         arrays |= {f"{name} share": view.share, f"{name} all depths": view.depth}
         batch = view.gather(np.arange(adata.n_obs))._asdict()
         arrays |= {f"{name} {field}": tensor.numpy() for field, tensor in batch.items()}
@@ -180,9 +180,7 @@ def test_held_out_counts_do_not_reach_the_view(small, setup):
 
 def test_held_out_counts_change_no_weight(small, monkeypatch):
     # Which step's weights are kept is chosen on the held-out entries, so keep the last.
-    monkeypatch.setattr(
-        PhasePlan, "keep_best", lambda self: self._parts().load_state_dict(self._average.module.state_dict())
-    )
+    monkeypatch.setattr(PhasePlan, "keep_best", lambda self: self._put(self._averaged) or True)
     adata, changed, setup = held_out_changed(small)
     first, second = (
         small.fit(small.build(a, **setup), validation_size=0.1, early_stopping=False) for a in (adata, changed)
@@ -223,6 +221,24 @@ def test_a_count_does_not_predict_itself(small, setup):
         influence.append(np.abs(new / old - 1).max())
     # The count matters to the other genes of the spot, so the model was not blind to it.
     assert min(influence) > 1e-3
+
+
+def test_what_a_prediction_knows_of_the_own_count(small):
+    """Of a visible entry the factor model's rate alone knows it, beside the depth; of a hidden one nothing does."""
+    adata, hidden = hidden_tissue(small, "entries")
+    adata.obs["total"] += 1e6  # to which a count makes no difference
+    model = small.fit(small.build(adata, **SETUP, size_factor_key="total"), max_epochs=5)
+    batch = model._view(share=model.module.share.numpy()).gather([4])
+    for gene in (int(np.flatnonzero(~hidden[4])[0]), int(np.flatnonzero(hidden[4])[0])):
+        more = batch._replace(counts=batch.counts.clone(), depth=batch.depth + 400)
+        more.counts[0, gene] += 400
+        one, other = (predict(model.module, b, draw_noise(2, 8, 0), 2, detected=True) for b in (batch, more))
+        knows = {
+            name
+            for name in ("network", "network_variance", "factor", "detected", "rate")
+            if abs(getattr(other, name)[0, gene] / getattr(one, name)[0, gene] - 1) > 2e-3
+        }
+        assert knows == (set() if hidden[4, gene] else {"factor", "rate"})
 
 
 def test_fold_that_does_not_leave_out_is_seen(small, monkeypatch):
