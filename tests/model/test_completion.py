@@ -65,6 +65,20 @@ def test_some_genes_in_any_order(trained, small):
     assert some_std.index.equals(full.index)
 
 
+def test_chosen_genes_alone_are_decoded(trained, small, monkeypatch):
+    decoded = []
+    decode = type(trained.module).decode
+
+    def spy(module, code, batch, genes):
+        decoded.extend(genes.tolist())
+        return decode(module, code, batch, genes)
+
+    monkeypatch.setattr(type(trained.module), "decode", spy)
+    genes = [31, 2]
+    trained.get_completed_expression(gene_list=list(trained.adata.var_names[genes]), **small.READ)
+    assert set(decoded) == set(genes)
+
+
 def test_arrays_equal_tables(trained, small):
     np.testing.assert_array_equal(read(trained, small), trained.get_completed_expression(**small.READ).to_numpy())
 
@@ -257,6 +271,14 @@ def test_completed_layer(fresh, small):
     assert set(adata.layers) - set(before.layers) == {"lgdist", "lgdist_std", "lgdist_imputed"}
     assert set(adata.uns) - set(before.uns) == {"lgdist"}
     assert adata.obs.equals(before.obs)
+
+
+def test_standard_deviation_of_an_earlier_completion_does_not_stay(fresh, small, tmp_path):
+    fresh.add_completed_layer(return_std=True, **small.READ)
+    fresh.write_completed(tmp_path / "a.h5ad", **small.READ)
+    assert "lgdist_std" not in ad.read_h5ad(tmp_path / "a.h5ad").layers
+    fresh.add_completed_layer(seed=1, **small.READ)
+    assert "lgdist_std" not in fresh.adata.layers and {"lgdist", "lgdist_imputed"} <= set(fresh.adata.layers)
 
 
 def test_completed_layer_by_another_name(fresh, small):

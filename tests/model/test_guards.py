@@ -114,6 +114,17 @@ def test_genes_that_were_dropped_since(small):
         model.get_completed_expression(**small.READ)
 
 
+def test_names_of_new_sections_must_go_with_the_known_ones(model, small):
+    other = small.tissue(n_spots=60, seed=1)
+    other.obs["library_id"] = 3
+    with pytest.raises(
+        TypeError, match=r"\(library_key\) .* cannot be sorted: str \('section_1'\), int \(3\)\. .*map\(str\)"
+    ):
+        model.get_completed_expression(other, **small.READ)
+    other.obs["library_id"] = other.obs["library_id"].map(str)
+    assert model.get_completed_expression(other, **small.READ).shape == other.shape
+
+
 def test_completion_that_is_not_finite(small):
     model = small.fit(small.build(small.tissue()), max_epochs=1)
     with torch.no_grad():

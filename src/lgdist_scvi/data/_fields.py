@@ -11,6 +11,7 @@ from scvi.data.fields import BaseAnnDataField, CategoricalObsField, ObsmField
 
 from lgdist_scvi._constants import REGISTRY_KEYS, Keys
 
+from ._names import check_sortable
 from ._neighbors import add_spatial_graph, edge_lengths, graph_edges, graph_params, library_codes
 
 if TYPE_CHECKING:
@@ -21,7 +22,15 @@ class GroupField(CategoricalObsField):
     """Column of ``obs`` that groups spots; new data may have new groups, since nothing is learnt per group."""
 
     def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs: Any) -> dict[str, Any]:
-        """Register the groups of new data beside the known ones; arguments as in scvi-tools."""
+        """Register the groups of new data beside the known ones; arguments as in scvi-tools.
+
+        Raises
+        ------
+        TypeError
+            If the names of new and known groups cannot be sorted together.
+        """
+        key, known = self._original_attr_key, state_registry[self.CATEGORICAL_MAPPING_KEY]
+        check_sortable(adata_target.obs[key], key, f"{self.registry_key}_key", known)
         return super().transfer_field(state_registry, adata_target, **{**kwargs, "extend_categories": True})
 
 

@@ -14,6 +14,7 @@ from lgdist_scvi._checks import check_whole
 
 from ._counts import check_counts
 from ._entries import listing, spot_listing
+from ._names import check_sortable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -222,24 +223,10 @@ def _check_obs_column(adata: AnnData, key: str | None, argument: str) -> None:
 
 
 def _check_names(adata: AnnData, key: str | None, argument: str) -> None:
-    """Check a column that groups spots. Its values must be names that can be sorted, as scvi-tools does."""
+    """Check a column that groups spots."""
     _check_obs_column(adata, key, argument)
-    if key is None:
-        return
-    column = adata.obs[key]
-    try:
-        # All categories, also those of no spot. Unhashable values have none.
-        np.unique(column.astype("category").cat.categories.to_numpy())
-    except TypeError as error:
-        names = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
-        first: dict[str, str] = {}
-        for name in names:
-            first.setdefault(type(name).__name__, repr(name))
-        found = ", ".join(f"{kind} ({name})" for kind, name in first.items())
-        raise TypeError(
-            f"adata.obs[{key!r}] ({argument}) has names that cannot be sorted: {found}. Make them text: "
-            f"adata.obs[{key!r}] = adata.obs[{key!r}].map(str)."
-        ) from error
+    if key is not None:
+        check_sortable(adata.obs[key], key, argument)
 
 
 def _check_positions(adata: AnnData, spatial_key: str) -> NDArray[np.float64]:

@@ -1,9 +1,7 @@
 """Scores of a completion against held-out truth, as functions of NumPy arrays."""
 
+from ._intervals import count_coverage, count_distribution, coverage
 from ._metrics import (
-    count_coverage,
-    count_distribution,
-    coverage,
     deviance_explained,
     gene_pearson,
     masked_mae,

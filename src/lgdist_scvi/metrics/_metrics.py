@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import stats
 from scipy.special import kl_div
+
+from ._arrays import MIN_EXPECTED, matching, require_any
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
-    from scipy.stats.distributions import rv_frozen
-
-_MIN_EXPECTED = 1e-12  # counts; keeps the deviance finite for genes that the baseline has not seen
 
 
 def masked_mse(prediction: ArrayLike, truth: ArrayLike, mask: ArrayLike) -> float:
@@ -112,7 +110,7 @@ def gene_pearson(
     >>> lgdist_scvi.metrics.gene_pearson(2 * truth + 1, truth)
     array([1., 1., 1.])
     """
-    predicted, true, chosen = _matching(prediction, truth, mask)
+    predicted, true, chosen = matching(prediction, truth, mask)
     if predicted.ndim != 2:
         raise ValueError(f"`prediction` must be spots x genes, got {predicted.ndim} dimension(s).")
     n = chosen.sum(axis=0)
@@ -211,14 +209,14 @@ def deviance_explained(
     """
     if not 0 <= floor <= 1:
         raise ValueError(f"`floor` is a share between 0 and 1, got {floor}.")
-    predicted, observed, chosen = _matching(rate, counts, mask, names=("rate", "counts"))
+    predicted, observed, chosen = matching(rate, counts, mask, names=("rate", "counts"))
     depths, baseline = np.asarray(depth, dtype=np.float64), np.asarray(baseline_rate, dtype=np.float64)
     if observed.ndim != 2 or depths.shape != observed.shape[:1] or baseline.shape != observed.shape[1:]:
         raise ValueError(
             f"`counts` of shape {observed.shape} need one `depth` per spot and one `baseline_rate` per gene, got "
             f"shapes {depths.shape} and {baseline.shape}."
         )
-    _require_any(chosen)
+    require_any(chosen)
     null = (depths[:, None] * baseline)[chosen]
     expected = (1 - floor) * (depths[:, None] * predicted)[chosen] + floor * null
     left = _total_deviance(observed[chosen], expected)
@@ -226,158 +224,17 @@ def deviance_explained(
     return float(1 - left / total) if total > 0 else float("nan")
 
 
-def coverage(truth: ArrayLike, lower: ArrayLike, upper: ArrayLike, mask: ArrayLike | None = None) -> float:
-    """Share of true values inside their predicted intervals.
-
-    Parameters
-    ----------
-    truth
-        True values, usually ``(n_spots, n_genes)``, in any unit.
-    lower, upper
-        Ends of the intervals, included, of the same shape, in the unit of ``truth``.
-    mask
-        Boolean array of the same shape, True for the entries to score; all of them by default.
-
-    Returns
-    -------
-    Share between 0 and 1, to be compared with the nominal coverage.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ, an interval ends before it starts, or the mask selects nothing.
-
-    Examples
-    --------
-    >>> lgdist_scvi.metrics.coverage(truth=[1, 2, 3, 4], lower=[0, 0, 0, 0], upper=[2, 2, 2, 4])
-    0.75
-    """
-    low, true, chosen = _matching(lower, truth, mask, names=("lower", "truth"))
-    high, _, _ = _matching(upper, truth, mask, names=("upper", "truth"))
-    _require_any(chosen)
-    if n_crossed := int((low > high)[chosen].sum()):
-        raise ValueError(f"`lower` exceeds `upper` in {n_crossed} entries; swap them or check the quantiles.")
-    return float(((true >= low) & (true <= high))[chosen].mean())
-
-
-def count_distribution(mean: ArrayLike, std: ArrayLike) -> rv_frozen:
-    """Distribution of counts whose expectation is known up to a standard deviation.
-
-    The expectation is assumed to be gamma-distributed, so the count is negative binomial: counting noise adds to the
-    uncertainty of the expectation.
-
-    Parameters
-    ----------
-    mean
-        Expected counts, usually ``(n_spots, n_genes)``, at the depth of the counts in question.
-    std
-        Standard deviation of the expectation, in counts, of the same shape; 0 leaves counting noise only.
-
-    Returns
-    -------
-    Frozen :data:`scipy.stats.nbinom`, with ``cdf``, ``ppf`` and so on.
-
-    References
-    ----------
-    The mixture of :cite:t:`greenwood1920inquiry`; "The read-outs" of :doc:`/method`.
-
-    Examples
-    --------
-    >>> distribution = lgdist_scvi.metrics.count_distribution(mean=[1.0, 10.0], std=[0.5, 2.0])
-    >>> distribution.mean()
-    array([ 1., 10.])
-    >>> distribution.var()  # the square of std adds to the counting noise
-    array([ 1.25, 14.  ])
-    """
-    expected = np.maximum(np.asarray(mean, dtype=np.float64), _MIN_EXPECTED)
-    # A minimal overdispersion, because the negative binomial has no parameters for none.
-    over = np.maximum(np.square(np.asarray(std, dtype=np.float64)), 1e-9 * expected)
-    return stats.nbinom(expected**2 / over, expected / (expected + over))
-
-
-def count_coverage(
-    counts: ArrayLike, mean: ArrayLike, std: ArrayLike, level: float, mask: ArrayLike | None = None
-) -> float:
-    """Share of counts inside their central predicted intervals, corrected for the discreteness of counts.
-
-    An interval of small counts cannot hold exactly, say, 80%, because it ends at a whole number. So a count is covered
-    by the fraction of its step of the distribution function that lies between ``(1 - level) / 2`` and
-    ``(1 + level) / 2``. If the distributions are right, the result is `level`.
-
-    Parameters
-    ----------
-    counts
-        True counts, usually ``(n_spots, n_genes)``.
-    mean, std
-        Expected counts and the standard deviation of the expectation, of the same shape, as in
-        :func:`count_distribution`.
-    level
-        Nominal coverage of the intervals, between 0 and 1.
-    mask
-        Boolean array of the same shape, True for the entries to score; all of them by default.
-
-    Returns
-    -------
-    Share between 0 and 1, to be compared with `level`.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ, the mask selects nothing, or `level` is not between 0 and 1.
-
-    References
-    ----------
-    The non-randomised probability integral transform of :cite:t:`czado2009predictive`.
-
-    Examples
-    --------
-    >>> mean = np.full(1000, 5.0)
-    >>> counts = np.random.default_rng(0).poisson(mean)
-    >>> round(lgdist_scvi.metrics.count_coverage(counts, mean, std=np.zeros(1000), level=0.8), 1)
-    0.8
-    """
-    if not 0 < level < 1:
-        raise ValueError(f"`level` must be between 0 and 1, got {level}.")
-    expected, true, chosen = _matching(mean, counts, mask, names=("mean", "counts"))
-    spread, _, _ = _matching(std, counts, mask, names=("std", "counts"))
-    _require_any(chosen)
-    distribution = count_distribution(expected[chosen], spread[chosen])
-    below, upto = distribution.cdf(true[chosen] - 1), distribution.cdf(true[chosen])
-    inside = np.minimum(upto, (1 + level) / 2) - np.maximum(below, (1 - level) / 2)
-    return float(np.clip(inside / np.maximum(upto - below, 1e-12), 0, 1).mean())
-
-
-def _matching(
-    prediction: ArrayLike, truth: ArrayLike, mask: ArrayLike | None, names: tuple[str, str] = ("prediction", "truth")
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """Arrays of one shape: two of floats, and the mask (all True for None)."""
-    first, second = np.asarray(prediction, dtype=np.float64), np.asarray(truth, dtype=np.float64)
-    chosen = np.ones(second.shape, dtype=bool) if mask is None else np.asarray(mask)
-    if chosen.dtype != np.bool_:
-        raise ValueError(f"`mask` must be boolean, got dtype {chosen.dtype}.")
-    for name, shape in ((names[0], first.shape), ("mask", chosen.shape)):
-        if shape != second.shape:
-            raise ValueError(f"`{name}` has shape {shape}, `{names[1]}` has {second.shape}; they must be the same.")
-    return first, second, chosen
-
-
 def _masked_error(prediction: ArrayLike, truth: ArrayLike, mask: ArrayLike) -> NDArray[np.float64]:
     """Prediction minus truth of the chosen entries, flat."""
-    predicted, true, chosen = _matching(prediction, truth, mask)
-    _require_any(chosen)
+    predicted, true, chosen = matching(prediction, truth, mask)
+    require_any(chosen)
     return predicted[chosen] - true[chosen]
-
-
-def _require_any(mask: NDArray[np.bool_]) -> None:
-    """Refuse an empty mask."""
-    if not mask.any():
-        raise ValueError("`mask` selects no entry; nothing can be scored.")
 
 
 def _total_deviance(counts: NDArray[np.float64], expected: NDArray[np.float64]) -> float:
     """Sum of the deviances, finite also where a count is positive and its expectation 0."""
-    nothing = (counts > 0) & (expected >= 0) & (expected < _MIN_EXPECTED)
-    return float(poisson_deviance(counts, np.where(nothing, _MIN_EXPECTED, expected)).sum())
+    nothing = (counts > 0) & (expected >= 0) & (expected < MIN_EXPECTED)
+    return float(poisson_deviance(counts, np.where(nothing, MIN_EXPECTED, expected)).sum())
 
 
 def _precision(values: ArrayLike) -> float:

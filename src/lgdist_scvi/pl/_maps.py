@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import sparse
 from scipy.spatial import KDTree
 
-from lgdist_scvi._constants import STD_SUFFIX, TARGET_SUM, Keys
-from lgdist_scvi.data._entries import count_matrix, listing, observed_entries, observed_matrix
+from lgdist_scvi._constants import STD_SUFFIX, Keys
+from lgdist_scvi.data._entries import listing
 from lgdist_scvi.pl._axes import axes_grid
+from lgdist_scvi.pl._values import dense_part, measured_values
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
@@ -104,7 +104,7 @@ def completion(
     sections = _sections(adata, spatial_key, library_key, library_id, img)
     spots = np.concatenate([section.spots for section in sections])
     completed = _columns(adata, layer, spots, chosen, "model.add_completed_layer(adata)")
-    measured = _measured(adata, measured_layer, observed_layer, size_factor_key, spots, chosen)
+    measured = measured_values(adata, measured_layer, observed_layer, size_factor_key, spots, chosen)
     panels = axes_grid(axes, len(chosen) * len(sections), 2, _panel_size(sections, 2))
     rows = iter(panels)
     for gene, *pair in zip(adata.var_names[chosen], measured.T, completed.T, strict=True):
@@ -264,39 +264,7 @@ def _columns(
     """Dense values of some spots and genes of a layer."""
     if layer not in adata.layers:
         raise KeyError(f"adata.layers[{layer!r}] is missing; write it with {origin}, or correct layer=...")
-    return _dense(adata.layers[layer], spots, genes)
-
-
-def _dense(matrix: Any, spots: NDArray[np.intp], genes: NDArray[np.intp]) -> NDArray[np.float64]:
-    """Dense values of some rows and columns of an array or sparse matrix."""
-    part = matrix[:, genes][spots]
-    return np.asarray(part.toarray() if sparse.issparse(part) else part, dtype=np.float64)
-
-
-def _measured(
-    adata: AnnData,
-    layer: str | None,
-    observed_layer: str | None,
-    size_factor_key: str | None,
-    spots: NDArray[np.intp],
-    genes: NDArray[np.intp],
-) -> NDArray[np.float64]:
-    """Log-normalised counts of shape ``(n_spots, n_genes)``, NaN where nothing was observed."""
-    counts, _ = count_matrix(adata, layer)
-    observed = observed_matrix(adata, observed_layer)
-    if size_factor_key is None:
-        depth = np.zeros(adata.n_obs)
-        for row, _, value in observed_entries(counts, observed):
-            depth += np.bincount(row, weights=value, minlength=adata.n_obs)
-    elif size_factor_key in adata.obs:
-        depth = adata.obs[size_factor_key].to_numpy(dtype=np.float64)
-    else:
-        raise KeyError(
-            f"adata.obs[{size_factor_key!r}] is missing (found: {list(adata.obs)}); correct size_factor_key=..."
-        )
-    depth = np.where(depth > 0, depth, np.nan)[spots, None]
-    values = np.log1p(_dense(counts, spots, genes) / depth * TARGET_SUM)
-    return values if observed is None else np.where(_dense(observed, spots, genes) > 0, values, np.nan)
+    return dense_part(adata.layers[layer], spots, genes)
 
 
 def _limits(values: NDArray[np.float64]) -> tuple[float, float]:
