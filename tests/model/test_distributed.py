@@ -75,11 +75,13 @@ COMMANDS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", [pytest.param("torchrun", marks=pytest.mark.full), "fork"])
+@pytest.mark.parametrize(
+    ("start", "loss"), [pytest.param("torchrun", "counts", marks=pytest.mark.full), ("fork", "counts"), ("fork", "log")]
+)
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
-def test_two_processes(small, tmp_path, start):
+def test_two_processes(small, tmp_path, start, loss):
     small.tissue(n_spots=300).write_h5ad(tmp_path / "data.h5ad")
-    options = json.dumps(small.OPTIONS)
+    options = json.dumps(small.OPTIONS | {"loss": loss})
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     run = subprocess.run(
         [*COMMANDS[start], *PYTHON, str(tmp_path), options],

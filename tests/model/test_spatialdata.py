@@ -61,6 +61,20 @@ def test_completed_layers_survive_on_disk(sdata, small, tmp_path):
     )
 
 
+def test_standard_deviation_of_an_earlier_completion_does_not_stay_on_disk(sdata, small, tmp_path):
+    path = tmp_path / "section.zarr"
+    sdata.write(path)
+    sdata = spatialdata.read_zarr(path)
+    # The model has a copy of the table's rows.
+    registered = LGDiST.setup_spatialdata(sdata, "counts", region="spots_section_2")
+    model = model_of(registered, small)
+    model.add_completed_table(sdata, return_std=True, **small.READ)
+    assert "lgdist_std" in spatialdata.read_zarr(path)["table"].layers
+    model.add_completed_table(sdata, **small.READ)
+    for table in (sdata["table"], spatialdata.read_zarr(path)["table"]):
+        assert "lgdist_std" not in table.layers and {"lgdist", "lgdist_imputed"} <= set(table.layers)
+
+
 def test_one_region_of_two(sdata, small):
     registered = LGDiST.setup_spatialdata(sdata, "counts", region="spots_section_2")
     assert registered is not sdata["table"] and set(registered.obs["region"]) == {"spots_section_2"}

@@ -3,13 +3,17 @@
 import os
 import random
 import signal
+from contextlib import contextmanager, nullcontext
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 
-from lgdist_scvi.train import AutoencoderPlan, _runner
+from lgdist_scvi import LGDiST
+from lgdist_scvi.module._posterior import draw_noise, predict
+from lgdist_scvi.module._read_outs import expected
+from lgdist_scvi.train import AutoencoderPlan, DiffusionPlan, _runner
 from lgdist_scvi.train._plans import PhasePlan
 
 
@@ -407,6 +411,42 @@ def test_of_more_spots_more_is_learned(small, monkeypatch, section_spots, epochs
     model.train_autoencoder(**options, plan_kwargs={"weight_decay": 0.3})
     assert decays[1] == 0.3
     assert small.build(small.tissue(), {"n_factors": 3}).module.factors.loadings.shape[1] == 3
+
+
+@contextmanager
+def no_waiting():
+    """Let whatever waits for the GPU fail."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_the_loops_do_not_wait_for_the_gpu(small, trained, tmp_path):
+    trained.save(tmp_path / "model")
+    model = LGDiST.load(tmp_path / "model", trained.adata, accelerator="cuda")
+    module, data = model.module, model._training_data(0.1, 64)
+    data.view.clean = model.get_latent_representation()
+    host = data.view.gather(np.arange(60)).pin_memory()
+    noise = draw_noise(4, 8, 0).cuda()
+    for cls in (AutoencoderPlan, DiffusionPlan):
+        module.phase = cls.phase
+        plan = cls(module.train()).to(module.device)
+        optimizer = torch.optim.AdamW(plan._parts().parameters())
+        for repeat in range(3):
+            # The first step allocates.
+            with no_waiting() if repeat else nullcontext():
+                plan.loss(host.to(module.device)).loss.backward()
+                torch.nn.utils.clip_grad_norm_(plan._parts().parameters(), 1.0)
+                optimizer.step()
+                plan.on_train_batch_end()
+    module.phase = "autoencoder"
+    module.eval()
+    for repeat in range(2):
+        with no_waiting() if repeat else nullcontext():
+            expected(predict(module, host, noise, 4), module)
 
 
 @pytest.mark.gpu

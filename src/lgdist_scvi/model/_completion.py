@@ -48,7 +48,8 @@ class CompletionMixin(LGDiSTBase):
         """Completed expression of every spot and gene.
 
         Unobserved entries and observed zeros are completed. The network predicts an observed entry without its own count;
-        the prediction is then combined with the count.
+        the factor model estimates the factors of a spot from all of its visible counts. The prediction is then combined with
+        the count.
 
         Parameters
         ----------

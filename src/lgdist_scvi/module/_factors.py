@@ -136,11 +136,12 @@ class FactorModel(nn.Module):
             gradient = (weight * (counts - mean)) @ loadings - PENALTY * factors
             precision[:, row, col] = precision[:, col, row] = (weight * mean) @ products
             precision += prior
-            step = torch.linalg.solve(precision, gradient[..., None])[..., 0]
+            # Without a check of the result, for which the CPU would wait: a prior makes the matrices regular.
+            step = torch.linalg.solve_ex(precision, gradient[..., None]).result[..., 0]
             # Limit the step, which could overshoot far from the mode.
             longest = (step @ loadings.T).abs().amax(dim=1, keepdim=True)
             factors = factors + step * (_MAX_STEP / longest.clamp_min(_MAX_STEP))
-        variance = torch.diagonal(torch.linalg.inv(precision), dim1=1, dim2=2)
+        variance = torch.diagonal(torch.linalg.inv_ex(precision).inverse, dim1=1, dim2=2)
         known = (1 - PENALTY * variance.mean(dim=1)).clamp(0, 1)
         chosen = slice(None) if genes is None else genes
         log_rate = share[chosen].log() + _bounded(factors @ loadings[chosen].T)

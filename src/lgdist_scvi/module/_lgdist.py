@@ -35,6 +35,8 @@ CODE_NOISE = 0.1
 class LGDiSTModule(BaseModuleClass):
     """Neighbourhood autoencoder and latent diffusion of LGDiST (arXiv 2509.01864).
 
+    In the examples of the methods, `batch` is a minibatch of 8 spots and 40 genes, and codes have 8 dimensions.
+
     Parameters
     ----------
     n_genes, n_image
@@ -68,11 +70,6 @@ class LGDiSTModule(BaseModuleClass):
     ------
     ValueError
         If an option is unknown or out of range.
-
-    Notes
-    -----
-    A minibatch is ``batch = view.gather(rows)``, from the view of the spots that the model builds from its AnnData. In the
-    examples of the methods, `batch` has 8 spots and 40 genes, and the codes of ``model.module`` have 8 dimensions.
 
     References
     ----------
@@ -118,11 +115,11 @@ class LGDiSTModule(BaseModuleClass):
         check_choice("loss", loss, LIKELIHOODS)
         check_choice("condition", condition, CONDITIONS)
         check_choice("sampler", sampler, SAMPLERS)
+        widths = {"n_hidden": n_hidden, "n_denoiser_hidden": n_denoiser_hidden}
         check_whole(0, n_image=n_image, n_factors=n_factors)
-        check_whole(1, n_genes=n_genes, n_latent=n_latent, n_layers=n_layers, n_heads=n_heads)
+        check_whole(1, n_genes=n_genes, n_latent=n_latent, n_layers=n_layers, n_heads=n_heads, **widths)
         check_whole(1, n_denoiser_layers=n_denoiser_layers, n_diffusion_steps=n_diffusion_steps)
-        for name, width in {"n_hidden": n_hidden, "n_denoiser_hidden": n_denoiser_hidden}.items():
-            check_whole(1, **{name: width})
+        for name, width in widths.items():
             if width % n_heads:
                 raise ValueError(f"{name}={width} must be a multiple of n_heads={n_heads}.")
         check_share(dropout=dropout, input_dropout=input_dropout)
@@ -138,11 +135,10 @@ class LGDiSTModule(BaseModuleClass):
         )
         linear = n_factors > 0 and self.likelihood.zeros_count and self.condition.uses_own_entries
         self.factors = self._factors_cls(n_genes, n_factors) if linear else None
-        weight = torch.ones(n_genes)
+        weight = np.ones(n_genes)
         if target_genes is not None:
-            targets = torch.from_numpy(np.asarray(target_genes, dtype=bool))
-            weight = torch.where(targets, TARGET_WEIGHT, 1 - TARGET_WEIGHT)
-        self.register_buffer("gene_weight", weight / weight.mean())
+            weight = np.where(np.asarray(target_genes, dtype=bool), TARGET_WEIGHT, 1 - TARGET_WEIGHT)
+        self.register_buffer("gene_weight", torch.from_numpy(weight / weight.mean()).float())
         self.register_buffer("share", torch.full((n_genes,), 1.0 / n_genes))
         self.register_buffer("dispersion", torch.ones(n_genes))
         self.register_buffer("detected_calibration", torch.tensor([0.0, 1.0, 0.0]))
