@@ -1,8 +1,9 @@
 """The code for GPUs: on every machine with tensors that only pretend to be on one, and on a GPU where there is one.
 
 PyTorch's fake tensors have a shape, a type and a device, and no values. An operation on two devices fails as it would on a GPU,
-and so does whatever reads a value, for which the CPU would have to wait. PyTorch's build for CPUs cannot index what is
-on a pretended GPU, so there the device is "meta", for which the same holds.
+and so does whatever reads a value, for which the CPU would have to wait. Without a GPU PyTorch can only pretend a part of what
+is done there, not the gradients and in its build for CPUs not even an index; so there the device is "meta", for which the
+same holds.
 """
 
 from contextlib import contextmanager, nullcontext
@@ -28,7 +29,7 @@ from lgdist_scvi.module._read_outs import READ_OUTS
 from lgdist_scvi.module._schedule import NoiseSchedule
 from lgdist_scvi.train import AutoencoderPlan, DiffusionPlan, _calibration, _plans, _statistics
 
-DEVICE = torch.device("cuda:0" if torch.backends.cuda.is_built() else "meta")
+DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "meta")
 OPTIONS = {"default": {}, "no factors": {"n_factors": 0, "sampler": "ddim"}, "published": PUBLISHED}
 
 

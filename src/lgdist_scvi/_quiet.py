@@ -18,6 +18,8 @@ _NOT_OURS = (
     r"Found \d+ module\(s\) in eval mode",  # the frozen autoencoder is meant to be
     r"The epoch parameter in `scheduler\.step\(\)`",  # PyTorch's SequentialLR calls what PyTorch deprecates
     r"'\w+' is not a valid key!",  # docstrings of squidpy
+    r"zarr v3 autosharding",  # anndata's announcements of what it will write by default
+    r"Writing zarr v2 data",
 )
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lgdist_scvi._quiet import quiet
 from lgdist_scvi.data._regions import annotating_table, regions
 
 from ._base import LGDiSTBase
@@ -127,11 +128,12 @@ def write_layers(sdata: SpatialData, table_key: str, names: list[str], key_added
         return zarr.open_group(sdata.path, path=f"tables/{table_key}/{name}", mode="r+", use_consolidated=False)
 
     layers = part("layers")
-    for name in names:
-        if name in table.layers:
-            write_elem(layers, name, table.layers[name])
-        elif name in layers:
-            del layers[name]
-    write_elem(part("uns"), key_added, table.uns[key_added])
+    with quiet():
+        for name in names:
+            if name in table.layers:
+                write_elem(layers, name, table.layers[name])
+            elif name in layers:
+                del layers[name]
+        write_elem(part("uns"), key_added, table.uns[key_added])
     # Readers use the consolidated metadata, which does not list the new arrays yet.
     sdata.write_consolidated_metadata()

@@ -16,6 +16,8 @@ import numpy as np
 from anndata import AnnData
 from torch import distributed
 
+from lgdist_scvi._quiet import quiet
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -145,7 +147,8 @@ def write_extended(
     )
     if path.suffix == ".zarr":
         shutil.rmtree(path, ignore_errors=True)
-        extended.write_zarr(path)
+        with quiet():
+            extended.write_zarr(path)
     else:
         extended.write_h5ad(path, compression="gzip", compression_opts=1)
 
