@@ -10,7 +10,8 @@ import pytest
 from scipy import sparse
 from scvi.data.fields import CategoricalObsField
 
-from lgdist_scvi.data._validation import validate_genes, validate_setup
+from lgdist_scvi.data._genes import validate_genes
+from lgdist_scvi.data._validation import validate_setup
 
 DEFAULTS = {
     "layer": None,

@@ -14,11 +14,10 @@ from lgdist_scvi._checks import check_whole
 
 from ._counts import check_counts
 from ._entries import listing, spot_listing
+from ._genes import check_type
 from ._names import check_sortable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
 # Names of columns that usually identify sections.
@@ -129,7 +128,7 @@ def validate_places(
     ValueError
         If a place has no image, or the number of image features differs from the model.
     """
-    _check_type(adata)
+    check_type(adata)
     _check_names(adata, library_key, "library_key")
     _check_shared_positions(adata, _check_positions(adata, spatial_key), library_key)
     _check_image(adata, image_key, query=True)
@@ -147,51 +146,8 @@ def validate_places(
     return image
 
 
-def validate_genes(var_names_expected: Sequence[str] | NDArray, adata: AnnData) -> None:
-    """Check that new data has the genes of the model, in its order.
-
-    Parameters
-    ----------
-    var_names_expected
-        Genes of the model.
-    adata
-        Annotated spots.
-
-    Raises
-    ------
-    ValueError
-        If genes are missing, additional, duplicated or in another order.
-    """
-    _check_type(adata)
-    expected, found = pd.Index(var_names_expected).astype(str), pd.Index(adata.var_names).astype(str)
-    if found.equals(expected):
-        return
-    missing = expected.difference(found, sort=False)
-    extra = found.difference(expected, sort=False)
-    remedy = "adata = adata[:, model_genes].copy(), with model_genes = model.adata.var_names"
-    if len(missing):
-        raise ValueError(
-            f"adata lacks {len(missing)} of the model's {len(expected)} genes: {listing(missing)}. Add them, with "
-            f"False in the observed layer if they were not measured, then order the genes with {remedy}."
-        )
-    if len(extra):
-        raise ValueError(f"adata has {len(extra)} genes that the model does not have: {listing(extra)}. Use {remedy}.")
-    if len(found) != len(expected):
-        raise ValueError(f"adata has duplicated genes: {listing(found[found.duplicated()].unique())}. Use {remedy}.")
-    place = int(np.flatnonzero(found != expected)[0])
-    raise ValueError(
-        f"adata has the model's genes in another order: position {place} holds {found[place]!r} where the model has "
-        f"{expected[place]!r}. Use {remedy}."
-    )
-
-
-def _check_type(adata: AnnData) -> None:
-    if not isinstance(adata, AnnData):
-        raise TypeError(f"Expected an AnnData, got {type(adata).__name__}; pass one table, e.g. mdata.mod['rna'].")
-
-
 def _check_container(adata: AnnData) -> None:
-    _check_type(adata)
+    check_type(adata)
     if adata.isbacked:
         raise ValueError(
             "adata is backed by a file, but only data in memory can be used; use adata = adata.to_memory()."

@@ -11,7 +11,8 @@ from lgdist_scvi._compat import ForgettingMixin
 from lgdist_scvi._constants import REGISTRY_KEYS
 from lgdist_scvi._quiet import quiet
 from lgdist_scvi.data._counts import check_counts
-from lgdist_scvi.data._validation import validate_genes, validate_setup
+from lgdist_scvi.data._genes import validate_genes
+from lgdist_scvi.data._validation import validate_setup
 from lgdist_scvi.data._view import SpotView
 
 from ._guards import warn_if_unlike

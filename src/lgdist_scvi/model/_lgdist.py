@@ -13,7 +13,8 @@ from lgdist_scvi._checks import check_whole
 from lgdist_scvi._constants import REGISTRY_KEYS
 from lgdist_scvi._quiet import quiet
 from lgdist_scvi.data._fields import GroupField, ImageField, SpatialGraphField
-from lgdist_scvi.data._validation import validate_genes, validate_setup
+from lgdist_scvi.data._genes import validate_genes
+from lgdist_scvi.data._validation import validate_setup
 from lgdist_scvi.module._lgdist import LGDiSTModule
 from lgdist_scvi.module._likelihoods import LIKELIHOODS
 from lgdist_scvi.train._runner import relative_size

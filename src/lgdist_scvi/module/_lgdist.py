@@ -135,9 +135,8 @@ class LGDiSTModule(BaseModuleClass):
         )
         linear = n_factors > 0 and self.likelihood.zeros_count and self.condition.uses_own_entries
         self.factors = self._factors_cls(n_genes, n_factors) if linear else None
-        weight = np.ones(n_genes)
-        if target_genes is not None:
-            weight = np.where(np.asarray(target_genes, dtype=bool), TARGET_WEIGHT, 1 - TARGET_WEIGHT)
+        targets = np.ones(n_genes, dtype=bool) if target_genes is None else np.asarray(target_genes, dtype=bool)
+        weight = np.where(targets, TARGET_WEIGHT, 1 - TARGET_WEIGHT)
         self.register_buffer("gene_weight", torch.from_numpy(weight / weight.mean()).float())
         self.register_buffer("share", torch.full((n_genes,), 1.0 / n_genes))
         self.register_buffer("dispersion", torch.ones(n_genes))

@@ -1,0 +1,60 @@
+"""Check of the genes of new data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from ._entries import listing
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+
+def validate_genes(var_names_expected: Sequence[str] | NDArray, adata: AnnData) -> None:
+    """Check that new data has the genes of the model, in its order.
+
+    Parameters
+    ----------
+    var_names_expected
+        Genes of the model.
+    adata
+        Annotated spots.
+
+    Raises
+    ------
+    ValueError
+        If genes are missing, additional, duplicated or in another order.
+    """
+    check_type(adata)
+    expected, found = pd.Index(var_names_expected).astype(str), pd.Index(adata.var_names).astype(str)
+    if found.equals(expected):
+        return
+    missing = expected.difference(found, sort=False)
+    extra = found.difference(expected, sort=False)
+    remedy = "adata = adata[:, model_genes].copy(), with model_genes = model.adata.var_names"
+    if len(missing):
+        raise ValueError(
+            f"adata lacks {len(missing)} of the model's {len(expected)} genes: {listing(missing)}. Add them, with "
+            f"False in the observed layer if they were not measured, then order the genes with {remedy}."
+        )
+    if len(extra):
+        raise ValueError(f"adata has {len(extra)} genes that the model does not have: {listing(extra)}. Use {remedy}.")
+    if len(found) != len(expected):
+        raise ValueError(f"adata has duplicated genes: {listing(found[found.duplicated()].unique())}. Use {remedy}.")
+    place = int(np.flatnonzero(found != expected)[0])
+    raise ValueError(
+        f"adata has the model's genes in another order: position {place} holds {found[place]!r} where the model has "
+        f"{expected[place]!r}. Use {remedy}."
+    )
+
+
+def check_type(adata: AnnData) -> None:
+    """Refuse what is not an AnnData."""
+    if not isinstance(adata, AnnData):
+        raise TypeError(f"Expected an AnnData, got {type(adata).__name__}; pass one table, e.g. mdata.mod['rna'].")
