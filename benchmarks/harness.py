@@ -24,20 +24,20 @@ from scipy import sparse
 from lgdist_scvi import LGDiST
 
 
-def complete(adata: anndata.AnnData) -> tuple[pd.DataFrame, str]:
-    """Train on the counts, and return the table that the protocol scores and the name of its scale."""
+def complete(adata: anndata.AnnData, model_cls: type[LGDiST] = LGDiST) -> tuple[pd.DataFrame, str]:
+    """Train a model on the counts, and return the table that the protocol scores and the name of its scale."""
     missing = adata.layers["missing"]
     missing = (missing.toarray() if sparse.issparse(missing) else np.asarray(missing)) > 0
     if missing.any():
         adata.layers["observed"] = ~missing
-    LGDiST.setup_anndata(
+    model_cls.setup_anndata(
         adata,
         library_key="slide" if adata.obs["slide"].nunique() > 1 else None,
         observed_layer="observed" if missing.any() else None,
         size_factor_key="lib",
         target_genes_key="eval",
     )
-    model = LGDiST(adata, seed=int(adata.uns["seed"]))
+    model = model_cls(adata, seed=int(adata.uns["seed"]))
     start = time.perf_counter()
     model.train(enable_progress_bar=False)
     epochs = {phase: len(losses["train_loss"]) for phase, losses in model.history.items()}

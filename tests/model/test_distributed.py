@@ -12,11 +12,11 @@ import pytest
 from lgdist_scvi import LGDiST
 
 SCRIPT = """
-import json, os, socket, sys, traceback
+import json, os, socket, sys, time, traceback
 import anndata as ad
 import torch
 from lgdist_scvi import LGDiST
-from lgdist_scvi.model import _streaming
+from lgdist_scvi.model import _layers, _streaming
 
 def work(folder, options):
     torch.set_num_threads(1)
@@ -34,11 +34,13 @@ def work(folder, options):
     with open(f"{folder}/{rank}.json", "w") as file:
         json.dump({"weights": model._weights_hash(), "losses": losses, "steps": steps}, file)
     saved = []
-    save = _streaming.Blocks.save
+    save, write = _streaming.Blocks.save, _layers.write_extended
+    # A file that takes its time: the other process must not wait for it, which would end by a time-out.
+    _layers.write_extended = lambda *arguments: (time.sleep(1.5), write(*arguments))
     _streaming.Blocks.save = lambda blocks, block, arrays: (saved.append(block), save(blocks, block, arrays))
     model.write_completed(f"{folder}/completed.h5ad", n_samples=2, n_steps=2, batch_size=32, silent=True)
     with open(f"{folder}/{rank}_blocks.json", "w") as file:
-        json.dump(saved, file)
+        json.dump([saved, os.path.exists(f"{folder}/completed.h5ad")], file)
     if rank == 0:
         model.save(f"{folder}/model", save_anndata=True)
 
@@ -97,7 +99,7 @@ def test_two_processes(small, tmp_path, start, loss):
     assert all(np.isfinite(losses).all() for losses in first["losses"].values())
     # Each completed its part, in the same file.
     shared = [json.loads((tmp_path / f"{rank}_blocks.json").read_text()) for rank in range(2)]
-    assert shared == [[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]]
+    assert shared == [[[0, 2, 4, 6, 8], True], [[1, 3, 5, 7, 9], False]]
     written = ad.read_h5ad(tmp_path / "completed.h5ad")
     alone = LGDiST.load(tmp_path / "model").get_completed_expression(
         n_samples=2, n_steps=2, batch_size=32, silent=True, return_numpy=True
