@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from lgdist_scvi.train._plans import PhasePlan
 
 
-COLLECTED_NUMBERS = 1 << 22
+COLLECTED_NUMBERS = 1 << 19
 """Numbers, in data and copies of the weights, from which on the memory of an earlier training is freed at once."""
 
 
