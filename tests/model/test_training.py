@@ -352,6 +352,19 @@ def test_misspelt_arguments_raise(small, model):
         small.fit(model, max_epoch=3)
 
 
+@pytest.mark.parametrize("phase", ["autoencoder", "diffusion"])
+def test_a_phase_that_cannot_start_leaves_a_trained_model_as_it_was(small, model, phase):
+    before = small.fit(model).get_completed_expression(return_numpy=True, **small.READ)
+    with pytest.raises(TypeError, match="max_epoch"):
+        getattr(model, f"train_{phase}")(
+            **options(small, max_epoch=3), **({} if phase == "diffusion" else {"validation_size": 0.1})
+        )
+    assert not any(part.training for part in model.module.modules()) and model.module.phase == "autoencoder"
+    assert all(parameter.requires_grad for parameter in model.module.parameters())
+    after = model.get_completed_expression(return_numpy=True, **small.READ)
+    assert before.tobytes() == after.tobytes()
+
+
 def test_early_stopping(small, model, monkeypatch):
     monkeypatch.setattr(_runner, "PATIENCE", 1)
     # With a rate of zero nothing is predicted better after the first validations.

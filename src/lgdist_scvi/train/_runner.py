@@ -75,13 +75,7 @@ class PhaseRunner:
         n_steps = data.n_steps(n_devices * trainer_kwargs.get("num_nodes", 1))
         size = relative_size(data.view.n_spots)
         epochs = max_epochs or max(MIN_EPOCHS, math.ceil(plan_cls.default_steps * size**0.75 / n_steps))
-        self.module.phase = plan_cls.phase
-        # The runner of the previous phase leaves the module in evaluation mode.
-        self.module.train()
         self.plan = plan_cls(self.module, **({"weight_decay": WEIGHT_DECAY / size} | plan_kwargs))
-        # Frozen parts must not expect gradients, for which processes of a distributed training would wait.
-        for child, part in self.module.named_children():
-            part.requires_grad_(child in plan_cls.trained)
         early_stopping = bool(trainer_kwargs.pop("early_stopping")) and data.n_val > 0
         # A copy, because the trainer appends to it and both phases use the list of the user.
         callbacks = list(trainer_kwargs.pop("callbacks", None) or [])
@@ -127,6 +121,12 @@ class PhaseRunner:
         """
         trainer = self._runner.trainer
         try:
+            self.module.phase = self.plan.phase
+            # The runner leaves the module in evaluation mode, in which the next phase would train.
+            self.module.train()
+            # Frozen parts must not expect gradients, for which processes of a distributed training would wait.
+            for child, part in self.module.named_children():
+                part.requires_grad_(child in self.plan.trained)
             with seeded(seed, self.device):
                 with quiet(), interruptible(), smaller_batches_suggested():
                     self._runner()
