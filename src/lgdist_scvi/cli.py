@@ -8,12 +8,13 @@ import sys
 import warnings
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from ._constants import Keys
 from ._output import UserError, check_target, write_aside
 from ._quiet import quiet
-from .model._options import N_SAMPLES
+from .model._options import N_SAMPLES, Scale
+from .module._read_outs import READ_OUTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -164,10 +165,8 @@ def _parser() -> argparse.ArgumentParser:
     training = command.add_argument_group("training")
     training.add_argument("--max-epochs", type=_positive, metavar="N", help="epochs of each training phase")
     values = command.add_argument_group("completed values")
-    values.add_argument("--scale", choices=["log1p", "rate", "counts"], default="log1p", help="(default: %(default)s)")
-    values.add_argument(
-        "--read-out", choices=["expected", "detected"], default="expected", help="(default: %(default)s)"
-    )
+    values.add_argument("--scale", choices=get_args(Scale), default="log1p", help="(default: %(default)s)")
+    values.add_argument("--read-out", choices=tuple(READ_OUTS), default="expected", help="(default: %(default)s)")
     values.add_argument("--denoise", action="store_true", help="denoise detected entries instead of keeping them")
     values.add_argument("--std", action="store_true", help="also write the standard deviation")
     values.add_argument(
