@@ -64,6 +64,13 @@ def test_parts_tell_masks_apart():
     assert Hidden.all(SHAPE).parts()[0] == Hidden(SHAPE, sparse.csr_matrix(mask_of(1.1))).parts()[0]
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (0, 7)])
+def test_by_default_nothing_is_hidden(shape):
+    hidden = Hidden(shape)
+    assert not hidden.any and not hidden[np.arange(shape[0])].any()
+    assert not Hidden(shape, sparse.csr_matrix(shape, dtype=bool)).any
+
+
 def test_places_without_counts_take_no_memory_per_entry():
     """As for predictions from images alone: a mask entry by entry would take 5 bytes for each, here 200 MB."""
     n, g = 4_000, 10_000

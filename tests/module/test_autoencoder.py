@@ -198,6 +198,12 @@ def test_training_takes_images_or_expression_from_some_spots(batch):
         torch.testing.assert_close(getattr(shown, name)[rest], getattr(many, name)[rest])
 
 
+def test_without_images_training_hides_the_expression_of_no_spot(batch):
+    many = Batch(*(tensor.repeat(200, *[1] * (tensor.ndim - 1)) for tensor in batch))
+    many = many._replace(image=many.image[..., :0])
+    assert make_module().condition.draw(many, "autoencoder", training=True)[0] is many
+
+
 def test_spots_do_not_see_each_other(module, batch):
     alone = Batch(*(tensor[2:3] for tensor in batch))
     torch.testing.assert_close(centre(module, alone), centre(module, batch)[2:3], rtol=1e-5, atol=1e-6)
