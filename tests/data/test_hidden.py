@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from lgdist_scvi.data import _hidden
 from lgdist_scvi.data._hidden import Hidden, dense
 from lgdist_scvi.data._view import SpotView
 
@@ -56,6 +57,13 @@ def test_of_a_mask_of_observed_entries(hidden, mask, form):
     found = Hidden.unobserved(form(~mask))
     np.testing.assert_array_equal(found[EVERYTHING], mask)
     assert [part.tobytes() for part in found.parts()] == [part.tobytes() for part in hidden.parts()]
+
+
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix])
+def test_mask_of_observed_entries_is_read_in_blocks(monkeypatch, form):
+    monkeypatch.setattr(_hidden, "_BLOCK_BYTES", 4 * SHAPE[1])
+    mask = mask_of(0.3)
+    np.testing.assert_array_equal(Hidden.unobserved(form(~mask))[EVERYTHING], mask)
 
 
 def test_parts_tell_masks_apart():

@@ -16,6 +16,7 @@ from lgdist_scvi.module._lgdist import LGDiSTModule
 from lgdist_scvi.module._likelihoods import CountLikelihood
 from lgdist_scvi.module._moments import Moments
 from lgdist_scvi.module._normalisation import log_normalise
+from lgdist_scvi.module._posterior import predict
 
 B, K, G, E, D = 7, 5, 12, 3, 8
 SIZE = {
@@ -317,6 +318,15 @@ def test_chosen_genes_are_decoded_as_among_all(module, batch):
     torch.nn.init.normal_(module.decoder.pooled_weight)
     for whole, part in zip(module.decode(code, batch), module.decode(code, batch, genes), strict=True):
         torch.testing.assert_close(part, whole[:, genes])
+
+
+def test_prediction_of_what_is_asked_for(module, batch):
+    whole, some = (predict(module, batch, None, 1, observed=observed) for observed in (True, False))
+    assert (whole.network > 0).all() and (some.network[batch.observed] == 0).all()
+    torch.testing.assert_close(some.network[~batch.observed], whole.network[~batch.observed])
+    assert (whole.detected == 0).all()
+    one_count = log_normalise(torch.ones(B, 1), batch.depth)
+    assert (predict(module, batch, None, 1, detected=True).detected >= one_count).all()
 
 
 def test_moments_over_blocks():
