@@ -275,6 +275,24 @@ def test_negative_binomial_is_finite_at_the_extremes():
         assert torch.isfinite(loss).all() and torch.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("weight_of_all", [1.0, 1e-3])
+def test_losses_are_weighted_means(weight_of_all):
+    rng = np.random.default_rng(1)
+    counts, depth = rng.poisson(1.5, (6, 5)).astype(np.float64), np.array([0.25, 3, 40, 500, 2000, 9000])
+    weight, detected = weight_of_all * rng.random((6, 5)), rng.normal(3, 1, (6, 5))
+    log_rate = rng.normal(-6, 1, (6, 5))
+    batch = SimpleNamespace(counts=torch.from_numpy(counts), depth=torch.from_numpy(depth))
+    likelihood = CountLikelihood(5).double()
+    rates = Rates(torch.from_numpy(log_rate), torch.from_numpy(detected))
+    found = likelihood.loss(batch, rates, torch.from_numpy(weight))
+    squared = (detected - np.log1p(counts * (TARGET_SUM / np.maximum(depth, 1))[:, None])) ** 2
+    mean, size = np.exp(log_rate) * depth[:, None], np.e
+    unlikely = -stats.nbinom.logpmf(counts, size, size / (size + mean))
+    shown = counts > 0
+    assert float(found["squared_error"]) == pytest.approx(np.average(squared[shown], weights=weight[shown]), rel=1e-4)
+    assert float(found["negative_log_likelihood"]) == pytest.approx(np.average(unlikely, weights=weight), rel=1e-4)
+
+
 def test_log_normalise():
     counts, depth = torch.tensor([[0.0, 5.0]]), torch.tensor([2000.0])
     expected = torch.log1p(torch.tensor([[0.0, 25.0]]))
