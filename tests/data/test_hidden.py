@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from lgdist_scvi.data import _hidden
 from lgdist_scvi.data._hidden import Hidden, dense
 from lgdist_scvi.data._view import SpotView
 
@@ -58,10 +59,24 @@ def test_of_a_mask_of_observed_entries(hidden, mask, form):
     assert [part.tobytes() for part in found.parts()] == [part.tobytes() for part in hidden.parts()]
 
 
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix])
+def test_mask_of_observed_entries_is_read_in_blocks(monkeypatch, form):
+    monkeypatch.setattr(_hidden, "_BLOCK_BYTES", 4 * SHAPE[1])
+    mask = mask_of(0.3)
+    np.testing.assert_array_equal(Hidden.unobserved(form(~mask))[EVERYTHING], mask)
+
+
 def test_parts_tell_masks_apart():
     masks = [Hidden(SHAPE), Hidden.all(SHAPE), *(Hidden(SHAPE, sparse.csr_matrix(mask_of(s))) for s in (0.2, 0.3))]
     assert len({b"".join(part.tobytes() for part in hidden.parts()) for hidden in masks}) == 4
     assert Hidden.all(SHAPE).parts()[0] == Hidden(SHAPE, sparse.csr_matrix(mask_of(1.1))).parts()[0]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (0, 7)])
+def test_by_default_nothing_is_hidden(shape):
+    hidden = Hidden(shape)
+    assert not hidden.any and not hidden[np.arange(shape[0])].any()
+    assert not Hidden(shape, sparse.csr_matrix(shape, dtype=bool)).any
 
 
 def test_places_without_counts_take_no_memory_per_entry():

@@ -50,6 +50,16 @@ def test_nothing():
     assert holdout_entries(hidden(share=1.1), 0.5, seed=0).nnz == 0
 
 
+def test_no_share_is_no_entry_whatever_is_drawn(monkeypatch):
+    class Generator(np.random.Generator):
+        def random(self, shape, dtype):
+            return np.zeros(shape, dtype)
+
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: Generator(np.random.PCG64(seed)))
+    assert holdout_entries(Hidden((200, 30)), 0.0, seed=0).nnz == 0
+    assert holdout_entries(Hidden((200, 30)), 1e-9, seed=0).nnz == 6000
+
+
 @pytest.mark.parametrize("fraction", [-0.01, 1.0, 1.5, np.nan])
 def test_range(fraction):
     with pytest.raises(ValueError, match=r"must be in \[0, 1\)"):

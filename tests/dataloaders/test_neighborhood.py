@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
 
 from lgdist_scvi.dataloaders import _neighborhood
 from lgdist_scvi.dataloaders._ahead import ahead
@@ -40,12 +40,21 @@ def test_every_process_gets_minibatches(n_spots, n_processes, n_steps):
         assert len(own) == data.n_steps(n_processes) == n_steps
 
 
+def test_spots_are_shuffled_and_one_process_has_them_all():
+    data = data_of(300)
+    assert len(data.train_dataloader()) == data.n_steps() == 2
+    first, second = (torch.cat(list(data.train_dataloader())).tolist() for _ in range(2))
+    assert len({*first}) == 256 and first != second
+
+
 def test_minibatches_for_a_gpu_are_gathered_beside_it():
     data = data_of(300, held_out=0.5)
     data.trainer = trainer(1, "cuda")
     for loader in (data.train_dataloader(), data.val_dataloader()):
         assert loader.pin_memory and loader.persistent_workers
         assert loader.num_workers == _neighborhood.GATHERING_PROCESSES
+    loader = data.train_dataloader()
+    assert loader.batch_size == 128 and loader.drop_last and isinstance(loader.sampler, RandomSampler)
     data.trainer = trainer(1)
     assert not data.train_dataloader().pin_memory and data.train_dataloader().num_workers == 0
 

@@ -13,12 +13,14 @@ from lgdist_scvi.module._likelihoods import LIKELIHOODS, Overdispersion
 from lgdist_scvi.module._posterior import (
     N_FOLDS,
     Prediction,
+    _calibrated,
     _decode_samples,
     draw_noise,
     gene_folds,
     passes,
     posterior,
 )
+from lgdist_scvi.module._read_outs import READ_OUTS
 from lgdist_scvi.train import _calibration
 
 
@@ -224,6 +226,57 @@ def test_value_given_detection_is_a_ridge_regression_on_held_out_detections(n_pa
     found = module.detected_calibration.numpy()
     np.testing.assert_allclose(found[: n_parts + 1], fitted, rtol=1e-5)
     assert (found[n_parts + 1 :] == 7).all()
+
+
+@pytest.mark.parametrize("factors", [None, lambda *_: SimpleNamespace(detected=torch.tensor([[2.0, 3.0]]))])
+def test_value_given_detection_of_network_and_factor_model(factors):
+    module = SimpleNamespace(detected_calibration=torch.tensor([0.5, 0.7, 0.2]), factors=factors, share=None)
+    batch, network = batch_of(depth=torch.tensor([1e4])), torch.tensor([[-4.0, 5.0]])
+    found = _calibrated(module, batch, None, None, network)
+    # At least that of one count, which here is log(2).
+    expected = torch.tensor([[np.log(2), 4.0 if factors is None else 4.6]], dtype=torch.float32)
+    torch.testing.assert_close(found, expected)
+    rate, _ = READ_OUTS["detected"].read(SimpleNamespace(detected=found), module)
+    torch.testing.assert_close(torch.log1p(rate * 1e4), found)
+
+
+def test_factor_model_is_calibrated_without_the_own_counts():
+    shape = (4, 23)
+    observed = torch.from_numpy(np.random.default_rng(0).random(shape) < 0.7)
+    batch = Batch(*(torch.zeros(shape) for _ in Batch._fields))._replace(observed=observed)
+    asked = torch.zeros(shape)
+
+    def factors(batch, visible, share, genes):
+        assert not visible[:, genes].any() and not (visible & ~observed).any()
+        # Of the other folds all is seen.
+        left_out = gene_folds(23) == gene_folds(23)[genes[0]]
+        assert torch.equal(visible, observed & ~left_out)
+        asked[:, genes] += 1
+        return SimpleNamespace(log_rate=genes.expand(4, -1) + 1.0)
+
+    module = SimpleNamespace(device=torch.device("cpu"), factors=factors, share=None)
+    data = SimpleNamespace(view=SimpleNamespace(gather=lambda rows: batch))
+    [(log_rate, seen)] = _calibration._factor_blocks(module, data, [np.arange(4)])
+    assert (asked == 1).all() and torch.equal(seen.observed, observed)
+    torch.testing.assert_close(log_rate, torch.where(observed, torch.arange(1.0, 24.0), 0))
+
+
+def test_calibration_is_of_the_predictions_asked_for(monkeypatch):
+    asked = []
+
+    class Stop(Exception):
+        pass
+
+    def predict(module, batch, noise, n_steps):
+        asked.append((noise, n_steps))
+        raise Stop
+
+    monkeypatch.setattr(_calibration, "predict", predict)
+    data = SimpleNamespace(n_train=5, view=SimpleNamespace(gather=lambda rows: None))
+    for options in ((), ("noise", 7)):
+        with pytest.raises(Stop):
+            _calibration.fit_calibration(SimpleNamespace(dispersion=torch.ones(3)), data, 0, *options)
+    assert asked == [(None, 1), ("noise", 7)]
 
 
 @pytest.mark.parametrize("options", [{}, {"n_factors": 0}])

@@ -16,6 +16,7 @@ from lgdist_scvi.module._lgdist import LGDiSTModule
 from lgdist_scvi.module._likelihoods import CountLikelihood
 from lgdist_scvi.module._moments import Moments
 from lgdist_scvi.module._normalisation import log_normalise
+from lgdist_scvi.module._posterior import predict
 
 B, K, G, E, D = 7, 5, 12, 3, 8
 SIZE = {
@@ -198,6 +199,12 @@ def test_training_takes_images_or_expression_from_some_spots(batch):
         torch.testing.assert_close(getattr(shown, name)[rest], getattr(many, name)[rest])
 
 
+def test_without_images_training_hides_the_expression_of_no_spot(batch):
+    many = Batch(*(tensor.repeat(200, *[1] * (tensor.ndim - 1)) for tensor in batch))
+    many = many._replace(image=many.image[..., :0])
+    assert make_module().condition.draw(many, "autoencoder", training=True)[0] is many
+
+
 def test_spots_do_not_see_each_other(module, batch):
     alone = Batch(*(tensor[2:3] for tensor in batch))
     torch.testing.assert_close(centre(module, alone), centre(module, batch)[2:3], rtol=1e-5, atol=1e-6)
@@ -268,6 +275,24 @@ def test_negative_binomial_is_finite_at_the_extremes():
         assert torch.isfinite(loss).all() and torch.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("weight_of_all", [1.0, 1e-3])
+def test_losses_are_weighted_means(weight_of_all):
+    rng = np.random.default_rng(1)
+    counts, depth = rng.poisson(1.5, (6, 5)).astype(np.float64), np.array([0.25, 3, 40, 500, 2000, 9000])
+    weight, detected = weight_of_all * rng.random((6, 5)), rng.normal(3, 1, (6, 5))
+    log_rate = rng.normal(-6, 1, (6, 5))
+    batch = SimpleNamespace(counts=torch.from_numpy(counts), depth=torch.from_numpy(depth))
+    likelihood = CountLikelihood(5).double()
+    rates = Rates(torch.from_numpy(log_rate), torch.from_numpy(detected))
+    found = likelihood.loss(batch, rates, torch.from_numpy(weight))
+    squared = (detected - np.log1p(counts * (TARGET_SUM / np.maximum(depth, 1))[:, None])) ** 2
+    mean, size = np.exp(log_rate) * depth[:, None], np.e
+    unlikely = -stats.nbinom.logpmf(counts, size, size / (size + mean))
+    shown = counts > 0
+    assert float(found["squared_error"]) == pytest.approx(np.average(squared[shown], weights=weight[shown]), rel=1e-4)
+    assert float(found["negative_log_likelihood"]) == pytest.approx(np.average(unlikely, weights=weight), rel=1e-4)
+
+
 def test_log_normalise():
     counts, depth = torch.tensor([[0.0, 5.0]]), torch.tensor([2000.0])
     expected = torch.log1p(torch.tensor([[0.0, 25.0]]))
@@ -311,6 +336,15 @@ def test_chosen_genes_are_decoded_as_among_all(module, batch):
     torch.nn.init.normal_(module.decoder.pooled_weight)
     for whole, part in zip(module.decode(code, batch), module.decode(code, batch, genes), strict=True):
         torch.testing.assert_close(part, whole[:, genes])
+
+
+def test_prediction_of_what_is_asked_for(module, batch):
+    whole, some = (predict(module, batch, None, 1, observed=observed) for observed in (True, False))
+    assert (whole.network > 0).all() and (some.network[batch.observed] == 0).all()
+    torch.testing.assert_close(some.network[~batch.observed], whole.network[~batch.observed])
+    assert (whole.detected == 0).all()
+    one_count = log_normalise(torch.ones(B, 1), batch.depth)
+    assert (predict(module, batch, None, 1, detected=True).detected >= one_count).all()
 
 
 def test_moments_over_blocks():

@@ -190,6 +190,12 @@ def test_samplers_have_thelevels_in_full_precision(schedule):
     np.testing.assert_allclose(np.square([alpha for alpha, _ in schedule.levels]), kept, rtol=1e-10)
 
 
+def test_noise_is_added_by_the_levels(schedule):
+    clean, noise, t = normal(3, 2), normal(3, 2, seed=1), torch.tensor([0, 400, 999])
+    alpha, sigma = torch.tensor([schedule.levels[time] for time in t]).T[..., None]
+    torch.testing.assert_close(schedule.add_noise(clean, noise, t), alpha * clean + sigma * noise)
+
+
 def test_alpha_and_sigma_broadcast(schedule):
     t = torch.tensor([0, 500, 999])
     assert schedule.alpha(t).shape == schedule.sigma(t).shape == (3,)
