@@ -173,6 +173,8 @@ def same(one, other):
 )
 # Names of sections that cannot be sorted, one of them infinite.
 @example(seed=23, changes=[("odd_entries", "obs library", np.inf)], used={"library_key", "batch_key"}, n_neighbors=1)
+# Fingerprints of spots beyond 63 bits.
+@example(seed=0, changes=[("emptied", "X", 1e9)], used=set(), n_neighbors=1)
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_refused_or_completed(small, seed, changes, used, n_neighbors):

@@ -61,7 +61,8 @@ def sample_of(view: SpotView) -> NDArray[np.uint64]:
 
 def holds_some_of(view: SpotView, sample: NDArray[np.uint64]) -> bool:
     """Whether any of the spots is in a sample."""
-    return bool(np.isin(sample, _telling(view)).any())
+    # By sorting: the other way of numpy 2.0 overflows with numbers of 64 bits.
+    return bool(np.isin(sample, _telling(view), kind="sort").any())
 
 
 def warn_if_trained_on(view: SpotView, sample: NDArray[np.uint64]) -> None:
