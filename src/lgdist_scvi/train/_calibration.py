@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 CALIBRATION_SPOTS = 2000
 """Number of spots used to estimate the overdispersion."""
 _BLOCK_SPOTS = 256
-# Prior weights of network and factor model in the read-out given detection, and the number of entries that the prior is
+# Prior weights of network and field in the read-out given detection, and the number of entries that the prior is
 # worth.
 _DETECTED_PRIOR = (0.65, 0.35)
 _DETECTED_PRIOR_ENTRIES = 10.0
+# The share of the field in the log of a rate that is expected, and how much more deviance than this must speak against it.
+_SHARE_PRIOR, _SHARE_PRIOR_ENTRIES = 0.6, 10.0
 
 
 def fit_calibration(
@@ -55,23 +57,23 @@ def fit_calibration(
     """
     rows = np.random.default_rng(seed).permutation(data.n_train)[:CALIBRATION_SPOTS]
     blocks = np.array_split(np.sort(rows), max(1, len(rows) // _BLOCK_SPOTS))
-    network, factor = Overdispersion(module.dispersion), Overdispersion(module.dispersion)
+    network, field = Overdispersion(module.dispersion), Overdispersion(module.dispersion)
     for block in blocks:
         prediction = predict(module, data.view.gather(block), noise, n_steps)
         network.add(prediction.network, prediction.batch)
-        factor.add(prediction.factor, prediction.batch)
+        field.add(prediction.field, prediction.batch)
     module.dispersion.copy_(network.size())
-    if module.factors is not None:
-        module.factors.dispersion.copy_(factor.size())
-        module.factors.fit_detection(_factor_blocks(module, data, blocks))
-    _fit_detected(module, data)
+    if module.field is not None:
+        module.field.dispersion.copy_(field.size())
+        module.field.fit_detection(_field_blocks(module, data, blocks))
+    _fit_on_held_out(module, data)
 
 
-def _factor_blocks(
+def _field_blocks(
     module: LGDiSTModule, data: NeighborhoodDataModule, blocks: list[NDArray]
 ) -> Iterator[tuple[torch.Tensor, Batch]]:
-    """Log rates of the factor model without the own counts, with their minibatches."""
-    assert module.factors is not None
+    """Log rates of the field without the own counts, with their minibatches."""
+    assert module.field is not None
     for block in blocks:
         gathered = data.view.gather(block)
         todo = [part for part in passes(gathered.observed) if part.of_visible]
@@ -79,24 +81,37 @@ def _factor_blocks(
         log_rate = torch.zeros_like(batch.counts)
         for part in todo:
             left_out, genes = part.left_out.to(module.device), part.genes.to(module.device)
-            predicted = module.factors(batch, batch.observed & ~left_out, module.share, genes).log_rate
+            predicted = module.field(batch, batch.observed & ~left_out, module.share, genes, part.part).log_rate
             log_rate[:, genes] = torch.where(batch.observed[:, genes], predicted, 0)
         yield log_rate, batch
 
 
-def _fit_detected(module: LGDiSTModule, data: NeighborhoodDataModule) -> None:
-    """Regress log values of detected held-out entries on the predictions of network and factor model."""
-    n_parts = 1 if module.factors is None else 2
+def _fit_on_held_out(module: LGDiSTModule, data: NeighborhoodDataModule) -> None:
+    """Fit what held-out entries tell: the share of the field beside the network, and the read-out given detection.
+
+    The share is that with the lowest Poisson deviance of the counts. Log values of detected entries are regressed on the
+    predictions of network and field.
+    """
+    field = module.field
+    n_parts = 1 if field is None else 2
     prior = torch.tensor([0.0, *(_DETECTED_PRIOR if n_parts == 2 else (1.0,))], dtype=torch.float64)
     penalty = torch.diag(torch.tensor([1e-3] + n_parts * [_DETECTED_PRIOR_ENTRIES], dtype=torch.float64))
     products, targets = penalty.clone(), penalty @ prior
+    shares = torch.linspace(0, 1, 21)
+    deviance = _SHARE_PRIOR_ENTRIES * (shares - _SHARE_PRIOR).square().double()
     for seen, counts, held_out in data.val_dataloader():
         batch = seen.to(module.device)
         visible = module.condition.visible(batch)
         with torch.no_grad():
-            parts = [module.decode(module.encode(batch, visible).centre, batch).detected]
-        if module.factors is not None:
-            parts.append(module.factors(batch, visible, module.share).detected)
+            rates = module.decode(module.encode(batch, visible).centre, batch)
+        parts = [rates.detected]
+        if field is not None:
+            smooth = field(batch, visible, module.share)
+            parts.append(smooth.detected)
+            difference, log_rate = smooth.log_rate - rates.log_rate, rates.log_rate + batch.depth.log()[:, None]
+            for i, share in enumerate(shares.tolist()):
+                log_mean = (log_rate + share * difference).cpu()
+                deviance[i] += ((log_mean.exp() - counts * log_mean) * held_out).sum().double()
         # On the CPU, in double precision, which not every device has.
         weight = (module.gene_weight.cpu() * (held_out & (counts > 0))).double().flatten()
         x = torch.stack([torch.ones_like(parts[0]), *parts], dim=-1).cpu().double().flatten(0, 1)
@@ -104,3 +119,5 @@ def _fit_detected(module: LGDiSTModule, data: NeighborhoodDataModule) -> None:
         y = log_normalise(counts, seen.depth).double().flatten()
         products, targets = products + weighted @ x, targets + weighted @ y
     module.detected_calibration[: n_parts + 1] = torch.linalg.solve(products, targets).float()
+    if field is not None:
+        field.mixing.copy_(shares[deviance.argmin()])

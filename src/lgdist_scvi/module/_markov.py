@@ -1,0 +1,131 @@
+"""Gaussian Markov fields over the tissue graph: solving, drawing, and the spectrum of the graph."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from scipy import sparse
+
+    from lgdist_scvi.data._tissue import Tissue
+
+_ITERATIONS = 30
+_TOLERANCE = 1e-3
+_EXACT_SPOTS = 500
+"""Spots up to which all eigenvalues of the Laplacian are computed."""
+_PROBES, _LANCZOS_STEPS = 4, 40
+
+
+class Precision:
+    """Posterior precision of the codes: that given the counts of each spot, and that of the field.
+
+    Parameters
+    ----------
+    information
+        Precision given the own counts of each spot, ``(n_spots, n_factors, n_factors)``.
+    tissue
+        Spots and their graph.
+    stiffness, smoothness
+        Strengths of the field, ``(n_factors,)``.
+    """
+
+    def __init__(
+        self, information: torch.Tensor, tissue: Tissue, stiffness: torch.Tensor, smoothness: torch.Tensor
+    ) -> None:
+        self._information, self._tissue = information, tissue
+        self._stiffness, self._smoothness = stiffness, smoothness
+        local = information + torch.diag_embed(stiffness + smoothness * tissue.degree[:, None])
+        self.local_covariance = torch.linalg.inv_ex(local).inverse
+        """Covariance of the code of each spot given those of the others, ``(n_spots, n_factors, n_factors)``."""
+
+    def __matmul__(self, codes: torch.Tensor) -> torch.Tensor:
+        own = torch.bmm(self._information, codes[..., None])[..., 0]
+        return own + self._stiffness * codes + self._smoothness * (self._tissue.smooth @ codes)
+
+    def solve(self, target: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+        """Codes whose product with the precision is the target, by preconditioned conjugate gradients.
+
+        Parameters
+        ----------
+        target, start
+            Right-hand side and first guess, each ``(n_spots, n_factors)``.
+        """
+        codes, residual = start, target - self @ start
+        scaled = self._scaled(residual)
+        direction, size = scaled, (residual * scaled).sum()
+        wanted = _TOLERANCE**2 * (target * self._scaled(target)).sum()
+        for _ in range(_ITERATIONS):
+            if size <= wanted:
+                break
+            change = self @ direction
+            step = size / (direction * change).sum()
+            codes, residual = codes + step * direction, residual - step * change
+            scaled = self._scaled(residual)
+            before, size = size, (residual * scaled).sum()
+            direction = scaled + size / before * direction
+        return codes
+
+    def sample(self, generator: torch.Generator) -> torch.Tensor:
+        """A draw from the normal distribution with this precision and mean 0, ``(n_spots, n_factors)``.
+
+        Noise whose covariance is the precision is solved for: that of the counts of each spot, of the spots and of the
+        edges (perturb and optimise; Papandreou & Yuille 2010).
+        """
+        n_spots, n_factors = self._information.shape[:2]
+        n_edges = self._tissue.incidence.shape[1]
+        own, spots, edges = (
+            torch.randn(n, n_factors, generator=generator).to(self._information.device)
+            for n in (n_spots, n_spots, n_edges)
+        )
+        values, vectors = torch.linalg.eigh(self._information)
+        root = vectors * values.clamp_min(0).sqrt()[:, None]
+        noise = torch.bmm(root, own[..., None])[..., 0] + self._stiffness.sqrt() * spots
+        noise = noise + self._smoothness.sqrt() * (self._tissue.incidence @ edges)
+        return self.solve(noise, torch.zeros_like(noise))
+
+    def _scaled(self, codes: torch.Tensor) -> torch.Tensor:
+        return torch.bmm(self.local_covariance, codes[..., None])[..., 0]
+
+
+def spectrum(laplacian: sparse.csr_matrix) -> tuple[torch.Tensor, torch.Tensor]:
+    """Nodes and weights with which ``sum(weights * f(nodes))`` is the trace of a function of the Laplacian.
+
+    All eigenvalues of small graphs; for others by stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017).
+
+    Parameters
+    ----------
+    laplacian
+        Laplacian of the graph, ``(n_spots, n_spots)``.
+    """
+    n_spots = laplacian.shape[0]
+    if n_spots <= _EXACT_SPOTS:
+        nodes, weights = np.linalg.eigvalsh(laplacian.toarray().astype(np.float64)), np.ones(n_spots)
+    else:
+        generator, parts = np.random.default_rng(0), []
+        for _ in range(_PROBES):
+            parts.append(_lanczos(laplacian, generator.choice([-1.0, 1.0], n_spots)))
+        nodes, weights = (np.concatenate(part) for part in zip(*parts, strict=True))
+        weights = weights * n_spots / _PROBES
+    return torch.from_numpy(np.maximum(nodes, 0)).float(), torch.from_numpy(weights).float()
+
+
+def _lanczos(laplacian: sparse.csr_matrix, probe: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ritz values of the Laplacian, and the share that each has in the probe."""
+    basis = [probe / np.linalg.norm(probe)]
+    diagonal, beside = [], []
+    for step in range(_LANCZOS_STEPS):
+        vector = laplacian @ basis[-1]
+        diagonal.append(vector @ basis[-1])
+        for known in basis:  # orthogonal to all, against rounding
+            vector = vector - (known @ vector) * known
+        length = np.linalg.norm(vector)
+        if step == _LANCZOS_STEPS - 1 or length < 1e-8:
+            break
+        beside.append(length)
+        basis.append(vector / length)
+    matrix = np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
+    values, vectors = np.linalg.eigh(matrix)
+    return values, vectors[0] ** 2
