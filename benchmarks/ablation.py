@@ -31,7 +31,7 @@ from lgdist_scvi.data._batch import Batch
 from lgdist_scvi.model._options import N_SAMPLES, N_STEPS
 from lgdist_scvi.module._autoencoder import Codes, Rates, Sizes
 from lgdist_scvi.module._encoders import ENCODERS
-from lgdist_scvi.module._factors import FactorModel, FactorRates
+from lgdist_scvi.module._field import FieldRates, LatentField
 from lgdist_scvi.module._lgdist import LGDiSTModule
 from lgdist_scvi.module._normalisation import visible_depth
 from lgdist_scvi.module._posterior import draw_noise
@@ -69,22 +69,22 @@ class OneSample(LGDiST):
         return super().get_completed_expression(n_samples=1, **options)
 
 
-class OnlyFactors(FactorModel):
+class OnlyField(LatentField):
     """Counts for the whole of every rate, the network for nothing."""
 
-    def forward(self, *arguments: Any) -> FactorRates:
+    def forward(self, *arguments: Any) -> FieldRates:
         rates = super().forward(*arguments)
         return rates._replace(weight=torch.ones_like(rates.weight))
 
 
-class OnlyFactorsModule(LGDiSTModule):
-    _factors_cls = OnlyFactors
+class OnlyFieldModule(LGDiSTModule):
+    _field_cls = OnlyField
 
 
-class FactorsAlone(Autoencoder):
-    """The factor model without the network, which is hardly trained and left out of every mean."""
+class FieldAlone(Autoencoder):
+    """The latent field without the network, which is hardly trained and left out of every mean."""
 
-    _module_cls = OnlyFactorsModule
+    _module_cls = OnlyFieldModule
 
     def train(self, **options: Any) -> None:
         super().train(max_epochs=1, **options)
@@ -163,8 +163,8 @@ VARIANTS: dict[str, tuple[str, type[LGDiST]]] = {
     "autoencoder": ("without the diffusion: the autoencoder's own prediction", Autoencoder),
     "one_sample": ("one sample of the diffusion instead of the mean of several", OneSample),
     "two_rounds": ("a second round of diffusion, taught by the completed spots", with_options(n_rounds=2)),
-    "no_factors": ("without the factor model: the network alone", with_options(n_factors=0)),
-    "factors": ("the factor model alone", FactorsAlone),
+    "no_field": ("without the latent field: the network alone", with_options(n_factors=0)),
+    "field": ("the latent field alone", FieldAlone),
     "no_context": ("without the context genes: the 128 target genes only", LGDiST),
     "no_neighbors": ("without the neighbourhood", WithoutNeighbors),
     "no_own_genes": ("neighbours only, without the spot's own visible genes", with_options(condition="neighbors")),

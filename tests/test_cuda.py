@@ -30,7 +30,7 @@ from lgdist_scvi.module._schedule import NoiseSchedule
 from lgdist_scvi.train import AutoencoderPlan, DiffusionPlan, _calibration, _plans, _statistics
 
 DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "meta")
-OPTIONS = {"default": {}, "no factors": {"n_factors": 0, "sampler": "ddim"}, "published": PUBLISHED}
+OPTIONS = {"default": {}, "no field": {"n_factors": 0, "sampler": "ddim"}, "published": PUBLISHED}
 
 
 class NoDoubles(TorchDispatchMode):

@@ -80,5 +80,9 @@ def in_strips(graph: sparse.csr_matrix) -> NDArray[np.int64]:
 
 
 def _on_device(matrix: sparse.csr_matrix, device: torch.device) -> torch.Tensor:
-    parts = (matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64), matrix.data.astype(np.float32))
-    return torch.sparse_csr_tensor(*(torch.from_numpy(part) for part in parts), size=matrix.shape).to(device)
+    matrix = matrix.tocoo()
+    places = torch.from_numpy(np.stack([matrix.row, matrix.col]).astype(np.int64))
+    values = torch.from_numpy(matrix.data.astype(np.float32))
+    # In this format, and said explicitly not to be checked, PyTorch warns of nothing.
+    tensor = torch.sparse_coo_tensor(places, values, matrix.shape, check_invariants=False, is_coalesced=True)
+    return tensor.to(device)

@@ -83,7 +83,7 @@ class TrainingMixin(LGDiSTBase):
         Parameters
         ----------
         max_epochs
-            Epochs of each phase; by default as many as make 600 steps (autoencoder) or 400 (diffusion), times
+            Epochs of each phase; by default as many as make 300 steps (autoencoder) or 100 (diffusion), times
             ``(n / 3000)**0.75`` for ``n > 3000`` spots, and at least 10.
         autoencoder_max_epochs, diffusion_max_epochs
             The same for one phase.

@@ -26,7 +26,7 @@ FEW_COUNTS = 10.0
 """Counts of a spot at which the network has half of the weight that it has in a spot with many."""
 _FIRST_STIFFNESS, _FIRST_SMOOTHNESS, _FIRST_PENALTY = 0.5, 10.0, 5.0
 _STRENGTHS_FROM = 3  # sweeps after which the strengths of the prior are learnt
-_SIZES_AT = (6, 14)
+_SIZES_AT = (6, 10, 14)
 _SIZES = torch.logspace(-0.5, 2.1, 10)
 # Typical genes whose likelihood is the prior of the overdispersion of one.
 _SIZE_PRIOR = 5.0

@@ -1,4 +1,4 @@
-"""Calibration after the first phase: overdispersion around the predicted rates, and the read-out given detection."""
+"""Calibration after the first phase: overdispersion, the share of the field, and the read-out given detection."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _BLOCK_SPOTS = 256
 # worth.
 _DETECTED_PRIOR = (0.65, 0.35)
 _DETECTED_PRIOR_ENTRIES = 10.0
-# The share of the field in the log of a rate that is expected, and how much more deviance than this must speak against it.
-_SHARE_PRIOR, _SHARE_PRIOR_ENTRIES = 0.6, 10.0
+# Share of the field in the log of a rate that is expected, and the deviance that a share one away from it has beforehand.
+_SHARE_PRIOR, _SHARE_PRIOR_WEIGHT = 0.6, 10.0
 
 
 def fit_calibration(
@@ -38,10 +38,10 @@ def fit_calibration(
     noise: torch.Tensor | None = None,
     n_steps: int = 1,
 ) -> None:
-    """Set the overdispersion around the predicted rates, and the scale of the read-out given detection.
+    """Set the overdispersion around the predicted rates, the share of the field, and the scale of the read-out given detection.
 
     Overdispersion is estimated on visible entries, around predictions of the network without the own count and of the factor
-    model with it. The read-out given detection is fitted by regression on held-out detected entries: among the entries seen
+    model with it. The share of the field and the read-out given detection are fitted to held-out entries: among the entries seen
     in training, genes with hidden entries may have too few detections.
 
     Parameters
@@ -66,7 +66,8 @@ def fit_calibration(
     if module.field is not None:
         module.field.dispersion.copy_(field.size())
         module.field.fit_detection(_field_blocks(module, data, blocks))
-    _fit_on_held_out(module, data)
+        _fit_mixing(module, data)
+    _fit_detected(module, data)
 
 
 def _field_blocks(
@@ -86,32 +87,41 @@ def _field_blocks(
         yield log_rate, batch
 
 
-def _fit_on_held_out(module: LGDiSTModule, data: NeighborhoodDataModule) -> None:
-    """Fit what held-out entries tell: the share of the field beside the network, and the read-out given detection.
+def _fit_mixing(module: LGDiSTModule, data: NeighborhoodDataModule) -> None:
+    """Set the share of the field beside the network to that with the lowest Poisson deviance of held-out counts.
 
-    The share is that with the lowest Poisson deviance of the counts. Log values of detected entries are regressed on the
-    predictions of network and field.
+    So the network, which starts from less, is never listened to more than held-out entries support.
     """
-    field = module.field
-    n_parts = 1 if field is None else 2
-    prior = torch.tensor([0.0, *(_DETECTED_PRIOR if n_parts == 2 else (1.0,))], dtype=torch.float64)
-    penalty = torch.diag(torch.tensor([1e-3] + n_parts * [_DETECTED_PRIOR_ENTRIES], dtype=torch.float64))
-    products, targets = penalty.clone(), penalty @ prior
-    shares = torch.linspace(0, 1, 21)
-    deviance = _SHARE_PRIOR_ENTRIES * (shares - _SHARE_PRIOR).square().double()
+    assert module.field is not None
+    shares = torch.linspace(0, 1, 21, dtype=torch.float64)
+    deviance = _SHARE_PRIOR_WEIGHT * (shares - _SHARE_PRIOR).square()
     for seen, counts, held_out in data.val_dataloader():
         batch = seen.to(module.device)
         visible = module.condition.visible(batch)
         with torch.no_grad():
-            rates = module.decode(module.encode(batch, visible).centre, batch)
-        parts = [rates.detected]
-        if field is not None:
-            smooth = field(batch, visible, module.share)
-            parts.append(smooth.detected)
-            difference, log_rate = smooth.log_rate - rates.log_rate, rates.log_rate + batch.depth.log()[:, None]
-            for i, share in enumerate(shares.tolist()):
-                log_mean = (log_rate + share * difference).cpu()
-                deviance[i] += ((log_mean.exp() - counts * log_mean) * held_out).sum().double()
+            network = module.decode(module.encode(batch, visible).centre, batch).log_rate
+        field = module.field(batch, visible, module.share).log_rate
+        # On the CPU, in double precision, which not every device has.
+        network, field = (rate.cpu().double() + seen.depth.double().log()[:, None] for rate in (network, field))
+        for i, share in enumerate(shares.tolist()):
+            log_mean = network + share * (field - network)
+            deviance[i] += ((log_mean.exp() - counts * log_mean) * held_out).sum()
+    module.field.mixing.fill_(float(shares[deviance.argmin()]))
+
+
+def _fit_detected(module: LGDiSTModule, data: NeighborhoodDataModule) -> None:
+    """Regress log values of detected held-out entries on the predictions of network and field."""
+    n_parts = 1 if module.field is None else 2
+    prior = torch.tensor([0.0, *(_DETECTED_PRIOR if n_parts == 2 else (1.0,))], dtype=torch.float64)
+    penalty = torch.diag(torch.tensor([1e-3] + n_parts * [_DETECTED_PRIOR_ENTRIES], dtype=torch.float64))
+    products, targets = penalty.clone(), penalty @ prior
+    for seen, counts, held_out in data.val_dataloader():
+        batch = seen.to(module.device)
+        visible = module.condition.visible(batch)
+        with torch.no_grad():
+            parts = [module.decode(module.encode(batch, visible).centre, batch).detected]
+        if module.field is not None:
+            parts.append(module.field(batch, visible, module.share).detected)
         # On the CPU, in double precision, which not every device has.
         weight = (module.gene_weight.cpu() * (held_out & (counts > 0))).double().flatten()
         x = torch.stack([torch.ones_like(parts[0]), *parts], dim=-1).cpu().double().flatten(0, 1)
@@ -119,5 +129,3 @@ def _fit_on_held_out(module: LGDiSTModule, data: NeighborhoodDataModule) -> None
         y = log_normalise(counts, seen.depth).double().flatten()
         products, targets = products + weighted @ x, targets + weighted @ y
     module.detected_calibration[: n_parts + 1] = torch.linalg.solve(products, targets).float()
-    if field is not None:
-        field.mixing.copy_(shares[deviance.argmin()])
