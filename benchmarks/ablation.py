@@ -143,7 +143,7 @@ ENCODERS["expression"] = ExpressionEncoder
 
 
 class WithoutLatentSpace(LGDiST):
-    """Diffusion on expression: nothing is encoded. The factor model, which is not of the paper, is left out."""
+    """Diffusion on expression: nothing is encoded. The latent field, which is not of the paper, is left out."""
 
     def __init__(self, adata: anndata.AnnData, **arguments: Any) -> None:
         super().__init__(adata, n_latent=adata.n_vars, n_factors=0, encoder="expression", **arguments)

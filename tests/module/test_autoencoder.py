@@ -54,7 +54,7 @@ def make_batch(seed=0):
         pooled=uniform(B, N_POOLS, G) - 0.5,
         image=uniform(B, 1 + K, E),
         image_mask=torch.cat([torch.ones(B, 1, dtype=torch.bool), mask], dim=1),
-        field=torch.zeros(B, 1, 0),
+        field=torch.zeros(B, 6, 20),
         clean=torch.zeros(B, 0),
     )
 

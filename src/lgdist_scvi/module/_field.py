@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from ._markov import Precision, spectrum
-from ._normalisation import log_normalise, log_value_of_one, visible_depth
+from ._detection import detection_features, fit_detection
+from ._markov import EXACTLY, Precision, spectrum
+from ._normalisation import log_value_of_one, visible_depth
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -24,20 +24,20 @@ SOLVE_SWEEPS = 8
 """Newton steps of the codes; they start at the mean of the field."""
 FEW_COUNTS = 10.0
 """Counts of a spot at which the network has half of the weight that it has in a spot with many."""
+# Share of the field in a spot without counts, of which the network knows an image.
+_BESIDE_IMAGE = 0.5
 _FIRST_STIFFNESS, _FIRST_SMOOTHNESS, _FIRST_PENALTY = 0.5, 10.0, 5.0
 _STRENGTHS_FROM = 3  # sweeps after which the strengths of the prior are learnt
 _SIZES_AT = (6, 10, 14)
-_SIZES = torch.logspace(-0.5, 2.1, 10)
-# Typical genes whose likelihood is the prior of the overdispersion of one.
-_SIZE_PRIOR = 5.0
+_SIZES = torch.logspace(-0.5, 3, 12)
+# Standard deviation of the log sizes of genes around the typical one, and rounds in which that is found.
+_SIZE_SPREAD, _SIZE_ROUNDS = 1.0, 5
 _SIZE_ENTRIES = 1 << 21
 _PENALTY_RANGE = (0.05, 1e4)
 _LONGEST_STEP = 1.0
 _MAX_LOG_RATIO = 8.0
 _MAX_VARIANCE = 4.0
 _PSEUDO_COUNT = 0.5
-# Ridge penalty of the regression on detected entries, in units of entries.
-_RIDGE = 1.0
 
 
 class FieldRates(NamedTuple):
@@ -152,7 +152,7 @@ class LatentField(nn.Module):
         for _ in range(SOLVE_SWEEPS):
             information, target = self._information(tissue, codes, covariance, share, left_out)
             precision = Precision(information, tissue, self.stiffness, self.smoothness)
-            codes = codes + (precision.solve(target, codes) - codes).clamp(-_LONGEST_STEP, _LONGEST_STEP)
+            codes = codes + (precision.solve(target, codes, EXACTLY) - codes).clamp(-_LONGEST_STEP, _LONGEST_STEP)
             covariance = precision.local_covariance
         return codes
 
@@ -191,7 +191,7 @@ class LatentField(nn.Module):
         covariance = torch.linalg.inv_ex(self._full(weight @ self.products) + prior).inverse
         linear, variance = self._moments(codes, covariance, chosen)
         log_rate = self.level[chosen] + _bounded(linear + variance / 2)
-        detected = (_detection_features(log_rate, batch) * self.detection[chosen]).sum(-1)
+        detected = (detection_features(log_rate, batch) * self.detection[chosen]).sum(-1)
         return FieldRates(log_rate, log_value_of_one(batch.depth) + detected, self._weight(batch, visible))
 
     def fit_detection(self, blocks: Iterable[tuple[torch.Tensor, Batch]]) -> None:
@@ -202,24 +202,15 @@ class LatentField(nn.Module):
         blocks
             Log rates ``(n_spots, n_genes)``, each predicted from other entries, with their minibatches.
         """
-        n_genes, n_features = self.detection.shape
-        products = (_RIDGE * torch.eye(n_features, device=self.detection.device)).repeat(n_genes, 1, 1)
-        targets = torch.zeros_like(self.detection)
-        for log_rate, batch in blocks:
-            features = _detection_features(log_rate, batch)
-            detected = (batch.observed & (batch.counts > 0)).float()
-            above = log_normalise(batch.counts, batch.depth) - log_value_of_one(batch.depth)
-            products += torch.einsum("bg,bgi,bgj->gij", detected, features, features)
-            targets += torch.einsum("bg,bgi,bg->gi", detected, features, above)
-        self.detection.copy_(torch.linalg.solve(products, targets[..., None])[..., 0])
+        self.detection.copy_(fit_detection(blocks, self.detection))
 
     def _weight(self, batch: Batch, visible: torch.Tensor) -> torch.Tensor:
         """The network knows no spot without counts, unless by its image; the field no tissue without counts."""
         counts = (batch.counts * visible).sum(dim=1, keepdim=True)
         known = counts / (counts + FEW_COUNTS)
-        known = torch.where(batch.image_mask[:, :1] & (batch.image.shape[2] > 0), 1.0, known)
+        imaged = batch.image_mask[:, :1] & (batch.image.shape[2] > 0)
         informed = (counts > 0) | (batch.pooled != 0).flatten(1).any(dim=1, keepdim=True)
-        return informed * (1 - (1 - self.mixing) * known)
+        return informed * (known * self.mixing + (1 - known) * torch.where(imaged, _BESIDE_IMAGE, 1.0))
 
     def _start(self, tissue: Tissue, share: torch.Tensor) -> torch.Tensor:
         """First loadings and codes, from a singular value decomposition of the residuals."""
@@ -317,7 +308,7 @@ class LatentField(nn.Module):
     def _fit_sizes(
         self, tissue: Tissue, codes: torch.Tensor, covariance: torch.Tensor, share: torch.Tensor
     ) -> None:
-        """Inverse overdispersion of every gene by its likelihood on a grid, with that of all genes as the prior."""
+        """Inverse overdispersion of every gene by its likelihood on a grid, with a prior around that of all genes."""
         sizes = _SIZES.to(self.size.device)
         likelihood = self.size.new_zeros(len(sizes), tissue.n_genes)
         for n_seen, (_, spots, mean, *_) in enumerate(self._working(tissue, codes, covariance, share)):
@@ -328,8 +319,13 @@ class LatentField(nn.Module):
                 term = torch.lgamma(spots.counts + size) - torch.lgamma(size) + size * size.log()
                 term = term - (spots.counts + size) * (size + mean).log() + spots.counts * mean.log()
                 likelihood[i] += (term * spots.observed).sum(0)
-        log_odds = likelihood + _SIZE_PRIOR * likelihood.mean(dim=1, keepdim=True)
-        self.size.copy_((torch.softmax(log_odds, dim=0) * sizes.log()[:, None]).sum(0).exp())
+        logs = sizes.log()[:, None]
+        typical = logs.new_tensor(FIRST_SIZE).log()
+        for _ in range(_SIZE_ROUNDS):
+            log_odds = likelihood - ((logs - typical) / _SIZE_SPREAD).square() / 2
+            found = (torch.softmax(log_odds, dim=0) * logs).sum(0)
+            typical = found.mean()
+        self.size.copy_(found.exp())
 
     def _moments(
         self, codes: torch.Tensor, covariance: torch.Tensor, genes: torch.Tensor | slice = slice(None)
@@ -357,12 +353,6 @@ class LatentField(nn.Module):
         matrices[:, row, col] = lower
         matrices[:, col, row] = lower
         return matrices
-
-
-def _detection_features(log_rate: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Regressors of the log value of a detected entry minus that of one count, ``(n_spots, n_genes, 3)``."""
-    log_expected = log_rate + batch.depth.log()[:, None]
-    return torch.stack([torch.ones_like(log_expected), F.softplus(log_expected), log_expected], dim=-1)
 
 
 def _bounded(log_ratio: torch.Tensor) -> torch.Tensor:

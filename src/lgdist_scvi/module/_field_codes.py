@@ -60,7 +60,7 @@ def solve_field(module: LGDiSTModule, view: SpotView, *, folds: bool = False) ->
     module
         Module with a fitted field, or without one.
     view
-        Visible counts; its codes are set, ``(n_spots, 1, n_factors)``, or with `folds` ``(n_spots, 1 + N_FOLDS, n_factors)``.
+        Visible counts; its codes are set, ``(n_spots, 1, n_factors)``, or with `folds` ``(n_spots, n_parts, n_factors)``.
     folds
         Also solve codes from which a fold of the genes is left out in all spots, which know no entry of these genes.
     """

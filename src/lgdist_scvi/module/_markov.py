@@ -12,8 +12,11 @@ if TYPE_CHECKING:
 
     from lgdist_scvi.data._tissue import Tissue
 
-_ITERATIONS = 30
-_TOLERANCE = 1e-3
+ROUGHLY, EXACTLY = 1e-3, 1e-6
+"""Tolerances: of one of many steps, and of results, which must not depend on what else was solved with them."""
+_ITERATIONS = 100
+# Keeps roots of nearly singular matrices real, relative to the largest entry.
+_JITTER = 1e-4
 _EXACT_SPOTS = 500
 """Spots up to which all eigenvalues of the Laplacian are computed."""
 _PROBES, _LANCZOS_STEPS = 4, 40
@@ -45,18 +48,20 @@ class Precision:
         own = torch.bmm(self._information, codes[..., None])[..., 0]
         return own + self._stiffness * codes + self._smoothness * (self._tissue.smooth @ codes)
 
-    def solve(self, target: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    def solve(self, target: torch.Tensor, start: torch.Tensor, tolerance: float = ROUGHLY) -> torch.Tensor:
         """Codes whose product with the precision is the target, by preconditioned conjugate gradients.
 
         Parameters
         ----------
         target, start
             Right-hand side and first guess, each ``(n_spots, n_factors)``.
+        tolerance
+            Norm of what remains, in units of that of the target.
         """
         codes, residual = start, target - self @ start
         scaled = self._scaled(residual)
         direction, size = scaled, (residual * scaled).sum()
-        wanted = _TOLERANCE**2 * (target * self._scaled(target)).sum()
+        wanted = tolerance**2 * (target * self._scaled(target)).sum()
         for _ in range(_ITERATIONS):
             if size <= wanted:
                 break
@@ -80,8 +85,9 @@ class Precision:
             torch.randn(n, n_factors, generator=generator).to(self._information.device)
             for n in (n_spots, n_spots, n_edges)
         )
-        values, vectors = torch.linalg.eigh(self._information)
-        root = vectors * values.clamp_min(0).sqrt()[:, None]
+        largest = torch.diagonal(self._information, dim1=1, dim2=2).amax(dim=1, keepdim=True)
+        jitter = torch.diag_embed((_JITTER * largest + 1e-6).expand(-1, n_factors))
+        root = torch.linalg.cholesky_ex(self._information + jitter).L
         noise = torch.bmm(root, own[..., None])[..., 0] + self._stiffness.sqrt() * spots
         noise = noise + self._smoothness.sqrt() * (self._tissue.incidence @ edges)
         return self.solve(noise, torch.zeros_like(noise))

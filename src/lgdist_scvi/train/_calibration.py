@@ -106,7 +106,7 @@ def _fit_mixing(module: LGDiSTModule, data: NeighborhoodDataModule) -> None:
         for i, share in enumerate(shares.tolist()):
             log_mean = network + share * (field - network)
             deviance[i] += ((log_mean.exp() - counts * log_mean) * held_out).sum()
-    module.field.mixing.fill_(float(shares[deviance.argmin()]))
+    module.field.mixing.copy_(shares.gather(0, deviance.argmin()[None])[0])
 
 
 def _fit_detected(module: LGDiSTModule, data: NeighborhoodDataModule) -> None:
