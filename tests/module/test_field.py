@@ -62,7 +62,11 @@ class Simulated:
     def batch(self, codes):
         observed = torch.from_numpy(~self.hidden)
         unused = dict.fromkeys(Batch._fields)
-        unused |= {"counts": torch.from_numpy(self.view.counts.toarray()), "observed": observed, "field": codes[:, None]}
+        unused |= {
+            "counts": torch.from_numpy(self.view.counts.toarray()),
+            "observed": observed,
+            "field": codes[:, None],
+        }
         unused |= {"depth": torch.from_numpy(self.view.depth), "neighbor_mask": torch.ones(N, 4, dtype=torch.bool)}
         unused |= {"image": torch.zeros(N, 1, 0), "image_mask": torch.zeros(N, 1, dtype=torch.bool)}
         return Batch(**unused | {"pooled": torch.ones(N, 1, G)})

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ._detection import detection_features, fit_detection
-from ._markov import EXACTLY, Precision, spectrum
+from ._markov import EXACTLY, Precision, inverse, spectrum
 from ._normalisation import log_value_of_one, visible_depth
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class LatentField(nn.Module):
         weight = visible * mean * self.size / (self.size + mean)
         degree = batch.neighbor_mask.sum(dim=1, keepdim=True)
         prior = torch.diag_embed(self.stiffness + self.smoothness * degree)
-        covariance = torch.linalg.inv_ex(self._full(weight @ self.products) + prior).inverse
+        covariance = inverse(self._full(weight @ self.products) + prior)
         linear, variance = self._moments(codes, covariance, chosen)
         log_rate = self.level[chosen] + _bounded(linear + variance / 2)
         detected = (detection_features(log_rate, batch) * self.detection[chosen]).sum(-1)
@@ -278,7 +278,7 @@ class LatentField(nn.Module):
             target += response.T @ codes[place]
             counted += spots.counts.sum(0)
             expected += mean.sum(0)
-        uncertainty = torch.linalg.inv_ex(self._full(information) + torch.diag(penalty)).inverse
+        uncertainty = inverse(self._full(information) + torch.diag(penalty))
         step = (uncertainty @ target[..., None])[..., 0] - self.loadings
         self.loadings += step.clamp(-_LONGEST_STEP, _LONGEST_STEP)
         self.products.copy_(self._lower(self.loadings[:, :, None] * self.loadings[:, None] + uncertainty))
@@ -305,9 +305,7 @@ class LatentField(nn.Module):
         self.stiffness.copy_(stiff.gather(0, best)[0].clamp(1e-3, 1e4))
         self.smoothness.copy_(smooth.gather(0, best)[0].clamp(1e-3, 1e4))
 
-    def _fit_sizes(
-        self, tissue: Tissue, codes: torch.Tensor, covariance: torch.Tensor, share: torch.Tensor
-    ) -> None:
+    def _fit_sizes(self, tissue: Tissue, codes: torch.Tensor, covariance: torch.Tensor, share: torch.Tensor) -> None:
         """Inverse overdispersion of every gene by its likelihood on a grid, with a prior around that of all genes."""
         sizes = _SIZES.to(self.size.device)
         likelihood = self.size.new_zeros(len(sizes), tissue.n_genes)

@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 ROUGHLY, EXACTLY = 1e-3, 1e-6
 """Tolerances: of one of many steps, and of results, which must not depend on what else was solved with them."""
 _ITERATIONS = 100
+_NOTHING = 1e-20
 # Keeps roots of nearly singular matrices real, relative to the largest entry.
 _JITTER = 1e-4
+# Of matrices with a unit diagonal; and the smallest diagonal.
+_SINGULAR, _SMALLEST = 1e-5, 1e-12
 _EXACT_SPOTS = 500
 """Spots up to which all eigenvalues of the Laplacian are computed."""
 _PROBES, _LANCZOS_STEPS = 4, 40
@@ -41,7 +44,7 @@ class Precision:
         self._information, self._tissue = information, tissue
         self._stiffness, self._smoothness = stiffness, smoothness
         local = information + torch.diag_embed(stiffness + smoothness * tissue.degree[:, None])
-        self.local_covariance = torch.linalg.inv_ex(local).inverse
+        self.local_covariance = inverse(local)
         """Covariance of the code of each spot given those of the others, ``(n_spots, n_factors, n_factors)``."""
 
     def __matmul__(self, codes: torch.Tensor) -> torch.Tensor:
@@ -61,12 +64,12 @@ class Precision:
         codes, residual = start, target - self @ start
         scaled = self._scaled(residual)
         direction, size = scaled, (residual * scaled).sum()
-        wanted = tolerance**2 * (target * self._scaled(target)).sum()
+        wanted = (tolerance**2 * (target * self._scaled(target)).sum()).clamp_min(_NOTHING)
         for _ in range(_ITERATIONS):
             if size <= wanted:
                 break
             change = self @ direction
-            step = size / (direction * change).sum()
+            step = size / (direction * change).sum().clamp_min(_NOTHING)
             codes, residual = codes + step * direction, residual - step * change
             scaled = self._scaled(residual)
             before, size = size, (residual * scaled).sum()
@@ -94,6 +97,16 @@ class Precision:
 
     def _scaled(self, codes: torch.Tensor) -> torch.Tensor:
         return torch.bmm(self.local_covariance, codes[..., None])[..., 0]
+
+
+def inverse(matrices: torch.Tensor) -> torch.Tensor:
+    """Inverses of positive definite matrices ``(n, k, k)``, finite also where single precision cannot tell them from singular ones."""
+    scale = torch.diagonal(matrices, dim1=1, dim2=2).clamp_min(_SMALLEST).rsqrt()
+    unit = matrices * scale[:, :, None] * scale[:, None] + _SINGULAR * torch.eye(
+        matrices.shape[1], device=matrices.device
+    )
+    # Without a check of the result, for which the CPU would wait.
+    return torch.linalg.inv_ex(unit).inverse * scale[:, :, None] * scale[:, None]
 
 
 def spectrum(laplacian: sparse.csr_matrix) -> tuple[torch.Tensor, torch.Tensor]:

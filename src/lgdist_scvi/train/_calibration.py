@@ -103,10 +103,10 @@ def _fit_mixing(module: LGDiSTModule, data: NeighborhoodDataModule) -> None:
         field = module.field(batch, visible, module.share).log_rate
         # On the CPU, in double precision, which not every device has.
         network, field = (rate.cpu().double() + seen.depth.double().log()[:, None] for rate in (network, field))
-        for i, share in enumerate(shares.tolist()):
-            log_mean = network + share * (field - network)
+        for i in range(len(shares)):
+            log_mean = network + shares[i] * (field - network)
             deviance[i] += ((log_mean.exp() - counts * log_mean) * held_out).sum()
-    module.field.mixing.copy_(shares.gather(0, deviance.argmin()[None])[0])
+    module.field.mixing.copy_(shares[deviance.argmin(dim=0, keepdim=True)][0])
 
 
 def _fit_detected(module: LGDiSTModule, data: NeighborhoodDataModule) -> None:
