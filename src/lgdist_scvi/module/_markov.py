@@ -100,7 +100,7 @@ class Precision:
 
 
 def inverse(matrices: torch.Tensor) -> torch.Tensor:
-    """Inverses of positive definite matrices ``(n, k, k)``, finite also where single precision cannot tell them from singular ones."""
+    """Inverses of positive definite matrices, ``(n_spots, n_factors, n_factors)``, finite also where single precision cannot tell them from singular ones."""
     scale = torch.diagonal(matrices, dim1=1, dim2=2).clamp_min(_SMALLEST).rsqrt()
     unit = matrices * scale[:, :, None] * scale[:, None] + _SINGULAR * torch.eye(
         matrices.shape[1], device=matrices.device
