@@ -109,7 +109,7 @@ class Harness:
 
     def key_of(self, case: Case, method: str) -> Record:
         """What a result of the method depends on apart from the code that is measured."""
-        key = {"data": self.data_key(case.name), "harness": self.key}
+        key: Record = {"data": self.data_key(case.name), "harness": self.key}
         # Nothing rather than no entry: a result with other arguments is not that of a set without.
         key["arguments"] = " ".join(SETS[case.name].arguments) or None
         if method in DRIVEN:
