@@ -21,9 +21,10 @@ import anndata
 import harness
 import numpy as np
 import torch
-from compare import DIRTY, RESULTS, ROOT, SCORES, SETS, Case, Code, Record, Store, is_current
+from compare import DIRTY, RESULTS, ROOT, Code, Record, Store, is_current
 from report import spread, table
 from scipy import sparse
+from sets import DENSE, SCORES, Case
 
 from lgdist_scvi import PUBLISHED, LGDiST
 from lgdist_scvi._constants import TARGET_SUM
@@ -210,7 +211,7 @@ def page(store: Store, cases: list[Case]) -> str:
             change = f"{fmean(changes):+.1%}" if protocol == "A" and changes else ""
             change = f"{fmean(changes):+.4f}" if protocol == "B" and changes else change
             rows.append([text, *cells, change])
-        head = ["variant", *(SETS[name].title for name in names), "change on average"]
+        head = ["variant", *(DENSE[name].title for name in names), "change on average"]
         lines += [f"## {title}", *table(head, rows)]
     return "\n".join(lines).strip() + "\n"
 
@@ -231,7 +232,7 @@ on MOB1 and 0.1857 on C4, beside 0.2032 and 0.1460 of the default, and a `d2` of
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(DEFAULT_SETS), metavar="SET")
+    parser.add_argument("--sets", nargs="+", choices=DENSE, default=list(DEFAULT_SETS), metavar="SET")
     parser.add_argument("--protocols", nargs="+", choices=SCORES, default=list(SCORES), metavar="PROTOCOL")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
@@ -248,7 +249,7 @@ def main() -> None:
     split = {"A": completion.split_masked, "B": completion.split_thinned}
     score = {"A": completion.score_masked, "B": completion.score_thinned}
     for name in options.sets:
-        files = ",".join(str(options.shared.resolve() / "data" / file) for file in SETS[name].files)
+        files = ",".join(str(options.shared.resolve() / "data" / file) for file in DENSE[name].files)
         data = None
         for seed in options.seeds:
             for protocol in options.protocols:
@@ -262,7 +263,7 @@ def main() -> None:
                     record = run(variant, train, truth, score[protocol])
                     store.merge(case, {}, {variant: {**record, **code.key, "commit": code.commit}})
                     print(f"{case} {variant}: {SCORES[protocol]} {record[SCORES[protocol]]:.4f}", flush=True)
-    cases = [Case(name, protocol, seed) for name in SETS for protocol in SCORES for seed in (0, 1, 2)]
+    cases = [Case(name, protocol, seed) for name in DENSE for protocol in SCORES for seed in (0, 1, 2)]
     PAGE.write_text(page(store, cases), encoding="utf-8")
     print(f"written to {PAGE}")
 
