@@ -21,9 +21,10 @@ import anndata
 import harness
 import numpy as np
 import torch
-from compare import DIRTY, RESULTS, ROOT, SCORES, SETS, Case, Code, Record, Store, is_current
+from compare import DIRTY, RESULTS, ROOT, Code, Record, Store, is_current
 from report import spread, table
 from scipy import sparse
+from sets import DENSE, SCORES, Case
 
 from lgdist_scvi import PUBLISHED, LGDiST
 from lgdist_scvi._constants import TARGET_SUM
@@ -31,7 +32,7 @@ from lgdist_scvi.data._batch import Batch
 from lgdist_scvi.model._options import N_SAMPLES, N_STEPS
 from lgdist_scvi.module._autoencoder import Codes, Rates, Sizes
 from lgdist_scvi.module._encoders import ENCODERS
-from lgdist_scvi.module._factors import FactorModel, FactorRates
+from lgdist_scvi.module._field import FieldRates, LatentField
 from lgdist_scvi.module._lgdist import LGDiSTModule
 from lgdist_scvi.module._normalisation import visible_depth
 from lgdist_scvi.module._posterior import draw_noise
@@ -69,22 +70,22 @@ class OneSample(LGDiST):
         return super().get_completed_expression(n_samples=1, **options)
 
 
-class OnlyFactors(FactorModel):
+class OnlyField(LatentField):
     """Counts for the whole of every rate, the network for nothing."""
 
-    def forward(self, *arguments: Any) -> FactorRates:
+    def forward(self, *arguments: Any) -> FieldRates:
         rates = super().forward(*arguments)
         return rates._replace(weight=torch.ones_like(rates.weight))
 
 
-class OnlyFactorsModule(LGDiSTModule):
-    _factors_cls = OnlyFactors
+class OnlyFieldModule(LGDiSTModule):
+    _field_cls = OnlyField
 
 
-class FactorsAlone(Autoencoder):
-    """The factor model without the network, which is hardly trained and left out of every mean."""
+class FieldAlone(Autoencoder):
+    """The latent field without the network, which is hardly trained and left out of every mean."""
 
-    _module_cls = OnlyFactorsModule
+    _module_cls = OnlyFieldModule
 
     def train(self, **options: Any) -> None:
         super().train(max_epochs=1, **options)
@@ -143,7 +144,7 @@ ENCODERS["expression"] = ExpressionEncoder
 
 
 class WithoutLatentSpace(LGDiST):
-    """Diffusion on expression: nothing is encoded. The factor model, which is not of the paper, is left out."""
+    """Diffusion on expression: nothing is encoded. The latent field, which is not of the paper, is left out."""
 
     def __init__(self, adata: anndata.AnnData, **arguments: Any) -> None:
         super().__init__(adata, n_latent=adata.n_vars, n_factors=0, encoder="expression", **arguments)
@@ -163,8 +164,8 @@ VARIANTS: dict[str, tuple[str, type[LGDiST]]] = {
     "autoencoder": ("without the diffusion: the autoencoder's own prediction", Autoencoder),
     "one_sample": ("one sample of the diffusion instead of the mean of several", OneSample),
     "two_rounds": ("a second round of diffusion, taught by the completed spots", with_options(n_rounds=2)),
-    "no_factors": ("without the factor model: the network alone", with_options(n_factors=0)),
-    "factors": ("the factor model alone", FactorsAlone),
+    "no_field": ("without the latent field: the network alone", with_options(n_factors=0)),
+    "field": ("the latent field alone", FieldAlone),
     "no_context": ("without the context genes: the 128 target genes only", LGDiST),
     "no_neighbors": ("without the neighbourhood", WithoutNeighbors),
     "no_own_genes": ("neighbours only, without the spot's own visible genes", with_options(condition="neighbors")),
@@ -210,7 +211,7 @@ def page(store: Store, cases: list[Case]) -> str:
             change = f"{fmean(changes):+.1%}" if protocol == "A" and changes else ""
             change = f"{fmean(changes):+.4f}" if protocol == "B" and changes else change
             rows.append([text, *cells, change])
-        head = ["variant", *(SETS[name].title for name in names), "change on average"]
+        head = ["variant", *(DENSE[name].title for name in names), "change on average"]
         lines += [f"## {title}", *table(head, rows)]
     return "\n".join(lines).strip() + "\n"
 
@@ -231,7 +232,7 @@ on MOB1 and 0.1857 on C4, beside 0.2032 and 0.1460 of the default, and a `d2` of
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(DEFAULT_SETS), metavar="SET")
+    parser.add_argument("--sets", nargs="+", choices=DENSE, default=list(DEFAULT_SETS), metavar="SET")
     parser.add_argument("--protocols", nargs="+", choices=SCORES, default=list(SCORES), metavar="PROTOCOL")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
@@ -248,7 +249,7 @@ def main() -> None:
     split = {"A": completion.split_masked, "B": completion.split_thinned}
     score = {"A": completion.score_masked, "B": completion.score_thinned}
     for name in options.sets:
-        files = ",".join(str(options.shared.resolve() / "data" / file) for file in SETS[name].files)
+        files = ",".join(str(options.shared.resolve() / "data" / file) for file in DENSE[name].files)
         data = None
         for seed in options.seeds:
             for protocol in options.protocols:
@@ -262,7 +263,7 @@ def main() -> None:
                     record = run(variant, train, truth, score[protocol])
                     store.merge(case, {}, {variant: {**record, **code.key, "commit": code.commit}})
                     print(f"{case} {variant}: {SCORES[protocol]} {record[SCORES[protocol]]:.4f}", flush=True)
-    cases = [Case(name, protocol, seed) for name in SETS for protocol in SCORES for seed in (0, 1, 2)]
+    cases = [Case(name, protocol, seed) for name in DENSE for protocol in SCORES for seed in (0, 1, 2)]
     PAGE.write_text(page(store, cases), encoding="utf-8")
     print(f"written to {PAGE}")
 

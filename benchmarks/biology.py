@@ -217,7 +217,7 @@ def complete(
         command = [str(Path(__file__).resolve()), "--fit", method, str(given), str(made)]
     else:
         command = [str(harness.bench / "methods.py"), method, str(given), str(made)]
-    python = harness.peer_python
+    python = harness.python(method)
     if method == OURS:
         python = sys.executable
         environment["PYTHONPATH"] = str(code / "src")  # before an installed package
@@ -524,7 +524,7 @@ def measure(options: argparse.Namespace, harness: Harness, store: Store) -> None
         info, record, start = {}, dict(key), time.perf_counter()
         if reason := reasons.get(packages.get(method)):
             record["error"] = f"{NOT_INSTALLED}{reason}"
-            print(f"{harness.peer_python} cannot run {method}: {INSTALL[packages[method]]}", flush=True)
+            print(f"{harness.python(packages[method])} cannot run {method}: {INSTALL[packages[method]]}", flush=True)
         else:
             if case.name not in sections:  # one at a time in memory
                 sections = {case.name: read_section(shared, harness.paths(case.name)[0])}

@@ -19,9 +19,10 @@ import anndata
 import harness
 import matplotlib
 import numpy as np
-from compare import DIRTY, QUICK, RESULTS, ROOT, SETS, Case, Code, Record, Store, is_current
+from compare import DIRTY, RESULTS, ROOT, Code, Record, Store, is_current
 from matplotlib.figure import Figure
 from report import BLUE, GREY, ORANGE, best_peer, spread, table
+from sets import DENSE, QUICK, Case
 
 from lgdist_scvi import LGDiST
 from lgdist_scvi.metrics import count_coverage
@@ -114,7 +115,7 @@ def page(results: dict[str, list[dict[str, Record]]]) -> str:
                     cells.append(spread(found, ".3f"))
                     if what == "coverage":
                         worst = max(worst, abs(fmean(found) - level))
-            rows.append([SETS[name].title, *cells])
+            rows.append([DENSE[name].title, *cells])
         head = ["set", *(f"{level:.0%}" for level in LEVELS), *(f"{level:.0%}, {NOISE}" for level in LEVELS)]
         verdict = "met" if worst <= TOLERANCE else "not met"
         lines += [
@@ -139,7 +140,7 @@ def remaining(results: dict[str, list[dict[str, Record]]]) -> list[str]:
         theirs = kept[peer]["d2"] if peer else float("nan")
         middle = (ours + ceiling) / 2
         numbers = (ours, theirs, ceiling, middle, middle - ours, middle - theirs)
-        rows.append([SETS[name].title, *(f"{number:.4f}" for number in numbers)])
+        rows.append([DENSE[name].title, *(f"{number:.4f}" for number in numbers)])
     head = [
         "set",
         "`d2`",
@@ -186,7 +187,7 @@ def plot(results: dict[str, list[dict[str, Record]]]) -> Figure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(QUICK), metavar="SET")
+    parser.add_argument("--sets", nargs="+", choices=DENSE, default=list(QUICK), metavar="SET")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="folder of bench/ and data/")
     parser.add_argument(f"--{DIRTY}", action="store_true", help="run uncommitted code; such a result is never reused")
@@ -204,12 +205,12 @@ def main() -> None:
                 continue
             if code.changed and not options.dirty:
                 sys.exit(f"the model has changes that are not committed: commit them, or give --{DIRTY}")
-            data = completion.load(",".join(str(shared / "data" / file) for file in SETS[name].files))
+            data = completion.load(",".join(str(shared / "data" / file) for file in DENSE[name].files))
             for kind, record in held_out(*completion.split_thinned(data, case.seed), completion.score_thinned):
                 store.merge(case, {}, {kind: {**record, **code.key, "commit": code.commit}})
                 print(f"{case} {KINDS[kind]}: {[round(record['coverage'][str(x)], 3) for x in LEVELS]}", flush=True)
 
-    found = {name: [store.load(Case(name, "B", seed))["results"] for seed in range(3)] for name in SETS}
+    found = {name: [store.load(Case(name, "B", seed))["results"] for seed in range(3)] for name in DENSE}
     results = {
         name: complete for name, seeds in found.items() if (complete := [r for r in seeds if set(r) >= set(KINDS)])
     }

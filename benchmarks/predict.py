@@ -23,13 +23,14 @@ from statistics import fmean
 
 import anndata
 import numpy as np
-from compare import DIRTY, MODEL, RESULTS, ROOT, Case, Code, Record, Store, _sha256, is_current
+from compare import DIRTY, MODEL, RESULTS, ROOT, Case, Code, Record, Store, is_current
 from imaged import LIBRARY, SETS, sections
 from numpy.typing import NDArray
 from prediction import PREDICTORS, REFERENCES
 from prediction.folds import FOLDS, Fold, predictions, scores, split
 from prediction.targets import COMPLETED, N_TARGET, SIMPLE, TARGETS, Kept, measured, target
 from report import commits_of, spread, table
+from scoring import _sha256
 
 PAGE = ROOT / "docs" / "benchmarks" / "prediction.md"
 CACHE = Path(tempfile.gettempdir()) / "lgdist-prediction"

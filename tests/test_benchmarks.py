@@ -2,12 +2,14 @@
 
 import importlib
 import json
+import runpy
 import subprocess
 import sys
 from functools import partialmethod
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
+import anndata
 import numpy as np
 import pytest
 
@@ -18,12 +20,13 @@ from lgdist_scvi.datasets import simulated_tissue
 HARNESS = """
 import argparse, json, pathlib
 parser = argparse.ArgumentParser()
-for name in ("name", "protocol", "seed", "data", "out", "methods", "external", "timeout", "threads"):
+for name in ("name", "protocol", "seed", "data", "out", "methods", "external", "timeout", "threads", "frac"):
     parser.add_argument("--" + name, default="")
 o = parser.parse_args()
 with open(pathlib.Path(__file__).with_name("starts"), "a") as file:
-    file.write(o.methods + "\\n")
-results = {name: {"mse": 0.5, "d2": 0.1, "seconds": 1.0, "peak_rss_mib": 1} for name in o.methods.split(",")}
+    file.write(" ".join(filter(None, (o.methods or o.external, o.frac))) + "\\n")
+names = (o.methods or o.external.partition("=")[0]).split(",")
+results = {name: {"mse": 0.5, "d2": 0.1, "seconds": 1.0, "peak_rss_mib": 1} for name in names}
 if "median" in results:
     results["median"] = {"seconds": 9.0, "peak_rss_mib": 1, "error": "exit -9: killed"}
 file = pathlib.Path(o.out) / f"{o.name}_{o.protocol}_seed{o.seed}.json"
@@ -40,6 +43,27 @@ def report(benchmarks: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.fixture
 def compare(report: ModuleType) -> ModuleType:
     return importlib.import_module("compare")
+
+
+@pytest.fixture
+def scoring(report: ModuleType) -> ModuleType:
+    return importlib.import_module("scoring")
+
+
+@pytest.fixture
+def harness(scoring: ModuleType, tmp_path: Path):
+    """A harness with the data of one section, and an environment each for STARK, for a classical peer and for nothing."""
+    shared = tmp_path / "shared"
+    section = shared / "data" / scoring.SETS["mob1"].files[0]
+    own = [tmp_path / "own" / peer / "bin" / "python" for peer in ("stark", "knn_eb")]
+    scripts = [shared / "bench" / name for name in ("completion.py", "methods.py", "run_spackle.py")]
+    for file in (section, *own, *scripts):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("#!/bin/sh\n")
+        file.chmod(0o755)
+    scripts[0].write_text(HARNESS)
+    (tmp_path / "own" / "nest").mkdir()
+    return scoring.Harness(shared, sys.executable, tmp_path / "own", 60, 1, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +140,7 @@ def test_result_is_reused_as_long_as_its_source_is_the_same(compare):
     assert not compare.is_current({"error": "not installed: spared", **key}, key, retry=False)
 
 
-def test_comparison_runs_what_is_not_kept_yet(benchmarks, compare, tmp_path):
+def test_comparison_runs_what_is_not_kept_yet(benchmarks, compare, scoring, tmp_path):
     bench, section = tmp_path / "bench", tmp_path / "data" / compare.SETS["her2_c4"].files[0]
     (bench / "results").mkdir(parents=True)
     (bench / "completion.py").write_text(HARNESS)
@@ -142,7 +166,7 @@ def test_comparison_runs_what_is_not_kept_yet(benchmarks, compare, tmp_path):
 
     section.parent.mkdir(parents=True)
     section.write_bytes(b"counts")
-    info = {"sha256": compare._sha256([section]), "protocol": "A", "seed": 0, "mask": "known"}
+    info = {"sha256": scoring._sha256([section]), "protocol": "A", "seed": 0, "mask": "known"}
     shipped = {"info": info, "results": {"svd_nz": {"mse": 0.25, "seconds": 1.0, "peak_rss_mib": 1}}}
     (bench / "results" / "shipped.json").write_text(json.dumps(shipped))
     first = run()
@@ -162,6 +186,180 @@ def test_comparison_runs_what_is_not_kept_yet(benchmarks, compare, tmp_path):
     assert "2 runs to do" in run("--retry").stdout
     section.write_bytes(b"other counts")
     assert "5 runs to do" in run().stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names", "n_cases"),
+    [
+        ([], "dense", 2 * (5 * 3 + 7)),
+        (["--quick"], "quick", 2 * 5),
+        (["--sets", "sparse"], "sparse", 3 * (2 * 6 + 2 * 5)),
+        (["--sets", "sparse", "quick", "mob1"], "sparse quick", 3 * (2 * 6 + 2 * 5 + 2 * 5)),
+        (["--sets", "mob1_5pct", "--seeds", "1"], "mob1_5pct", 1),
+    ],
+)
+def test_sets_are_chosen_by_their_names_or_by_those_of_groups(compare, arguments, names, n_cases):
+    cases = compare.chosen(compare.parse(arguments))
+    assert {case.name for case in cases} == compare.in_sets(names.split())
+    assert len(cases) == n_cases
+    assert len({case.file for case in cases}) == n_cases
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("mob1", ""),
+        ("slideseq", "--min-umi 10 --min-det 0.005"),
+        ("osmfish", "--min-umi 20 --min-det 0.01"),
+        ("starmap", "--min-umi 50 --min-det 0.02"),
+        ("crc16_5pct", "--frac 0.05"),
+        ("crc16_20pct", "--frac 0.2"),
+    ],
+)
+def test_sparse_sets_have_arguments_of_their_own(scoring, name, arguments):
+    assert " ".join(scoring.SETS[name].arguments) == arguments
+
+
+def test_arguments_and_driver_are_part_of_what_keeps_a_result_current(compare, scoring, harness, tmp_path, monkeypatch):
+    whole, thinned = (compare.Case(name, "B", 0) for name in ("mob1", "mob1_5pct"))
+    key, other = harness.key_of(whole, "knn_eb"), harness.key_of(thinned, "knn_eb")
+    # One that was kept before there were arguments stays as it is.
+    kept = {"d2": 0.5, "data": key["data"], "harness": key["harness"]}
+    assert compare.is_current(kept, key, retry=False)
+    assert not compare.is_current(kept, other, retry=False)
+    assert compare.is_current({"d2": 0.5, **other}, other, retry=False)
+    assert not compare.is_current({"d2": 0.5, **other}, key, retry=False)
+
+    monkeypatch.setattr(scoring, "DRIVERS", tmp_path)
+    for file in ("contract.py", "run_stark.py"):
+        (tmp_path / file).write_text("first")
+    first = harness.key_of(whole, "stark")
+    (tmp_path / "run_stark.py").write_text("second")
+    assert not compare.is_current({"d2": 0.5, **first}, harness.key_of(whole, "stark"), retry=False)
+    assert key == harness.key_of(whole, "knn_eb")
+
+
+def test_a_peer_runs_in_its_own_environment_if_there_is_one(scoring, harness, tmp_path):
+    assert harness.python("stark") == str(tmp_path / "own" / "stark" / "bin" / "python")
+    # A folder without an interpreter is none, and the classical peers share a start and so an environment.
+    assert harness.python("nest") == harness.python("knn_eb") == harness.python("scvi") == sys.executable
+    harness.peers_folder = None
+    assert harness.python("stark") == sys.executable
+
+
+def test_every_peer_can_be_asked_for_and_has_instructions(compare, scoring, benchmarks):
+    for peer in scoring.ALONE:
+        assert peer in scoring.INSTALL
+        assert all(peer in peers for peers in compare.PEERS.values())
+    drivers = {path.stem.removeprefix("run_") for path in (benchmarks / "peers").glob("run_*.py")}
+    assert drivers == set(scoring.DRIVEN)
+    assert "spatial_factors_eb" in compare.PEERS["B"] and "spatial_factors_eb" not in compare.PEERS["A"]
+
+
+def test_comparison_passes_arguments_and_environments_on(compare, scoring, harness, tmp_path, capfd):
+    # What the harness ships of the section is from all of its molecules.
+    info = {"sha256": harness.data_key("mob1"), "protocol": "B", "seed": 0, "mask": None}
+    (harness.bench / "results").mkdir()
+    shipped = {"info": info, "results": {"median": {"d2": 0.9, "seconds": 1.0}, "knn_eb": {"d2": 0.9, "seconds": 1.0}}}
+    (harness.bench / "results" / "shipped.json").write_text(json.dumps(shipped))
+    arguments = ["--sets", "mob1_5pct", "--seeds", "0", "--methods", "knn_eb", "stark", "nest"]
+    arguments += ["--out", str(tmp_path / "out"), "--shared", str(tmp_path / "shared")]
+    arguments += ["--peers-folder", str(tmp_path / "own")]
+    compare.main(arguments)
+
+    starts = (harness.bench / "starts").read_text().splitlines()
+    python, script = tmp_path / "own" / "stark" / "bin" / "python", scoring.DRIVERS / "run_stark.py"
+    assert starts == ["knn_eb 0.05", f"stark={python} {script} {{input}} {{output}} 0.05"]
+    kept = json.loads((tmp_path / "out" / "mob1_5pct_B_seed0.json").read_text())["results"]
+    assert kept["knn_eb"]["d2"] == 0.1
+    assert kept["stark"]["arguments"] == "--frac 0.05"
+    assert kept["nest"]["error"] == "not installed: ModuleNotFoundError: No module named 'nest_st'"
+    assert f"{sys.executable} cannot run the nest peer" in capfd.readouterr().out
+
+
+def test_report_has_a_part_for_sparse_sets_once_there_are_results(report, compare, tmp_path):
+    store = compare.Store(tmp_path / "results")
+    ours = {"d2": 0.6, "seconds": 7.0, "source": "run", "tree": "t", "commit": "abc123"}
+    theirs = {"d2": 0.4, "seconds": 1.0, "source": "run"}
+    arguments = ["--results", str(store.folder), "--pages", str(tmp_path / "pages")]
+    pages = []
+    for name in ("mob1", "mob1_5pct"):
+        store.merge(compare.Case(name, "B", 0), {}, {"lgdist": ours, "knn_eb": theirs})
+        report.main(arguments)
+        pages.append((tmp_path / "pages" / "comparison.md").read_text())
+    assert "Sparse data" not in pages[0] and "of its molecules" not in pages[0]
+    after = pages[1].partition("## Sparse data")[2]
+    assert "| olfactory bulb MOB1, 5% of its molecules | 0.6000 | `knn_eb` | 0.4000 | **+0.2000**" in after
+    # The targets are about the dense sets, and a sparse set that nothing was run on is not said to be missing.
+    assert "reached on 1 of 1 sets with results (12 in all)" in pages[1]
+    assert "Slide-seq" not in pages[1]
+
+
+def fakes(section: anndata.AnnData, called: list) -> dict[str, ModuleType]:
+    """Packages that give back what they are given, and note the seed and whether slides are kept apart."""
+
+    def note(adata, seed=7):
+        first = np.asarray(section.obs["slide"] == "one")
+        places = adata.obsm["spatial"]
+        called.append((seed, places[first, 0].max() < places[~first, 0].min(), adata.shape == section.shape))
+        return adata
+
+    def train_stagate(adata, *, random_seed, save_reconstrction, device):
+        adata.layers["STAGATE_ReX"] = note(adata, random_seed).X
+        return adata
+
+    class GraphST:
+        def __init__(self, adata, random_seed):
+            assert adata.X.std(axis=0, ddof=1)[adata.X.any(axis=0)].max() < 1.001
+            self.adata = note(adata, random_seed)
+
+        def train(self):
+            self.adata.obsm["emb"] = self.adata.X
+            return self.adata
+
+    packages = {
+        "nest_st": {"reconstruct": lambda adata, *, mode, device, random_state: note(adata, random_state)},
+        "STAGATE_pyG": {"Cal_Spatial_Net": lambda adata, **_: None, "train_STAGATE": train_stagate},
+        "GraphST": {},
+        "GraphST.GraphST": {"GraphST": GraphST},
+        # Shares of the panel and its depth.
+        "stark": {"stark_denoise": lambda adata, depth, **_: {"denoised_matrix": note(adata).X * (depth[:, None] > 0)}},
+    }
+    return {name: SimpleNamespace(**content) for name, content in packages.items()}
+
+
+@pytest.mark.parametrize(
+    ("peer", "space"), [("graphst", "log"), ("nest", "log"), ("stagate", "log"), ("stark", "rate")]
+)
+def test_driver_gives_its_package_the_panel_and_the_harness_the_scored_genes(
+    benchmarks, section, tmp_path, monkeypatch, peer, space
+):
+    section.obs["slide"] = np.where(np.arange(section.n_obs) % 2, "two", "one")
+    # Half of the molecules are of genes outside the panel, one spot has none in it and one gene none at all.
+    counts = section.X.toarray()
+    counts[0], counts[:, 0] = 0, 0
+    lib = 2 * counts.sum(axis=1) + 1
+    section.X, section.obs["lib"], section.uns["seed"] = type(section.X)(counts), lib, 7
+    rate = counts / lib[:, None]
+    section.layers["lognorm"] = np.log1p(1e4 * rate).astype(np.float32)
+    section.write_h5ad(tmp_path / "input.h5ad")
+
+    called: list = []
+    for name, module in fakes(section, called).items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.delitem(sys.modules, "contract", raising=False)
+    monkeypatch.syspath_prepend(benchmarks / "peers")
+    script = benchmarks / "peers" / f"run_{peer}.py"
+    monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "input.h5ad"), str(tmp_path / "output.h5ad")])
+    runpy.run_path(str(script), run_name="__main__")
+
+    assert called == [(7, True, True)]
+    output = anndata.read_h5ad(tmp_path / "output.h5ad")
+    assert output.uns["space"] == space
+    assert list(output.obs_names) == list(section.obs_names)
+    assert list(output.var_names) == list(section.var_names[section.var["eval"]])
+    expected = rate if space == "rate" else section.layers["lognorm"]
+    np.testing.assert_allclose(output.X, expected[:, section.var["eval"]], rtol=1e-5, atol=1e-7)
 
 
 @pytest.fixture

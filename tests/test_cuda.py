@@ -30,7 +30,7 @@ from lgdist_scvi.module._schedule import NoiseSchedule
 from lgdist_scvi.train import AutoencoderPlan, DiffusionPlan, _calibration, _plans, _statistics
 
 DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "meta")
-OPTIONS = {"default": {}, "no factors": {"n_factors": 0, "sampler": "ddim"}, "published": PUBLISHED}
+OPTIONS = {"default": {}, "no field": {"n_factors": 0, "sampler": "ddim"}, "published": PUBLISHED}
 
 
 class NoDoubles(TorchDispatchMode):
@@ -76,6 +76,7 @@ def work(request, small, monkeypatch):
     )
     data = model._training_data(0.1, 64)
     data.view.clean = np.zeros((150, 8), dtype=np.float32)
+    data.view.field = np.zeros((150, 6, 20), dtype=np.float32)
     batch, validation = data.view.gather(np.arange(60)), next(iter(data.val_dataloader()))
     noise = draw_noise(3, 8, seed=0)
     # What is read from a minibatch before it goes to the device, and the times of a sampler.

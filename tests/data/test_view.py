@@ -129,6 +129,7 @@ def test_minibatches():
         "pooled": (b, len(HOPS) + 1, g),
         "image": (b, 1 + k, 3),
         "image_mask": (b, 1 + k),
+        "field": (b, 1, 0),
         "clean": (b, 0),
     }
     assert {name: tuple(getattr(batch, name).shape) for name in Batch._fields} == shapes

@@ -10,6 +10,7 @@ from lgdist_scvi import PUBLISHED
 from lgdist_scvi.metrics import count_distribution
 from lgdist_scvi.model import _evaluation, _training
 from lgdist_scvi.module._denoiser import Denoiser
+from lgdist_scvi.module._field_codes import solve_field
 from lgdist_scvi.module._posterior import draw_noise, predict
 from lgdist_scvi.train._statistics import clean_codes
 
@@ -108,14 +109,16 @@ def test_detected_entries_stay_as_measured(trained, small, counts, depth, read_o
 def test_denoised_entries_are_posterior_means(trained, small, counts, depth):
     values, observed, _ = counts
     noise = draw_noise(2, small.OPTIONS["n_latent"], 0)
-    batch = trained._view(share=trained.module.share.numpy()).gather(np.arange(trained.adata.n_obs))
+    view = trained._view(share=trained.module.share.numpy())
+    solve_field(trained.module, view)
+    batch = view.gather(np.arange(trained.adata.n_obs))
     prediction, module = predict(trained.module, batch, noise, 2), trained.module
     means = []
-    for rate, size in ((prediction.network, module.dispersion), (prediction.factor, module.factors.dispersion)):
+    for rate, size in ((prediction.network, module.dispersion), (prediction.field, module.field.dispersion)):
         mu, r = rate.numpy() * depth, size.numpy()
         means.append(np.where(observed, mu * (values + r) / (mu + r), mu))
     weight = prediction.weight.numpy()
-    assert ((weight > 0) & (weight <= 0.5)).all()
+    assert ((weight > 0) & (weight <= 1)).all()
     expected = means[0] ** (1 - weight) * means[1] ** weight
     mu = prediction.rate.numpy() * depth
     denoised = read(trained, small, scale="counts", keep_observed=False)

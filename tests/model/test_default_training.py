@@ -14,8 +14,8 @@ def test_defaults_complete_a_tissue():
     LGDiST.setup_anndata(adata, layer="counts")
     model = LGDiST(adata)
     model.train(accelerator="cpu", enable_progress_bar=False)
-    for phase, n_epochs in {"autoencoder": 300, "diffusion": 200}.items():
-        # 600 steps and 400, two in an epoch, unless it stops early.
+    for phase, n_epochs in {"autoencoder": 150, "diffusion": 50}.items():
+        # 300 steps and 100, two in an epoch, unless it stops early.
         losses = model.history[phase]["validation_loss"].to_numpy(dtype=float).ravel()
         assert n_epochs / 4 < len(model.history[phase]["train_loss"]) <= n_epochs
         assert np.nanmin(losses) < losses[np.isfinite(losses)][0]

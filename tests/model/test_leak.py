@@ -8,6 +8,7 @@ from scipy import sparse
 from lgdist_scvi.data import _batch, _view
 from lgdist_scvi.module import _posterior
 from lgdist_scvi.module._conditions import Neighborhood
+from lgdist_scvi.module._field_codes import solve_field
 from lgdist_scvi.module._posterior import draw_noise, predict
 from lgdist_scvi.train._plans import PhasePlan
 
@@ -187,8 +188,8 @@ def test_held_out_counts_change_no_weight(small, monkeypatch):
     )
     weights = second.module.state_dict()
     differ = {name for name, value in first.module.state_dict().items() if not torch.equal(value, weights[name])}
-    # The read-out given detection is calibrated on held-out entries, by two numbers.
-    assert differ <= {"detected_calibration"}
+    # The read-out given detection is calibrated on held-out entries, by three numbers, and the share of the field by one.
+    assert differ <= {"detected_calibration", "field.mixing"}
     for phase in ("autoencoder", "diffusion"):
         one, other = first.history[phase], second.history[phase]
         for name in (name for name in one if "train" in name):
@@ -202,8 +203,9 @@ def test_a_count_does_not_predict_itself(small, setup):
     setup = {"observed_layer": "observed", "library_key": "library_id", **setup}
     model = small.fit(small.build(adata, **setup), max_epochs=5)
     noise = draw_noise(2, small.OPTIONS["n_latent"], 0)
-    share = model.module.share.numpy()
-    before = predict(model.module, model._view(share=share).gather(np.arange(adata.n_obs)), noise, 2)
+    view = model._view(share=model.module.share.numpy())
+    solve_field(model.module, view)
+    before = predict(model.module, view.gather(np.arange(adata.n_obs)), noise, 2)
     rng = np.random.default_rng(0)
     counts = adata.layers["counts"].toarray()
     influence = []
@@ -215,6 +217,7 @@ def test_a_count_does_not_predict_itself(small, setup):
         changed.layers["counts"] = sparse.csr_matrix(more)
         changed.obs.loc[changed.obs_names[spot], "total"] += 40
         _, view = model._trained_view(changed, diffusion=True)
+        solve_field(model.module, view)
         after = predict(model.module, view.gather([spot]), noise, 2)
         old, new = before.network[spot].numpy(), after.network[0].numpy()
         np.testing.assert_allclose(new[gene], old[gene], rtol=2e-5)
@@ -224,28 +227,37 @@ def test_a_count_does_not_predict_itself(small, setup):
 
 
 def test_what_a_prediction_knows_of_the_own_count(small):
-    """Of a visible entry the factor model's rate alone knows it, beside the depth; of a hidden one nothing does."""
+    """Of a visible entry the field's rate alone knows it, beside the depth; of a hidden one nothing does."""
     adata, hidden = hidden_tissue(small, "entries")
     adata.obs["total"] += 1e6  # to which a count makes no difference
     model = small.fit(small.build(adata, **SETUP, size_factor_key="total"), max_epochs=5)
-    batch = model._view(share=model.module.share.numpy()).gather([4])
     for gene in (int(np.flatnonzero(~hidden[4])[0]), int(np.flatnonzero(hidden[4])[0])):
-        more = batch._replace(counts=batch.counts.clone(), depth=batch.depth + 400)
-        more.counts[0, gene] += 400
-        one, other = (predict(model.module, b, draw_noise(2, 8, 0), 2, detected=True) for b in (batch, more))
+        changed = adata.copy()
+        more = adata.layers["counts"].toarray()
+        more[4, gene] += 400
+        changed.layers["counts"] = sparse.csr_matrix(more)
+        changed.obs.loc[changed.obs_names[4], "total"] += 400
+        predictions = []
+        for each in (adata, changed):
+            _, view = model._trained_view(each, diffusion=True)
+            solve_field(model.module, view, folds=True)
+            predictions.append(predict(model.module, view.gather([4]), draw_noise(2, 8, 0), 2, detected=True))
+        one, other = predictions
         knows = {
             name
-            for name in ("network", "network_variance", "factor", "detected", "rate")
+            for name in ("network", "network_variance", "field", "detected", "rate")
             if abs(getattr(other, name)[0, gene] / getattr(one, name)[0, gene] - 1) > 2e-3
         }
-        assert knows == (set() if hidden[4, gene] else {"factor", "rate"})
+        assert knows == (set() if hidden[4, gene] else {"field", "rate"})
 
 
 def test_fold_that_does_not_leave_out_is_seen(small, monkeypatch):
     """The check above would fail if a fold kept its own genes visible."""
     adata, hidden = hidden_tissue(small, "entries")
     model = small.fit(small.build(adata, observed_layer="observed", library_key="library_id"), max_epochs=5)
-    batch = model._view(share=model.module.share.numpy()).gather([4])
+    view = model._view(share=model.module.share.numpy())
+    solve_field(model.module, view)
+    batch = view.gather([4])
     gene = int(np.flatnonzero(~hidden[4])[0])
     more = batch._replace(counts=batch.counts.clone(), depth=batch.depth + 400)
     more.counts[0, gene] += 400

@@ -9,14 +9,13 @@ from scipy import stats
 
 from lgdist_scvi.data._batch import Batch
 from lgdist_scvi.module._autoencoder import Rates
+from lgdist_scvi.module._folds import N_FOLDS, gene_folds
 from lgdist_scvi.module._likelihoods import LIKELIHOODS, Overdispersion
 from lgdist_scvi.module._posterior import (
-    N_FOLDS,
     Prediction,
     _calibrated,
     _decode_samples,
     draw_noise,
-    gene_folds,
     passes,
     posterior,
 )
@@ -90,21 +89,21 @@ DEPTH, COUNTS = torch.tensor([50.0, 2000.0]), torch.tensor([[7.0, 0.0, 3.0], [90
 KNOWN = torch.tensor([[False, True, True], [False, True, True]])
 NETWORK = torch.tensor([[0.01, 0.03, 0.02], [0.01, 0.002, 0.03]])
 SPREAD = torch.tensor([[1e-5, 2e-5, 3e-5], [4e-6, 5e-7, 6e-6]])
-FACTOR = torch.tensor([[0.02, 0.01, 0.05], [0.005, 0.004, 0.01]])
+FIELD = torch.tensor([[0.02, 0.01, 0.05], [0.005, 0.004, 0.01]])
 WEIGHT = torch.tensor([[0.2], [0.5]])
-SIZE, FACTOR_SIZE = torch.tensor([2.0, 4.0, 8.0]), torch.tensor([3.0, 1.5, 6.0])
+SIZE, FIELD_SIZE = torch.tensor([2.0, 4.0, 8.0]), torch.tensor([3.0, 1.5, 6.0])
 
 
-def read(factors=None):
+def read(field=None):
     batch = batch_of(counts=COUNTS, depth=DEPTH, observed=~KNOWN)
-    prediction = Prediction(batch, slice(None), NETWORK, SPREAD, FACTOR, WEIGHT, NETWORK)
-    module = SimpleNamespace(dispersion=SIZE, factors=factors, likelihood=LIKELIHOODS["counts"](3))
+    prediction = Prediction(batch, slice(None), NETWORK, SPREAD, FIELD, WEIGHT, NETWORK)
+    module = SimpleNamespace(dispersion=SIZE, field=field, likelihood=LIKELIHOODS["counts"](3))
     given = posterior(prediction, module, known=KNOWN)
     by_default = posterior(prediction._replace(batch=batch._replace(observed=KNOWN)), module)
     assert all(torch.equal(one, other) for one, other in zip(given, by_default, strict=True))
     # Of some genes the same is said.
     genes = torch.tensor([2, 0])
-    parts = (part[:, genes] for part in (NETWORK, SPREAD, FACTOR))
+    parts = (part[:, genes] for part in (NETWORK, SPREAD, FIELD))
     some = Prediction(batch.of_genes(genes), genes, *parts, WEIGHT, NETWORK)
     for one, other in zip(posterior(some, module, known=KNOWN[:, genes]), given, strict=True):
         torch.testing.assert_close(one, other[:, genes])
@@ -137,9 +136,9 @@ def test_posterior_is_that_of_bayes():
 
 def test_network_and_factor_model_are_averaged_in_the_log():
     network, variance = read()
-    mean, mixed_variance = read(SimpleNamespace(dispersion=FACTOR_SIZE))
-    own = torch.where(KNOWN, FACTOR * DEPTH[:, None] / (FACTOR * DEPTH[:, None] + FACTOR_SIZE), 0)
-    factor = FACTOR * (1 - own) + own * COUNTS / DEPTH[:, None]
+    mean, mixed_variance = read(SimpleNamespace(dispersion=FIELD_SIZE))
+    own = torch.where(KNOWN, FIELD * DEPTH[:, None] / (FIELD * DEPTH[:, None] + FIELD_SIZE), 0)
+    factor = FIELD * (1 - own) + own * COUNTS / DEPTH[:, None]
     torch.testing.assert_close(mean, network ** (1 - WEIGHT) * factor**WEIGHT)
     torch.testing.assert_close(mixed_variance, variance * (mean / network) ** 2)
 
@@ -210,7 +209,7 @@ def test_value_given_detection_is_a_ridge_regression_on_held_out_detections(n_pa
         condition=SimpleNamespace(visible=lambda batch: "visible"),
         encode=lambda batch, visible: SimpleNamespace(centre=(batch, visible)),
         decode=lambda code, batch: said(0)(batch),
-        factors=None if n_parts == 1 else said(1),
+        field=None if n_parts == 1 else said(1),
         share=None,
         gene_weight=torch.from_numpy(weight),
         detected_calibration=torch.full((3,), 7.0),
@@ -228,35 +227,64 @@ def test_value_given_detection_is_a_ridge_regression_on_held_out_detections(n_pa
     assert (found[n_parts + 1 :] == 7).all()
 
 
-@pytest.mark.parametrize("factors", [None, lambda *_: SimpleNamespace(detected=torch.tensor([[2.0, 3.0]]))])
-def test_value_given_detection_of_network_and_factor_model(factors):
-    module = SimpleNamespace(detected_calibration=torch.tensor([0.5, 0.7, 0.2]), factors=factors, share=None)
+@pytest.mark.parametrize("field", [None, lambda *_: SimpleNamespace(detected=torch.tensor([[2.0, 3.0]]))])
+def test_value_given_detection_of_network_and_field(field):
+    module = SimpleNamespace(detected_calibration=torch.tensor([0.5, 0.7, 0.2]), field=field, share=None)
     batch, network = batch_of(depth=torch.tensor([1e4])), torch.tensor([[-4.0, 5.0]])
-    found = _calibrated(module, batch, None, None, network)
+    found = _calibrated(module, batch, None, None, network, 3)
     # At least that of one count, which here is log(2).
-    expected = torch.tensor([[np.log(2), 4.0 if factors is None else 4.6]], dtype=torch.float32)
+    expected = torch.tensor([[np.log(2), 4.0 if field is None else 4.6]], dtype=torch.float32)
     torch.testing.assert_close(found, expected)
     rate, _ = READ_OUTS["detected"].read(SimpleNamespace(detected=found), module)
     torch.testing.assert_close(torch.log1p(rate * 1e4), found)
 
 
-def test_factor_model_is_calibrated_without_the_own_counts():
+@pytest.mark.parametrize("best", [0.0, 0.35, 1.0])
+def test_share_of_the_field_is_what_held_out_counts_ask_for(best):
+    """Not what the entries ask for that training has seen."""
+    rng = np.random.default_rng(0)
+    network, field = torch.from_numpy(rng.normal(-6, 0.5, (2, 400, 3))).float()
+    depth, held_out = torch.full((400,), 5000.0), torch.from_numpy(rng.random((400, 3)) < 0.5)
+    log_rate = network + torch.where(held_out, best, 1 - best) * (field - network)
+    counts = torch.from_numpy(rng.poisson(log_rate.exp() * 5000)).float()
+    module = SimpleNamespace(
+        device="cpu",
+        condition=SimpleNamespace(visible=lambda batch: None),
+        encode=lambda batch, visible: SimpleNamespace(centre=None),
+        decode=lambda code, batch: SimpleNamespace(log_rate=network),
+        share=None,
+    )
+
+    class Field:
+        mixing = torch.tensor(0.6)
+
+        def __call__(self, batch, visible, share):
+            return SimpleNamespace(log_rate=field)
+
+    module.field = Field()
+    batch = batch_of(depth=depth)
+    _calibration._fit_mixing(module, SimpleNamespace(val_dataloader=lambda: [(batch, counts, held_out)]))
+    assert float(module.field.mixing) == pytest.approx(best, abs=0.051)
+
+
+def test_field_is_calibrated_without_the_own_counts():
     shape = (4, 23)
     observed = torch.from_numpy(np.random.default_rng(0).random(shape) < 0.7)
     batch = Batch(*(torch.zeros(shape) for _ in Batch._fields))._replace(observed=observed)
     asked = torch.zeros(shape)
 
-    def factors(batch, visible, share, genes):
+    def field(batch, visible, share, genes, part):
         assert not visible[:, genes].any() and not (visible & ~observed).any()
         # Of the other folds all is seen.
         left_out = gene_folds(23) == gene_folds(23)[genes[0]]
+        assert part == 1 + gene_folds(23)[genes[0]]
         assert torch.equal(visible, observed & ~left_out)
         asked[:, genes] += 1
         return SimpleNamespace(log_rate=genes.expand(4, -1) + 1.0)
 
-    module = SimpleNamespace(device=torch.device("cpu"), factors=factors, share=None)
+    module = SimpleNamespace(device=torch.device("cpu"), field=field, share=None)
     data = SimpleNamespace(view=SimpleNamespace(gather=lambda rows: batch))
-    [(log_rate, seen)] = _calibration._factor_blocks(module, data, [np.arange(4)])
+    [(log_rate, seen)] = _calibration._field_blocks(module, data, [np.arange(4)])
     assert (asked == 1).all() and torch.equal(seen.observed, observed)
     torch.testing.assert_close(log_rate, torch.where(observed, torch.arange(1.0, 24.0), 0))
 
@@ -300,7 +328,7 @@ def test_calibration_on_a_part_of_the_spots_is_settled_by_the_seed(small, monkey
     monkeypatch.setattr(_calibration, "CALIBRATION_SPOTS", 40)
     one, again = (small.fit(small.build(small.tissue())).module for _ in range(2))
     assert torch.equal(one.dispersion, again.dispersion)
-    assert torch.equal(one.factors.dispersion, again.factors.dispersion)
+    assert torch.equal(one.field.dispersion, again.field.dispersion)
 
 
 def test_calibration_undoes_a_shift(small, monkeypatch):

@@ -405,7 +405,7 @@ def test_default_number_of_epochs(small, model, monkeypatch):
     assert len(model.history["autoencoder"]["train_loss"]) == 4
 
 
-@pytest.mark.parametrize(("section_spots", "epochs", "decay", "n_factors"), [(150, 4, 2.0, 15), (37.5, 10, 0.5, 30)])
+@pytest.mark.parametrize(("section_spots", "epochs", "decay", "n_factors"), [(150, 4, 2.0, 20), (37.5, 10, 0.5, 24)])
 def test_of_more_spots_more_is_learned(small, monkeypatch, section_spots, epochs, decay, n_factors):
     monkeypatch.setattr(AutoencoderPlan, "default_steps", 7)
     monkeypatch.setattr(_runner, "MIN_EPOCHS", 1)
@@ -420,10 +420,10 @@ def test_of_more_spots_more_is_learned(small, monkeypatch, section_spots, epochs
     options = small.TRAIN | {"max_epochs": None, "early_stopping": False, "callbacks": [Look()]}
     model.train_autoencoder(**options)
     assert len(model.history["autoencoder"]["train_loss"]) == epochs  # 7 steps, and 7 * 4**0.75
-    assert decays == [decay] and model.module.factors.loadings.shape[1] == n_factors
+    assert decays == [decay] and model.module.field.loadings.shape[1] == n_factors
     model.train_autoencoder(**options, plan_kwargs={"weight_decay": 0.3})
     assert decays[1] == 0.3
-    assert small.build(small.tissue(), {"n_factors": 3}).module.factors.loadings.shape[1] == 3
+    assert small.build(small.tissue(), {"n_factors": 3}).module.field.loadings.shape[1] == 3
 
 
 @contextmanager

@@ -54,6 +54,7 @@ def make_batch(seed=0):
         pooled=uniform(B, N_POOLS, G) - 0.5,
         image=uniform(B, 1 + K, E),
         image_mask=torch.cat([torch.ones(B, 1, dtype=torch.bool), mask], dim=1),
+        field=torch.zeros(B, 6, 20),
         clean=torch.zeros(B, 0),
     )
 
@@ -213,8 +214,8 @@ def test_spots_do_not_see_each_other(module, batch):
 @pytest.mark.parametrize("condition", ["neighborhood", "neighbors"])
 def test_masks_of_random_extent(condition, batch):
     module = make_module(condition=condition)
-    # The factors of a spot are estimated from its own entries.
-    assert (module.factors is not None) == (condition == "neighborhood")
+    # The codes of a spot are estimated from its own entries.
+    assert (module.field is not None) == (condition == "neighborhood")
     drawn = torch.stack([module.condition.draw(batch, "diffusion", training=False)[1] for _ in range(200)])
     assert not (drawn & ~batch.observed).any()
     share = drawn.float().sum(-1) / batch.observed.sum(-1).clamp_min(1)

@@ -73,7 +73,7 @@ def test_seeding_touches_the_generators_of_one_device_only(monkeypatch, device, 
     assert torch.equal(drawn, torch.rand(3, generator=torch.Generator().manual_seed(5)))
 
 
-def test_factors_are_fitted_on_the_device_of_the_training(small, monkeypatch):
+def test_field_is_fitted_on_the_device_of_the_training(small, monkeypatch):
     from lgdist_scvi.model import _training
 
     class Stop(Exception):
@@ -85,6 +85,6 @@ def test_factors_are_fitted_on_the_device_of_the_training(small, monkeypatch):
 
     monkeypatch.setattr(_training, "training_devices", lambda *_: (torch.device("meta"), 1))
     monkeypatch.setattr(_training, "fit_statistics", lambda *_: None)
-    monkeypatch.setattr(_training, "fit_factors", look)
+    monkeypatch.setattr(_training, "fit_field", look)
     with pytest.raises(Stop):
         small.build(small.tissue()).train_autoencoder(**small.TRAIN)

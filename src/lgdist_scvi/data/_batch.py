@@ -34,6 +34,8 @@ class Batch(NamedTuple):
     `n_image` is 0."""
     image_mask: torch.Tensor
     """True where a spot or neighbour has an image, ``(n_spots, 1 + n_neighbors)``."""
+    field: torch.Tensor
+    """Codes of the latent field, ``(n_spots, n_parts, n_factors)``; ``(n_spots, 1, 0)`` where they are not solved."""
     clean: torch.Tensor
     """Codes that the diffusion learns to draw, ``(n_spots, n_latent)``; ``(n_spots, 0)`` outside its training."""
 

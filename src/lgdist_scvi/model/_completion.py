@@ -48,7 +48,7 @@ class CompletionMixin(LGDiSTBase):
         """Completed expression of every spot and gene.
 
         Unobserved entries and observed zeros are completed. The network predicts an observed entry without its own count;
-        the factor model estimates the factors of a spot from all of its visible counts. The prediction is then combined with
+        the latent field solves the codes of all spots from all visible counts. The prediction is then combined with
         the count.
 
         Parameters
@@ -105,7 +105,7 @@ class CompletionMixin(LGDiSTBase):
 
         References
         ----------
-        :cite:t:`cardenas2025lgdist`; sampler: :cite:p:`lu2022dpmsolverpp` or :cite:p:`song2021ddim`; factor model:
+        :cite:t:`cardenas2025lgdist`; sampler: :cite:p:`lu2022dpmsolverpp` or :cite:p:`song2021ddim`; count model:
         :cite:p:`townes2019glmpca`. "Completion" and "The read-outs" of :doc:`/method`.
 
         Examples

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-MOST_FACTORS = 40
+MOST_FACTORS = 24
 
 
 class LGDiST(
@@ -64,7 +64,7 @@ class LGDiST(
         Seed of the weights, of the held-out entries and of the training.
     **module_kwargs
         Sizes and options of :class:`~lgdist_scvi.LGDiSTModule`: ``n_latent``, ``n_hidden``, ``loss``, ``condition``, ...
-        For ``n > 3000`` spots, ``n_factors`` defaults to ``15 * (n / 3000)**0.5``, at most 40.
+        For ``n > 3000`` spots, ``n_factors`` defaults to ``20 * (n / 3000)**0.5``, at most 24.
 
     Raises
     ------

@@ -11,6 +11,7 @@ from lgdist_scvi._compat import track
 from lgdist_scvi._constants import TARGET_SUM
 from lgdist_scvi._memory import smaller_batches_suggested
 from lgdist_scvi.dataloaders._ahead import ahead
+from lgdist_scvi.module._field_codes import solve_field
 from lgdist_scvi.module._posterior import Prediction, draw_noise, posterior, predict
 from lgdist_scvi.module._read_outs import READ_OUTS
 
@@ -52,6 +53,8 @@ class Reader:
 
     def __init__(self, module: LGDiSTModule, view: SpotView, reading: Reading) -> None:
         self._module, self._view, self._reading = module, view, reading
+        # Of all spots, whichever are read: each is a part of the surroundings of others.
+        solve_field(module, view, folds=READ_OUTS[reading.read_out].given_detection)
         self._noise: torch.Tensor | None = None
         if reading.n_samples:
             n_latent = len(module.denoiser.code_std)

@@ -13,11 +13,12 @@ from lgdist_scvi._checks import check_share, check_whole
 from lgdist_scvi._compat import training_devices
 from lgdist_scvi.data._holdout import holdout_entries
 from lgdist_scvi.dataloaders._neighborhood import CodeDataModule, NeighborhoodDataModule
+from lgdist_scvi.module._field_codes import fit_field, solve_field
 from lgdist_scvi.train import AutoencoderPlan, DiffusionPlan
 from lgdist_scvi.train._calibration import fit_calibration
 from lgdist_scvi.train._runner import PhaseRunner
 from lgdist_scvi.train._seeds import seeded
-from lgdist_scvi.train._statistics import clean_codes, fit_code_statistics, fit_factors, fit_statistics
+from lgdist_scvi.train._statistics import clean_codes, fit_code_statistics, fit_statistics
 
 from ._base import LGDiSTBase
 from ._guards import digest_of, holds_some_of, sample_of, warn_if_collapsed
@@ -82,7 +83,7 @@ class TrainingMixin(LGDiSTBase):
         Parameters
         ----------
         max_epochs
-            Epochs of each phase; by default as many as make 600 steps (autoencoder) or 400 (diffusion), times
+            Epochs of each phase; by default as many as make 300 steps (autoencoder) or 100 (diffusion), times
             ``(n / 3000)**0.75`` for ``n > 3000`` spots, and at least 10.
         autoencoder_max_epochs, diffusion_max_epochs
             The same for one phase.
@@ -114,7 +115,7 @@ class TrainingMixin(LGDiSTBase):
 
         References
         ----------
-        The two phases of :cite:t:`cardenas2025lgdist`; "The latent space", "The factor model" and "The diffusion" of
+        The two phases of :cite:t:`cardenas2025lgdist`; "The latent space", "The latent field" and "The diffusion" of
         :doc:`/method`.
 
         Examples
@@ -156,7 +157,7 @@ class TrainingMixin(LGDiSTBase):
         plan_kwargs: dict[str, Any] | None = None,
         **trainer_kwargs: Any,
     ) -> None:
-        """Train the first phase, and fit the factor model to the same visible entries.
+        """Train the first phase, and fit the latent field to the same visible entries.
 
         Parameters
         ----------
@@ -177,8 +178,8 @@ class TrainingMixin(LGDiSTBase):
 
         References
         ----------
-        :cite:t:`cardenas2025lgdist`; factor model: :cite:p:`townes2019glmpca`. "The latent space" and "The factor
-        model" of :doc:`/method`.
+        :cite:t:`cardenas2025lgdist`; count model: :cite:p:`townes2019glmpca`. "The latent space" and "The latent
+        field" of :doc:`/method`.
 
         Examples
         --------
@@ -197,7 +198,8 @@ class TrainingMixin(LGDiSTBase):
         if "autoencoder" not in self.history_:
             self.module.to(training_devices(accelerator, devices)[0])
             fit_statistics(self.module, data.view, self.seed_)
-            fit_factors(self.module, data.view, self.seed_)
+            with seeded(self.seed_, self.module.device):
+                fit_field(self.module, data.view, self.seed_)
         trainer_kwargs |= {"accelerator": accelerator, "devices": devices, "early_stopping": early_stopping}
         try:
             self._run_phase(
@@ -208,6 +210,7 @@ class TrainingMixin(LGDiSTBase):
             if "autoencoder" in self.history_:
                 # PyTorch's loaders draw a number.
                 with seeded(self.seed_):
+                    solve_field(self.module, data.view, folds=True)
                     fit_calibration(self.module, data, self.seed_)
 
     def train_diffusion(

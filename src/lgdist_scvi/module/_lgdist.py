@@ -1,4 +1,4 @@
-"""The scvi-tools module: wires encoder, likelihood, factor model and denoiser together."""
+"""The scvi-tools module: wires encoder, likelihood, latent field and denoiser together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ._autoencoder import Codes, Rates, Sizes, Surroundings
 from ._conditions import CONDITIONS, Phase
 from ._denoiser import Denoiser
 from ._encoders import ENCODERS
-from ._factors import FactorModel
+from ._field import LatentField
 from ._likelihoods import LIKELIHOODS
 from ._samplers import SAMPLERS
 from ._scale import InputScale
@@ -54,7 +54,7 @@ class LGDiSTModule(BaseModuleClass):
     n_diffusion_steps
         Noise levels in training.
     n_factors
-        Factors of the factor model that the rates are averaged with; 0 for none. Not used with ``loss="log"`` or
+        Factors of the latent field that the rates are averaged with; 0 for none. Not used with ``loss="log"`` or
         ``condition="neighbors"``, the published conventions.
     encoder
         "neighborhood": a transformer over the spot, its neighbours and pooled wider neighbourhoods.
@@ -88,7 +88,7 @@ class LGDiSTModule(BaseModuleClass):
     dispersion: torch.Tensor
     detected_calibration: torch.Tensor
 
-    _factors_cls = FactorModel
+    _field_cls = LatentField
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class LGDiSTModule(BaseModuleClass):
         n_denoiser_hidden: int = 192,
         n_denoiser_layers: int = 2,
         n_diffusion_steps: int = 1000,
-        n_factors: int = 15,
+        n_factors: int = 20,
         encoder: str = "neighborhood",
         loss: str = "counts",
         condition: str = "neighborhood",
@@ -134,7 +134,7 @@ class LGDiSTModule(BaseModuleClass):
             sampler=SAMPLERS[sampler],
         )
         linear = n_factors > 0 and self.likelihood.zeros_count and self.condition.uses_own_entries
-        self.factors = self._factors_cls(n_genes, n_factors) if linear else None
+        self.field = self._field_cls(n_genes, n_factors) if linear else None
         targets = np.ones(n_genes, dtype=bool) if target_genes is None else np.asarray(target_genes, dtype=bool)
         weight = np.where(targets, TARGET_WEIGHT, 1 - TARGET_WEIGHT)
         self.register_buffer("gene_weight", torch.from_numpy(weight / weight.mean()).float())

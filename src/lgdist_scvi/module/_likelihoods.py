@@ -37,7 +37,7 @@ class LogLikelihood(nn.Module):
     """
 
     zeros_count = False
-    """Whether an observed zero is evidence, so that zeros cannot be taken for missing and a factor model of counts can
+    """Whether an observed zero is evidence, so that zeros cannot be taken for missing and a latent field of counts can
     stand beside the network."""
 
     def __init__(self, n_genes: int) -> None:

@@ -10,6 +10,7 @@ from lgdist_scvi._constants import TARGET_SUM
 
 if TYPE_CHECKING:
     from lgdist_scvi.data._batch import Batch
+    from lgdist_scvi.data._tissue import Spots
 
 
 def log_normalise(counts: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
@@ -22,7 +23,7 @@ def log_value_of_one(depth: torch.Tensor) -> torch.Tensor:
     return log_normalise(torch.ones_like(depth)[:, None], depth)
 
 
-def visible_depth(batch: Batch, visible: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+def visible_depth(batch: Batch | Spots, visible: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
     """Estimate the depth of the spots from their visible entries, ``(n_spots,)``.
 
     The counts of the observed entries that are not `visible` are taken off, and the rest is scaled up by the `share` of the

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from ._folds import N_FOLDS, gene_folds
 from ._normalisation import log_value_of_one
 
 if TYPE_CHECKING:
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
 
     from ._lgdist import LGDiSTModule
 
-N_FOLDS = 5
-"""Number of parts of the genes, left out in turn to predict observed entries without their own counts."""
 _TINY = 1e-12
 
 
@@ -30,11 +29,11 @@ class Prediction(NamedTuple):
     ``(n_spots, n_genes)``."""
     network_variance: torch.Tensor
     """Its variance over samples, ``(n_spots, n_genes)``."""
-    factor: torch.Tensor
-    """The factor model's rate, ``(n_spots, n_genes)``. The factors of a spot are estimated from all of its visible counts,
-    so that the rate of a visible entry knows the entry's own count."""
+    field: torch.Tensor
+    """The field's rate, ``(n_spots, n_genes)``. The codes of the spots are solved from all visible counts, so that the rate of a
+    visible entry knows the entry's own count."""
     weight: torch.Tensor
-    """Share of the factor model in the log of the rate, ``(n_spots, 1)``."""
+    """Share of the field in the log of the rate, ``(n_spots, 1)``."""
     detected: torch.Tensor
     """Expected log1p of the normalised count given that it is not zero, without the own count,
     ``(n_spots, n_genes)``."""
@@ -42,7 +41,7 @@ class Prediction(NamedTuple):
     @property
     def rate(self) -> torch.Tensor:
         """Expected share of the gene in the spot's depth where the entry is not visible, ``(n_spots, n_genes)``."""
-        return _mix(self.network, self.factor, self.weight)
+        return _mix(self.network, self.field, self.weight)
 
 
 class Pass(NamedTuple):
@@ -56,12 +55,8 @@ class Pass(NamedTuple):
     """Their columns in the result, ``(n_predicted,)``."""
     of_visible: bool
     """Whether the pass predicts the visible entries of these genes, or the others."""
-
-
-def gene_folds(n_genes: int) -> torch.Tensor:
-    """Fold of every gene, ``(n_genes,)``; fixed, so that results do not depend on the minibatch."""
-    order = torch.randperm(n_genes, generator=torch.Generator().manual_seed(0))
-    return order % N_FOLDS
+    part: int
+    """Which codes of the field know nothing of what the pass predicts."""
 
 
 def passes(visible: torch.Tensor, genes: torch.Tensor | None = None, *, observed: bool = True) -> list[Pass]:
@@ -80,13 +75,13 @@ def passes(visible: torch.Tensor, genes: torch.Tensor | None = None, *, observed
     genes = torch.arange(visible.shape[1]) if genes is None else genes
     place = (~visible[:, genes]).any(dim=0).nonzero()[:, 0]
     if len(place):
-        found.append(Pass(torch.zeros_like(visible[0]), genes[place], place, of_visible=False))
+        found.append(Pass(torch.zeros_like(visible[0]), genes[place], place, of_visible=False, part=0))
     if observed and visible.any():
         folds = gene_folds(visible.shape[1])
         for fold in range(N_FOLDS):
             place = (folds[genes] == fold).nonzero()[:, 0]
             if len(place):
-                found.append(Pass(folds == fold, genes[place], place, of_visible=True))
+                found.append(Pass(folds == fold, genes[place], place, of_visible=True, part=1 + fold))
     return found
 
 
@@ -115,7 +110,7 @@ def predict(
     """Predict the entries of a minibatch.
 
     Unobserved entries are predicted from all visible entries. The network predicts observed entries in passes that leave out
-    one part of the genes at a time, so its prediction does not know their own count. The factor model's prediction does.
+    one part of the genes at a time, so its prediction does not know their own count. The field's prediction does.
 
     Parameters
     ----------
@@ -150,15 +145,15 @@ def predict(
         mean, spread, given_detection = _decode_samples(module, batch, samples, numbers)
         results = [(network, mean), (variance, spread)]
         if detected:
-            results.append((log_value, _calibrated(module, batch, rest, numbers, given_detection)))
+            results.append((log_value, _calibrated(module, batch, rest, numbers, given_detection, part.part)))
         wanted = visible[:, numbers] == part.of_visible
         for whole, found in results:
             whole[:, place] = torch.where(wanted, found, whole[:, place])
-    factor, weight = network, network.new_zeros(len(network), 1)
-    if module.factors is not None:
-        linear = module.factors(batch, visible, module.share, None if genes is None else chosen)
-        factor, weight = linear.log_rate.exp(), linear.weight
-    return Prediction(batch.of_genes(chosen), chosen, network, variance, factor, weight, log_value)
+    field, weight = network, network.new_zeros(len(network), 1)
+    if module.field is not None:
+        smooth = module.field(batch, visible, module.share, chosen)
+        field, weight = smooth.log_rate.exp(), smooth.weight
+    return Prediction(batch.of_genes(chosen), chosen, network, variance, field, weight, log_value)
 
 
 def posterior(
@@ -166,7 +161,7 @@ def posterior(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Posterior mean and variance of the rate, given the own count of an entry if known.
 
-    The posteriors of the network and of the factor model are averaged in the log.
+    The posteriors of the network and of the field are averaged in the log.
 
     Parameters
     ----------
@@ -191,9 +186,9 @@ def posterior(
 
     network, own = given_count(prediction.network, size)
     mean = network
-    if module.factors is not None:
-        factor, _ = given_count(prediction.factor, module.factors.dispersion[prediction.genes])
-        mean = _mix(network, factor, prediction.weight)
+    if module.field is not None:
+        field, _ = given_count(prediction.field, module.field.dispersion[prediction.genes])
+        mean = _mix(network, field, prediction.weight)
     # Variance of the predicted mean, reduced by the weight of the own count, and of the rate around that mean.
     around = likelihood.variance(prediction.network, own, batch, known, size)
     variance = (1 - own) ** 2 * prediction.network_variance + around
@@ -217,13 +212,13 @@ def _decode_samples(
 
 
 def _calibrated(
-    module: LGDiSTModule, batch: Batch, visible: torch.Tensor, genes: torch.Tensor, network: torch.Tensor
+    module: LGDiSTModule, batch: Batch, visible: torch.Tensor, genes: torch.Tensor, network: torch.Tensor, part: int
 ) -> torch.Tensor:
-    """Log value given detection from network and factor model; at least that of one count."""
-    shift, slope, factor_slope = module.detected_calibration
+    """Log value given detection from network and field; at least that of one count."""
+    shift, slope, field_slope = module.detected_calibration
     detected = shift + slope * network
-    if module.factors is not None:
-        detected = detected + factor_slope * module.factors(batch, visible, module.share, genes).detected
+    if module.field is not None:
+        detected = detected + field_slope * module.field(batch, visible, module.share, genes, part).detected
     return torch.maximum(detected, log_value_of_one(batch.depth))
 
 

@@ -1,4 +1,4 @@
-"""Calibration after the first phase: overdispersion around the predicted rates, and the read-out given detection."""
+"""Calibration after the first phase: overdispersion, the share of the field, and the read-out given detection."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 CALIBRATION_SPOTS = 2000
 """Number of spots used to estimate the overdispersion."""
 _BLOCK_SPOTS = 256
-# Prior weights of network and factor model in the read-out given detection, and the number of entries that the prior is
+# Prior weights of network and field in the read-out given detection, and the number of entries that the prior is
 # worth.
 _DETECTED_PRIOR = (0.65, 0.35)
 _DETECTED_PRIOR_ENTRIES = 10.0
+# Share of the field in the log of a rate that is expected, and the deviance that a share one away from it has beforehand.
+_SHARE_PRIOR, _SHARE_PRIOR_WEIGHT = 0.6, 10.0
 
 
 def fit_calibration(
@@ -36,10 +38,10 @@ def fit_calibration(
     noise: torch.Tensor | None = None,
     n_steps: int = 1,
 ) -> None:
-    """Set the overdispersion around the predicted rates, and the scale of the read-out given detection.
+    """Set the overdispersion around the predicted rates, the share of the field, and the scale of the read-out given detection.
 
     Overdispersion is estimated on visible entries, around predictions of the network without the own count and of the factor
-    model with it. The read-out given detection is fitted by regression on held-out detected entries: among the entries seen
+    model with it. The share of the field and the read-out given detection are fitted to held-out entries: among the entries seen
     in training, genes with hidden entries may have too few detections.
 
     Parameters
@@ -55,23 +57,24 @@ def fit_calibration(
     """
     rows = np.random.default_rng(seed).permutation(data.n_train)[:CALIBRATION_SPOTS]
     blocks = np.array_split(np.sort(rows), max(1, len(rows) // _BLOCK_SPOTS))
-    network, factor = Overdispersion(module.dispersion), Overdispersion(module.dispersion)
+    network, field = Overdispersion(module.dispersion), Overdispersion(module.dispersion)
     for block in blocks:
         prediction = predict(module, data.view.gather(block), noise, n_steps)
         network.add(prediction.network, prediction.batch)
-        factor.add(prediction.factor, prediction.batch)
+        field.add(prediction.field, prediction.batch)
     module.dispersion.copy_(network.size())
-    if module.factors is not None:
-        module.factors.dispersion.copy_(factor.size())
-        module.factors.fit_detection(_factor_blocks(module, data, blocks))
+    if module.field is not None:
+        module.field.dispersion.copy_(field.size())
+        module.field.fit_detection(_field_blocks(module, data, blocks))
+        _fit_mixing(module, data)
     _fit_detected(module, data)
 
 
-def _factor_blocks(
+def _field_blocks(
     module: LGDiSTModule, data: NeighborhoodDataModule, blocks: list[NDArray]
 ) -> Iterator[tuple[torch.Tensor, Batch]]:
-    """Log rates of the factor model without the own counts, with their minibatches."""
-    assert module.factors is not None
+    """Log rates of the field without the own counts, with their minibatches."""
+    assert module.field is not None
     for block in blocks:
         gathered = data.view.gather(block)
         todo = [part for part in passes(gathered.observed) if part.of_visible]
@@ -79,14 +82,36 @@ def _factor_blocks(
         log_rate = torch.zeros_like(batch.counts)
         for part in todo:
             left_out, genes = part.left_out.to(module.device), part.genes.to(module.device)
-            predicted = module.factors(batch, batch.observed & ~left_out, module.share, genes).log_rate
+            predicted = module.field(batch, batch.observed & ~left_out, module.share, genes, part.part).log_rate
             log_rate[:, genes] = torch.where(batch.observed[:, genes], predicted, 0)
         yield log_rate, batch
 
 
+def _fit_mixing(module: LGDiSTModule, data: NeighborhoodDataModule) -> None:
+    """Set the share of the field beside the network to that with the lowest Poisson deviance of held-out counts.
+
+    So the network, which starts from less, is never listened to more than held-out entries support.
+    """
+    assert module.field is not None
+    shares = torch.linspace(0, 1, 21, dtype=torch.float64)
+    deviance = _SHARE_PRIOR_WEIGHT * (shares - _SHARE_PRIOR).square()
+    for seen, counts, held_out in data.val_dataloader():
+        batch = seen.to(module.device)
+        visible = module.condition.visible(batch)
+        with torch.no_grad():
+            network = module.decode(module.encode(batch, visible).centre, batch).log_rate
+        field = module.field(batch, visible, module.share).log_rate
+        # On the CPU, in double precision, which not every device has.
+        network, field = (rate.cpu().double() + seen.depth.double().log()[:, None] for rate in (network, field))
+        for i in range(len(shares)):
+            log_mean = network + shares[i] * (field - network)
+            deviance[i] += ((log_mean.exp() - counts * log_mean) * held_out).sum()
+    module.field.mixing.copy_(shares[deviance.argmin(dim=0, keepdim=True)][0])
+
+
 def _fit_detected(module: LGDiSTModule, data: NeighborhoodDataModule) -> None:
-    """Regress log values of detected held-out entries on the predictions of network and factor model."""
-    n_parts = 1 if module.factors is None else 2
+    """Regress log values of detected held-out entries on the predictions of network and field."""
+    n_parts = 1 if module.field is None else 2
     prior = torch.tensor([0.0, *(_DETECTED_PRIOR if n_parts == 2 else (1.0,))], dtype=torch.float64)
     penalty = torch.diag(torch.tensor([1e-3] + n_parts * [_DETECTED_PRIOR_ENTRIES], dtype=torch.float64))
     products, targets = penalty.clone(), penalty @ prior
@@ -95,8 +120,8 @@ def _fit_detected(module: LGDiSTModule, data: NeighborhoodDataModule) -> None:
         visible = module.condition.visible(batch)
         with torch.no_grad():
             parts = [module.decode(module.encode(batch, visible).centre, batch).detected]
-        if module.factors is not None:
-            parts.append(module.factors(batch, visible, module.share).detected)
+        if module.field is not None:
+            parts.append(module.field(batch, visible, module.share).detected)
         # On the CPU, in double precision, which not every device has.
         weight = (module.gene_weight.cpu() * (held_out & (counts > 0))).double().flatten()
         x = torch.stack([torch.ones_like(parts[0]), *parts], dim=-1).cpu().double().flatten(0, 1)

@@ -171,7 +171,7 @@ class AutoencoderPlan(PhasePlan):
 
     phase = "autoencoder"
     trained = ("encoder", "decoder", "likelihood")
-    default_steps = 600
+    default_steps = 300
 
     def loss(self, batch: Batch) -> LossOutput:
         """Loss on randomly masked entries."""
@@ -190,7 +190,7 @@ class DiffusionPlan(PhasePlan):
 
     phase = "diffusion"
     trained = ("denoiser",)
-    default_steps = 400
+    default_steps = 100
 
     def loss(self, batch: Batch) -> LossOutput:
         """Denoising loss at random noise levels and masks."""

@@ -1,4 +1,4 @@
-"""What is measured on the visible data before a phase is trained: scales of the input, factors, clean codes."""
+"""What is measured on the visible data before a phase is trained: scales of the input, clean codes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 STATISTICS_SPOTS = 2048
 """Number of spots used for the statistics of the input."""
-FACTOR_ENTRIES = 1 << 24
-"""Maximum number of entries for the fit of the factor model: 16,000 spots of 1,024 genes, a few GB of memory."""
 CODES_BATCH = 256
 """Spots of which the clean codes are computed together."""
 
@@ -67,27 +65,6 @@ def fit_statistics(module: LGDiSTModule, view: SpotView, seed: int) -> None:
         image = torch.from_numpy(view.image[imaged])
         scale.image_mean.copy_(image.mean(0))
         scale.image_std.copy_(image.std(0, unbiased=False).clamp_min(1e-6))
-
-
-def fit_factors(module: LGDiSTModule, view: SpotView, seed: int) -> None:
-    """Fit the factor model, where there is one, to the visible entries of as many spots as memory allows.
-
-    Parameters
-    ----------
-    module
-        Changed in place.
-    view
-        Visible counts.
-    seed
-        Seed of the choice of spots and of the fit.
-    """
-    if module.factors is None:
-        return
-    spots = some_of(np.arange(view.n_spots), FACTOR_ENTRIES // view.n_genes, seed)
-    arrays = view.counts[spots].toarray(), ~view.hidden[spots], view.depth[spots]
-    counts, observed, depth = (torch.from_numpy(array).to(module.device) for array in arrays)
-    with seeded(seed, module.device):
-        module.factors.fit(counts, observed, depth, module.share)
 
 
 @torch.no_grad()
