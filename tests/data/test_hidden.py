@@ -42,6 +42,15 @@ def test_further_entries(hidden, mask):
     np.testing.assert_array_equal(hidden.new(entries).toarray(), more & ~mask)
 
 
+def test_whole_spots(hidden, mask):
+    spots = np.arange(SHAPE[0]) % 7 == 3
+    found = hidden.with_spots(spots)
+    np.testing.assert_array_equal(found[EVERYTHING], mask | spots[:, None])
+    # With nothing new it stays as it was, byte by byte.
+    assert found.with_spots(spots) is found
+    assert hidden.with_spots(np.zeros_like(spots)) is hidden
+
+
 def test_values_at_hidden_entries(hidden, mask):
     values = np.random.default_rng(1).random(SHAPE[0]).astype(np.float32)
     expected = mask * values[:, None]

@@ -253,29 +253,18 @@ CASES = {
         ValueError,
         ["layers['counts']", "'spot4'", "'gene0'"],
     ),
-    "empty spots": (
-        zeroed([8, 9], ALL),
-        {},
+    "no count": (zeroed(ALL, ALL), {}, ValueError, ["adata.X", "no count in any observed entry", "layer=..."]),
+    "no observed count": (
+        setting("layers", "counts", lambda a: np.where(a.layers["observed"], 0, a.X)),
+        {"layer": "counts", "observed_layer": "observed", "size_factor_key": "depth"},
         ValueError,
-        ["2 spots", "'spot8', 'spot9'", "filter_cells(adata, min_counts=1)", "size_factor_key"],
+        ["layers['counts']", "no count in any observed entry"],
     ),
-    "empty observed spots": (
-        zeroed(8, ALL),
-        {"observed_layer": "observed"},
+    "no count in a library": (
+        zeroed(slice(1, None, 2), ALL),
+        {"library_key": "lib"},
         ValueError,
-        ["'spot8'", "filter_cells"],
-    ),
-    "silent genes": (
-        zeroed(ALL, [2, 6]),
-        {},
-        ValueError,
-        ["2 genes", "'gene2', 'gene6'", "filter_genes(adata, min_counts=1)"],
-    ),
-    "silent observed genes": (
-        zeroed(ALL, 6),
-        {"observed_layer": "observed"},
-        ValueError,
-        ["'gene6'", "filter_genes", "observed layer"],
+        ["no count in any observed spot of the libraries 'b'", "obs['lib']", "drop their spots", "layer=..."],
     ),
     "no positions": (no_check, {"spatial_key": "xy"}, KeyError, ["obsm['xy']", "'spatial'", "spatial_key="]),
     "positions 1-D": (
@@ -368,7 +357,13 @@ CASES = {
         with_entry("obs", "depth", 2, 0),
         {"size_factor_key": "depth"},
         ValueError,
-        ["'spot2'", "not positive", "whole transcriptome"],
+        ["'spot2'", "less than the counts of the spot", "whole transcriptome"],
+    ),
+    "depth negative": (
+        both(zeroed(2, ALL), with_entry("obs", "depth", 2, -1)),
+        {"size_factor_key": "depth"},
+        ValueError,
+        ["'spot2'", "negative", "whole transcriptome"],
     ),
     "depth inf": (
         with_entry("obs", "depth", 2, np.inf),
@@ -437,6 +432,48 @@ def test_bad_input(change, kwargs, error, parts):
         assert part in message
 
 
+SURROUNDED = ["completed from their surroundings", "filter_cells(adata, min_counts=1)"]
+PANEL = ["whole transcriptome as size_factor_key"]
+RARE = ["close to zero", "filter_genes(adata, min_counts=1)", "observed_layer"]
+EMPTY = {
+    "spots": (zeroed([8, 9], ALL), {}, ["adata.X", "2 spots ('spot8', 'spot9')", *SURROUNDED, *PANEL]),
+    "observed spot": (zeroed(8, ALL), {"observed_layer": "observed"}, ["1 spot ('spot8')", *SURROUNDED, *PANEL]),
+    "spot of depth 0": (
+        both(zeroed([8, 9], ALL), with_entry("obs", "depth", 9, 0)),
+        {"size_factor_key": "depth"},
+        ["1 spot ('spot9')", *SURROUNDED],
+    ),
+    "genes": (zeroed(ALL, [2, 6]), {}, ["adata.X", "2 genes ('gene2', 'gene6')", *RARE]),
+    "observed gene": (zeroed(ALL, 6), {"observed_layer": "observed"}, ["1 gene ('gene6')", *RARE]),
+    "both": (
+        both(zeroed([8, 9], ALL), zeroed(ALL, [2, 6])),
+        {"library_key": "lib"},
+        ["2 spots ('spot8', 'spot9')", "2 genes ('gene2', 'gene6')", *SURROUNDED, *PANEL, *RARE],
+    ),
+}
+
+
+@pytest.mark.parametrize("to_format", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize(("change", "kwargs", "parts"), EMPTY.values(), ids=EMPTY)
+def test_spots_and_genes_without_a_count_warn_once(change, kwargs, parts, to_format):
+    adata = change(tissue())
+    adata.X = to_format(adata.X)
+    with pytest.warns(UserWarning) as caught:
+        check(adata, **kwargs)
+    assert len(caught) == 1
+    assert all(part in str(caught[0].message) for part in parts), caught[0].message
+    # Advice that was followed already is not repeated.
+    assert "size_factor_key" not in kwargs or PANEL[0] not in str(caught[0].message)
+
+
+def test_an_empty_spot_of_new_data_warns_and_may_not_be_alone():
+    adata = zeroed(8, ALL)(tissue())
+    with pytest.warns(UserWarning, match=r"no count for 1 spot \('spot8'\)"):
+        check(adata, query=True)
+    with pytest.raises(ValueError, match="no count in any observed spot; name the layer"):
+        check(adata[8:9].copy(), query=True)
+
+
 NAMES = {
     "text": ["a", "b"],
     "whole numbers": [1, 2],
@@ -492,7 +529,7 @@ def test_names_that_no_spot_has_must_go_with_the_others():
 
 
 @pytest.mark.parametrize("to_format", [sparse.csr_matrix, sparse.csc_matrix])
-@pytest.mark.parametrize("name", ["NaN", "inf", "negative", "fractions", "empty spots", "silent genes"])
+@pytest.mark.parametrize("name", ["NaN", "inf", "negative", "fractions"])
 def test_bad_counts_in_sparse_matrices(name, to_format):
     change, kwargs, error, parts = CASES[name]
     adata = change(tissue())

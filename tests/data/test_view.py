@@ -93,9 +93,51 @@ def test_share_of_each_gene(hidden_share):
         expected = counts.sum(axis=0) / (view.depth[:, None] * seen).sum(axis=0)
     visible = seen.any(axis=0)
     np.testing.assert_allclose(view.share[visible], expected[visible], rtol=1e-5)
-    # A gene without any count is taken for as rare as the rarest.
+    # A gene that is visible nowhere is taken for as rare as the rarest.
     np.testing.assert_allclose(view.share[~visible], expected[visible].min(), rtol=1e-5)
     assert hidden_share or visible.all()
+
+
+def changed(view, counts, depth=None):
+    """The same view with other counts, and the depths that they sum to unless others are given."""
+    depth = counts.sum(axis=1) if depth is None else depth
+    kept = sparse.csr_matrix(counts)
+    return SpotView(kept, view.hidden, depth, view.section, view.half, *view._graph, view.image)
+
+
+def test_share_of_a_gene_without_a_count():
+    view = make_view(0.3)
+    counts = view.counts.toarray()
+    counts[:, 6] = 0
+    depth = counts.sum(axis=1) + 100
+    less = changed(view, counts, depth)
+    seen = (depth[:, None] * ~all_of(less)).sum(axis=0)
+    # Half a count in all that was seen: rarer than the rarest, and than a gene that was seen nowhere.
+    assert less.share[6] == pytest.approx(0.5 / seen[6])
+    others = np.delete(np.arange(view.n_genes), [4, 6])
+    np.testing.assert_allclose(less.share[others], counts.sum(axis=0)[others] / seen[others], rtol=1e-5)
+    assert less.share[6] < less.share[others].min() == less.share[4]
+    pooled = less.gather(np.arange(view.n_spots)).pooled
+    assert torch.isfinite(pooled).all()
+
+
+@pytest.mark.parametrize("hidden_share", [0.0, 0.3])
+def test_a_spot_without_a_count_is_one_without_an_observed_entry(hidden_share):
+    view = make_view(hidden_share)
+    counts = view.counts.toarray()
+    counts[[5, 30]] = 0
+    one = changed(view, counts)
+    assert all_of(one)[[5, 30]].all() and (all_of(one) == all_of(view))[np.delete(np.arange(80), [5, 30])].all()
+    known = counts.sum(axis=1) > 0
+    for spot in (5, 30):
+        assert one.depth[spot] == np.median(one.depth[known & (one.section == one.section[spot])])
+    mask = all_of(view)
+    mask[[5, 30]] = True
+    hidden = Hidden(mask.shape, sparse.csr_matrix(mask))
+    other = SpotView(one.counts, hidden, counts.sum(axis=1), one.section, one.half, *one._graph, one.image)
+    assert other.digest() == one.digest()
+    # A depth that is known gives the zeros a meaning.
+    assert not all_of(changed(view, counts, counts.sum(axis=1) + 1))[30].all()
 
 
 def test_a_spot_is_not_in_its_own_pools():
@@ -188,7 +230,10 @@ def test_hiding_further_entries(known_depth):
     entries = sparse.csr_matrix(rng.random(view.counts.shape) < 0.3)
     less = view.without(entries)
     mask, before = entries.toarray(), all_of(view)
-    np.testing.assert_array_equal(all_of(less), before | mask)
+    # Of a spot that keeps neither a count nor a depth, nothing is left to see.
+    lost = (np.where(mask, 0, view.counts.toarray()).sum(axis=1) == 0) & (not known_depth)
+    assert known_depth or (lost & ~before.all(axis=1)).any()
+    np.testing.assert_array_equal(all_of(less), before | mask | lost[:, None])
     np.testing.assert_array_equal(less.counts.toarray(), np.where(mask, 0, view.counts.toarray()))
     assert less.counts.data.all()
     removed = (view.counts.toarray() * mask).sum(axis=1)

@@ -119,6 +119,12 @@ def one_count_genes(rng):
     return tissue(counts), {}
 
 
+def without_counts(rng):
+    counts = counts_of(rng)
+    counts[::3], counts[:, :5] = 0, 0
+    return tissue(counts), {}
+
+
 def extreme_depths(rng):
     counts = counts_of(rng)
     counts[0] = np.arange(20) == 3
@@ -172,6 +178,7 @@ def two_genes(rng):
 EXTREMES = [
     one_count_spots,
     one_count_genes,
+    without_counts,
     extreme_depths,
     huge_counts,
     collinear,
@@ -188,7 +195,7 @@ EXTREMES = [
 def test_extremes_are_finite(small, extreme):
     adata, setup = extreme(np.random.default_rng(0))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # few spots
+        warnings.simplefilter("ignore", UserWarning)  # few spots, or some without counts
         LGDiST.setup_anndata(adata, **setup)
         model = small.fit(LGDiST(adata, **small.OPTIONS), max_epochs=3)
     for options in ({}, {"scale": "counts", "keep_observed": False}, {"read_out": "detected"}):

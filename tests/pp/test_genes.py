@@ -133,6 +133,31 @@ def test_gene_that_does_not_vary_counts_as_zero():
     assert all_genes(adata).var["moran_i"].iloc[0] == 0
 
 
+@pytest.mark.parametrize("to_format", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
+@pytest.mark.parametrize("masked", [False, True])
+def test_spots_and_genes_without_a_count(tissue, to_format, masked):
+    counts = tissue.X.toarray()
+    counts[:, 4] = 0
+    adata = ad.AnnData(counts, obs=tissue.obs, var=tissue.var, obsm={"spatial": np.array(tissue.obsm["spatial"])})
+    adata.layers["observed"] = np.broadcast_to(np.arange(300)[:, None] != 7, adata.shape).copy()
+    options = {"observed_layer": "observed" if masked else None}
+    # Beside the tissue, so that they are nobody's neighbours.
+    aside = adata[:40].copy()
+    aside.X[:], aside.obsm["spatial"] = 0, aside.obsm["spatial"] + 1e6
+    aside.obs_names = [f"empty {i}" for i in range(40)]
+    both = ad.concat([adata, aside])
+    both.X, adata.X = to_format(both.X), to_format(counts)
+    alone = all_genes(adata, **options)
+    n_empty = 39 if masked else 40  # one is not observed
+    with pytest.warns(UserWarning, match=rf"no count for {n_empty} spots \('empty 0', .* left out of Moran"):
+        result = all_genes(both, **options)
+    assert adata.var_names[4] not in result.var_names and result.n_vars == 79
+    np.testing.assert_allclose(result.var["moran_i"], alone.var["moran_i"], rtol=1e-6)
+    # Depths of 0 do not enter the median of the library.
+    np.testing.assert_array_equal(result.obs["total_counts"].iloc[:300], alone.obs["total_counts"])
+    assert (result.obs["total_counts"].iloc[300:] == 0).sum() == n_empty
+
+
 def test_fewer_genes_than_wanted_warn(tissue):
     with pytest.warns(UserWarning, match="fewer than n_target"):
         result = select_genes(tissue, n_target=5, n_context=1000)
@@ -165,7 +190,7 @@ def put(place, value):
         ({}, {"n_target": 0}, ValueError, "n_target=0"),
         ({}, {"min_fraction": 1.1}, ValueError, "lower min_fraction"),
         ({"X": put((2, 3), np.nan)}, {}, ValueError, "section_1_spot_3.*gene_4"),
-        ({"X": put(2, 0)}, {}, ValueError, "section_1_spot_3.*filter_cells"),
+        ({"X": put(slice(None), 0)}, {}, ValueError, "no gene detected"),
         ({"spatial": put((2, 1), np.nan)}, {}, ValueError, "section_1_spot_3.*correct them"),
     ],
 )

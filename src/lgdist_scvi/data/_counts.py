@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from lgdist_scvi._constants import IMPUTED_SUFFIX, PACKAGE, STD_SUFFIX
 
 from ._entries import count_matrix, count_observed, listing, observed_entries, observed_matrix, spot_listing
+from ._neighbors import library_codes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -23,10 +25,27 @@ ROUNDED = 0.999
 """Share of the summed counts that a depth must reach; single precision may round it down."""
 
 
+class Empty(NamedTuple):
+    """Observed spots and genes that cannot be told from unobserved ones, or hardly."""
+
+    where: str
+    """Name of the matrix for messages, such as ``adata.X``."""
+    spots: NDArray[np.bool_]
+    """True for observed spots without a count whose depth is unknown, ``(n_spots,)``."""
+    genes: NDArray[np.bool_]
+    """True for observed genes without a count, ``(n_genes,)``."""
+
+
 def check_counts(
-    adata: AnnData, layer: str | None, observed_layer: str | None, size_factor_key: str | None, *, need_genes: bool
-) -> None:
-    """Check that every observed spot and gene has a count.
+    adata: AnnData,
+    layer: str | None,
+    observed_layer: str | None,
+    size_factor_key: str | None,
+    library_key: str | None,
+    *,
+    training: bool,
+) -> Empty:
+    """Check the counts, and find the observed spots and genes without one.
 
     Parameters
     ----------
@@ -37,15 +56,16 @@ def check_counts(
     observed_layer
         Boolean layer, True where the entry was observed; None when every entry was.
     size_factor_key
-        Column of ``obs`` with the depth of the spots; spots without a count are then allowed. None takes the sum of
-        their counts.
-    need_genes
-        Whether every observed gene must have a count.
+        Column of ``obs`` with the depth of the spots; 0 where a spot has no count. None takes the sum of their counts.
+    library_key
+        Column of ``obs`` with the libraries; None for one library.
+    training
+        Whether a model is to be trained on the counts.
 
     Raises
     ------
     KeyError, TypeError, ValueError
-        If a matrix is missing, unsupported or holds invalid values, or if a spot or gene is empty.
+        If a matrix is missing, unsupported or holds invalid values, or if all of it or of a library is without a count.
     """
     for name, what in {layer: "counts", observed_layer: "the mask of observed entries"}.items():
         _refuse_completed(adata, name, what)
@@ -54,24 +74,77 @@ def check_counts(
     spot_sums, gene_sums = check_count_values(adata, counts, observed, where)
     spots_seen, genes_seen = count_observed(observed, adata.shape)
     empty = (spot_sums == 0) & (spots_seen > 0)
-    if empty.any() and size_factor_key is None:
+    silent = (gene_sums == 0) & (genes_seen > 0)
+    if silent.any() and training and not gene_sums.any():
         raise ValueError(
-            f"{where} has no count for {spot_listing(adata, empty)}; drop empty spots with "
-            "scanpy.pp.filter_cells(adata, min_counts=1), or, if adata holds a gene panel, pass the depth over the "
-            "whole transcriptome as size_factor_key=..."
+            f"{where} has no count in any observed entry, so there is nothing to learn from; name the layer with the raw "
+            "counts as layer=..."
         )
     if size_factor_key is not None:
-        _check_depth(adata, size_factor_key, spot_sums)
-    silent = (gene_sums == 0) & (genes_seen > 0)
-    if silent.any() and need_genes:
-        raise ValueError(
-            f"{where} has no count for {int(silent.sum())} genes: {listing(adata.var_names[silent])}; drop them with "
-            "scanpy.pp.filter_genes(adata, min_counts=1)"
-            + (" or hide them in all spots of the observed layer." if observed_layer is not None else ".")
+        # A spot of known depth tells by its zeros that its genes are rare.
+        empty &= _checked_depth(adata, size_factor_key, spot_sums) == 0
+    _refuse_empty_libraries(adata, library_key, empty, spots_seen > 0, where)
+    return Empty(where, empty, silent)
+
+
+def warn_of_empty(
+    adata: AnnData, empty: Empty, size_factor_key: str | None, *, training: bool, stacklevel: int
+) -> None:
+    """Say which spots and genes have no count, and what becomes of them.
+
+    Parameters
+    ----------
+    adata
+        Annotated spots.
+    empty
+        Result of :func:`check_counts`.
+    size_factor_key
+        Column of ``obs`` with the depth of the spots, if one is named.
+    training
+        Whether a model is to be trained on the counts. One that is trained knows genes from other spots.
+    stacklevel
+        As in :func:`warnings.warn`, from the caller of this function.
+    """
+    said = []
+    if empty.spots.any():
+        said.append(
+            f"{empty.where} has no count for {spot_listing(adata, empty.spots)}, and no depth is known. They are completed "
+            "from their surroundings, as if they were not observed; drop them with "
+            "scanpy.pp.filter_cells(adata, min_counts=1) if that is unwanted."
         )
+        if size_factor_key is None:
+            said.append(
+                "If adata holds a gene panel, pass the depth over the whole transcriptome as size_factor_key=... instead."
+            )
+    if empty.genes.any() and training:
+        names = adata.var_names[empty.genes]
+        said.append(
+            f"{empty.where} has no count for {len(names)} gene{'s' if len(names) > 1 else ''} ({listing(names)}). They are "
+            "completed as close to zero; drop them with scanpy.pp.filter_genes(adata, min_counts=1) if that is unwanted, "
+            "or hide them in all spots of an observed_layer=... if they were not measured."
+        )
+    if said:
+        warnings.warn(" ".join(said), UserWarning, stacklevel=stacklevel + 1)
 
 
-def _check_depth(adata: AnnData, key: str, spot_sums: NDArray[np.float64]) -> None:
+def _refuse_empty_libraries(
+    adata: AnnData, library_key: str | None, empty: NDArray[np.bool_], seen: NDArray[np.bool_], where: str
+) -> None:
+    """Refuse libraries in which nothing is known of any observed spot: they have no surroundings to be completed from."""
+    codes = library_codes(None if library_key is None else adata.obs[library_key], adata.n_obs)
+    lost = np.setdiff1d(codes[empty], codes[seen & ~empty])
+    if len(lost) == 0:
+        return
+    if library_key is None:
+        raise ValueError(f"{where} has no count in any observed spot; name the layer with the raw counts as layer=...")
+    names = adata.obs[library_key][np.isin(codes, lost)].unique()
+    raise ValueError(
+        f"{where} has no count in any observed spot of the libraries {listing(names)} (adata.obs[{library_key!r}]); drop "
+        "their spots, or name the layer with the raw counts as layer=..."
+    )
+
+
+def _checked_depth(adata: AnnData, key: str, spot_sums: NDArray[np.float64]) -> NDArray[np.float64]:
     depth = adata.obs[key].to_numpy(dtype=np.float64)
     bad = (depth < ROUNDED * spot_sums) | (depth > LARGEST)
     if bad.any():
@@ -81,6 +154,7 @@ def _check_depth(adata: AnnData, key: str, spot_sums: NDArray[np.float64]) -> No
             "adata.obs['total_counts'] of scanpy.pp.calculate_qc_metrics before gene selection, not a relative size "
             "factor."
         )
+    return depth
 
 
 def _refuse_completed(adata: AnnData, layer: str | None, what: str) -> None:

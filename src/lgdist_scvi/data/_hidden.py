@@ -73,6 +73,17 @@ class Hidden:
             return self
         return Hidden(self.shape, entries if self._entries is None else (self._entries + entries).astype(bool).tocsr())
 
+    def with_spots(self, spots: NDArray[np.bool_]) -> Hidden:
+        """Hide all entries of further spots, True in `spots` ``(n_spots,)``."""
+        n_genes = self.shape[1]
+        n_hidden = np.zeros(self.shape[0]) if self._entries is None else np.diff(self._entries.indptr)
+        further = spots & (n_hidden < n_genes)
+        if self.everything or not further.any():
+            return self
+        indptr = np.concatenate([[0], np.cumsum(n_genes * further)])
+        indices = np.tile(np.arange(n_genes), further.sum())
+        return self | sparse.csr_matrix((np.ones(len(indices), dtype=bool), indices, indptr), shape=self.shape)
+
     def new(self, entries: sparse.csr_matrix) -> sparse.csr_matrix:
         """Those of the entries that are not hidden yet."""
         if self.everything:

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from lgdist_scvi._checks import check_whole
 
-from ._counts import check_counts
+from ._counts import check_counts, warn_of_empty
 from ._entries import listing, spot_listing
 from ._genes import check_type
 from ._names import check_sortable
@@ -67,7 +67,7 @@ def validate_setup(
     n_neighbors
         Neighbours per spot.
     query
-        True for data handed to a trained model, which may have few spots and genes without any count.
+        True for data handed to a trained model, which may have few spots.
 
     Raises
     ------
@@ -92,7 +92,9 @@ def validate_setup(
         _check_target_genes(adata, target_genes_key)
     if not query:
         _check_library_sizes(adata, library_key, n_neighbors)
-    check_counts(adata, layer, observed_layer, size_factor_key, need_genes=not query)
+    empty = check_counts(adata, layer, observed_layer, size_factor_key, library_key, training=not query)
+    # New data is checked one call further down than a setup.
+    warn_of_empty(adata, empty, size_factor_key, training=not query, stacklevel=4 if query else 3)
     if adata.n_obs < FEW_SPOTS and not query:
         warnings.warn(
             f"adata has only {adata.n_obs} spots; fewer than {FEW_SPOTS} are hardly enough to train a model.",
@@ -235,10 +237,10 @@ def _check_size_factor(adata: AnnData, key: str) -> None:
             f"adata.obs[{key!r}] has dtype {column.dtype}; size_factor_key must name a column of numbers, the depth."
         )
     depth = column.to_numpy(dtype=np.float64)
-    bad = ~(np.isfinite(depth) & (depth > 0))
+    bad = ~(np.isfinite(depth) & (depth >= 0))
     if bad.any():
         raise ValueError(
-            f"adata.obs[{key!r}] (size_factor_key) is not positive and finite for {spot_listing(adata, bad)}; "
+            f"adata.obs[{key!r}] (size_factor_key) is negative, NaN or infinite for {spot_listing(adata, bad)}; "
             "store their depth over the whole transcriptome, or drop the spots."
         )
 

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
     from ._entries import Matrix
 
+SILENT_COUNTS = 0.5
+"""Counts that a gene without a count is taken to have, so that its share is above 0."""
+
 
 class SpotView:
     """Counts and neighbourhoods of all spots, without the hidden entries.
@@ -40,7 +43,8 @@ class SpotView:
     hidden
         Hidden entries.
     depth
-        Depth of every spot in counts, ``(n_spots,)``; 0 is replaced by the median of the section.
+        Depth of every spot in counts, ``(n_spots,)``; 0 is replaced by the median of the section, and all entries of a spot
+        that has neither a depth nor a count are hidden.
     section
         Number of the section (batch, else library) of each spot, for the average profile, ``(n_spots,)``.
     half
@@ -71,8 +75,9 @@ class SpotView:
         share: NDArray | None = None,
         radii: list[sparse.csr_matrix] | None = None,
     ) -> None:
-        self.counts, self.hidden = counts, hidden
         self._counted = np.asarray(depth, dtype=np.float32)
+        # The zeros of a spot without a count say nothing of its genes: at the median depth they would say that it has none.
+        self.counts, self.hidden = counts, hidden.with_spots((self._counted <= 0) & (counts.getnnz(axis=1) == 0))
         # Nor may a depth be zero: it is divided by.
         self.depth = np.maximum(fill_by_group(self._counted, section, self._counted <= 0), 1e-6)
         self.section, self.half = section, half
@@ -87,9 +92,9 @@ class SpotView:
         self.image = np.where(self.image_mask[:, None], image, 0).astype(np.float32)
         self.field = np.zeros((self.n_spots, 1, 0), dtype=np.float32)
         self.clean = np.zeros((self.n_spots, 0), dtype=np.float32)
-        self.share = _shares(counts, hidden, self.depth) if share is None else np.asarray(share, dtype=np.float64)
+        self.share = _shares(counts, self.hidden, self.depth) if share is None else np.asarray(share, dtype=np.float64)
         self._radii = radii_of(connectivities) if radii is None else radii
-        self.pools = Pools(counts, hidden, self.depth, section, half, self.share, self._radii)
+        self.pools = Pools(counts, self.hidden, self.depth, section, half, self.share, self._radii)
 
     @classmethod
     def from_manager(
@@ -259,10 +264,15 @@ def _observed_counts(matrix: Matrix, observed: Matrix | None) -> sparse.csr_matr
 
 
 def _shares(counts: sparse.csr_matrix, hidden: Hidden, depth: NDArray) -> NDArray[np.float64]:
-    """Share of each gene in the depth of the spots where it is visible, ``(n_genes,)``, never 0."""
+    """Share of each gene in the depth of the spots where it is visible, ``(n_genes,)``, never 0.
+
+    A gene that is visible nowhere is taken for as rare as the rarest, and one without a count for rarer still: as if half a
+    count had been seen.
+    """
     total = np.asarray(counts.sum(axis=0), dtype=np.float64).ravel()
     depth = depth.astype(np.float64)
     seen = depth.sum() - np.asarray(hidden.times(depth).sum(axis=0)).ravel()
     share = total / np.maximum(seen, 1.0)
     floor = share[share > 0].min(initial=1.0) if (share > 0).any() else 1.0 / max(len(share), 1)
-    return np.where(total > 0, share, floor)
+    absent = np.where(seen >= 1, np.minimum(floor, SILENT_COUNTS / np.maximum(seen, 1.0)), floor)
+    return np.where(total > 0, share, absent)

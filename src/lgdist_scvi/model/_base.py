@@ -48,8 +48,8 @@ class LGDiSTBase(ForgettingMixin, BaseModelClass):
             # The AnnData may have been normalised or filtered since registration.
             setup = manager.registry["setup_args"]
             validate_genes(self._gene_names(), manager.adata)
-            keys = (setup[name] for name in ("layer", "observed_layer", "size_factor_key"))
-            check_counts(manager.adata, *keys, need_genes=False)
+            keys = (setup[name] for name in ("layer", "observed_layer", "size_factor_key", "library_key"))
+            check_counts(manager.adata, *keys, training=False)
         return SpotView.from_manager(manager, zeros_missing=self.zeros_missing_, share=share)
 
     def _trained_view(

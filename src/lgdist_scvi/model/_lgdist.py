@@ -150,7 +150,8 @@ class LGDiST(
     ) -> None:
         """Register raw counts, positions and optional data.
 
-        Everything is checked here, before any training. Writes the spatial graph to ``adata.obsp``.
+        Everything is checked here, before any training. Writes the spatial graph to ``adata.obsp``. Spots and genes
+        without a count are completed, with a warning: the spots from their surroundings, the genes as close to zero.
 
         Parameters
         ----------
@@ -172,7 +173,7 @@ class LGDiST(
             every entry is observed, zeros included.
         size_factor_key
             Column of ``obs`` with the depth (counts over the whole transcriptome) of the spots; by default the sum of
-            the observed entries.
+            the observed entries. 0 where it is unknown, which only a spot without a count may have.
         target_genes_key
             Boolean column of ``var``, True for the genes that matter most.
         neighbors_key

@@ -43,7 +43,7 @@ def select_genes(
     equal weights. The `n_target` highest ranked genes are the targets, the next `n_context` are the context. Only
     observed entries are read. A hidden entry contributes nothing, like one at the mean of the gene's observed entries
     in its library. Moran's I is normalised by the observed entries and pairs, so that hiding entries does not lower a
-    rank.
+    rank. Spots without a count are left out: their zeros would look like a pattern of every gene.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def select_genes(
     -------
     A copy of `adata` with the selected genes in their original order, ``var["moran_i"]``, ``var["target_gene"]`` and
     ``obs["total_counts"]``: the observed counts of a spot over all genes of `adata`, to be registered as
-    ``size_factor_key``. A spot without any observed entry gets the median of its library.
+    ``size_factor_key``. A spot without any observed entry gets the median of its library, and a spot without a count 0.
 
     Raises
     ------
@@ -115,10 +115,10 @@ def select_genes(
     counts, where = count_matrix(adata, layer)
     observed = observed_matrix(adata, observed_layer)
     depth, _ = check_count_values(adata, counts, observed, where)
-    depth = _fill_depth(adata, depth, count_observed(observed, adata.shape)[0], codes, where)
+    spots_seen, seen = count_observed(observed, adata.shape)
+    depth = _fill_depth(depth, spots_seen, codes, where)
 
     values, mask = _expression(counts, observed, depth, target_sum)
-    _, seen = count_observed(observed, adata.shape)
     candidates = np.flatnonzero(np.diff(values.indptr) >= np.maximum(min_fraction * seen, 1))
     if len(candidates) == 0:
         raise ValueError(
@@ -127,7 +127,18 @@ def select_genes(
         )
     graph, _ = spatial_graph(positions, codes, n_neighbors)
     score = np.full(adata.n_vars, np.nan)
-    score[candidates] = _moran(values[:, candidates], None if mask is None else mask[:, candidates], graph, codes)
+    values, mask = values[:, candidates], None if mask is None else mask[:, candidates]
+    empty = depth == 0
+    if empty.any():
+        warnings.warn(
+            f"{where} has no count for {spot_listing(adata, empty)}, which are left out of Moran's I.",
+            UserWarning,
+            stacklevel=2,
+        )
+        told = np.flatnonzero(~empty)
+        values, mask = values[told], None if mask is None else mask[told]
+        graph, codes = graph[told][:, told], codes[told]
+    score[candidates] = _moran(values, mask, graph, codes)
 
     ranked = candidates[np.argsort(-score[candidates], kind="stable")]
     if len(ranked) < n_target + n_context:
@@ -147,20 +158,14 @@ def select_genes(
     return result
 
 
-def _fill_depth(adata: AnnData, depth: NDArray, seen: NDArray, codes: NDArray, where: str) -> NDArray[np.float64]:
-    """Give spots without an observed entry the median depth of their library; refuse observed spots without counts."""
-    empty = (depth == 0) & (seen > 0)
-    if empty.any():
-        raise ValueError(
-            f"{where} has no count for {spot_listing(adata, empty)}; drop empty spots "
-            "with scanpy.pp.filter_cells(adata, min_counts=1)."
-        )
+def _fill_depth(depth: NDArray, seen: NDArray, codes: NDArray, where: str) -> NDArray[np.float64]:
+    """Give spots without an observed entry the median depth of their library; an observed spot without a count keeps 0."""
     hidden = seen == 0
     if hidden.all():
         raise ValueError(
             f"{where} has no observed entry; check that observed_layer is True where entries were observed."
         )
-    return fill_by_group(depth, codes, hidden)
+    return np.where(hidden, fill_by_group(depth, codes, depth == 0), depth)
 
 
 def _expression(
