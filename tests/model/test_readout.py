@@ -10,7 +10,7 @@ from scipy import stats
 from lgdist_scvi.data._batch import Batch
 from lgdist_scvi.module._autoencoder import Rates
 from lgdist_scvi.module._folds import N_FOLDS, gene_folds
-from lgdist_scvi.module._likelihoods import LIKELIHOODS, Overdispersion
+from lgdist_scvi.module._likelihoods import LIKELIHOODS
 from lgdist_scvi.module._posterior import (
     Prediction,
     _calibrated,
@@ -141,51 +141,6 @@ def test_network_and_factor_model_are_averaged_in_the_log():
     factor = FIELD * (1 - own) + own * COUNTS / DEPTH[:, None]
     torch.testing.assert_close(mean, network ** (1 - WEIGHT) * factor**WEIGHT)
     torch.testing.assert_close(mixed_variance, variance * (mean / network) ** 2)
-
-
-def test_moments_find_the_overdispersion():
-    rng = np.random.default_rng(0)
-    size, rate, depth = 4.0, np.linspace(1e-3, 2e-2, 12), rng.uniform(500, 2000, (3000, 1))
-    counts = rng.poisson(rng.gamma(size, rate * depth / size))
-    moments = Overdispersion(torch.ones(12))
-    for part in np.array_split(np.arange(3000), 3):
-        batch = batch_of(
-            counts=torch.from_numpy(counts[part]).float(),
-            observed=torch.ones(1000, 12, dtype=torch.bool),
-            depth=torch.from_numpy(depth[part, 0]).float(),
-        )
-        moments.add(torch.from_numpy(rate).float().expand(1000, 12), batch)
-    np.testing.assert_allclose(moments.size().numpy(), size, rtol=0.25)
-    # What is not observed does not count.
-    unseen = batch._replace(counts=batch.counts + 100, observed=batch.observed & False)
-    before = moments.size()
-    moments.add(torch.from_numpy(rate).float().expand(1000, 12), unseen)
-    assert torch.equal(moments.size(), before)
-
-
-def test_overdispersion_of_a_gene_leans_towards_that_of_all_by_its_counts():
-    rng = np.random.default_rng(1)
-    counts, expected = rng.poisson(3, (2, 30, 4)).astype(float), rng.uniform(1, 4, (2, 30, 4))
-    counts[..., 0], expected[..., 0] = 20, 20  # less than Poisson
-    counts[..., 1], expected[..., 1] = rng.choice([0, 100], (2, 30)), 10  # far more than any gamma
-    moments = Overdispersion(torch.zeros(4))
-    for count, mean in zip(counts, expected, strict=True):
-        depth = torch.full((30,), 100.0)
-        observed = torch.ones(30, 4, dtype=torch.bool)
-        moments.add(
-            torch.from_numpy(mean / 100), batch_of(counts=torch.from_numpy(count), depth=depth, observed=observed)
-        )
-    over, square = ((counts - expected) ** 2 - expected).sum((0, 1)), (expected**2).sum((0, 1))
-    overall = over.sum() / square.sum()
-    inverse = (over + 20 * overall) / (square + 20)
-    assert inverse[0] < 0 and 1 / inverse[1] < 0.05
-    np.testing.assert_allclose(moments.size()[2:], 1 / inverse[2:], rtol=1e-5)
-    assert moments.size()[:2].tolist() == pytest.approx([1e4, 0.05])
-    # Without overdispersion anywhere all is taken for Poisson, and without an observed entry as well.
-    calm = Overdispersion(torch.zeros(4))
-    np.testing.assert_allclose(calm.size(), 1e4)
-    calm.add(torch.full((1, 4), 0.02), batch_of(counts=torch.full((1, 4), 2.0), depth=depth[:1], observed=observed[:1]))
-    np.testing.assert_allclose(calm.size(), 1e4)
 
 
 @pytest.mark.parametrize("n_parts", [1, 2])

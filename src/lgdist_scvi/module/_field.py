@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ._detection import detection_features, fit_detection
+from ._dispersion import FIRST_SIZE, Overdispersion
 from ._markov import EXACTLY, Precision, inverse, spectrum
 from ._normalisation import log_value_of_one, visible_depth
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from lgdist_scvi.data._batch import Batch
     from lgdist_scvi.data._tissue import Spots, Tissue
 
-FIRST_SIZE = 50.0
-"""Inverse overdispersion before it is estimated: nearly Poisson."""
 FIT_SWEEPS = 20
 SOLVE_SWEEPS = 8
 """Newton steps of the codes; they start at the mean of the field."""
@@ -29,9 +28,6 @@ _BESIDE_IMAGE = 0.5
 _FIRST_STIFFNESS, _FIRST_SMOOTHNESS, _FIRST_PENALTY = 0.5, 10.0, 5.0
 _STRENGTHS_FROM = 3  # sweeps after which the strengths of the prior are learnt
 _SIZES_AT = (6, 10, 14)
-_SIZES = torch.logspace(-0.5, 3, 12)
-# Standard deviation of the log sizes of genes around the typical one, and rounds in which that is found.
-_SIZE_SPREAD, _SIZE_ROUNDS = 1.0, 5
 _SIZE_ENTRIES = 1 << 21
 _PENALTY_RANGE = (0.05, 1e4)
 _LONGEST_STEP = 1.0
@@ -306,24 +302,13 @@ class LatentField(nn.Module):
         self.smoothness.copy_(smooth.gather(0, best)[0].clamp(1e-3, 1e4))
 
     def _fit_sizes(self, tissue: Tissue, codes: torch.Tensor, covariance: torch.Tensor, share: torch.Tensor) -> None:
-        """Inverse overdispersion of every gene by its likelihood on a grid, with a prior around that of all genes."""
-        sizes = _SIZES.to(self.size.device)
-        likelihood = self.size.new_zeros(len(sizes), tissue.n_genes)
+        """Inverse overdispersion of every gene, from as many spots as are enough."""
+        found = Overdispersion(self.size)
         for n_seen, (_, spots, mean, *_) in enumerate(self._working(tissue, codes, covariance, share)):
             if n_seen * spots.counts.numel() >= _SIZE_ENTRIES:
                 break
-            mean = mean.clamp_min(1e-12)
-            for i, size in enumerate(sizes):
-                term = torch.lgamma(spots.counts + size) - torch.lgamma(size) + size * size.log()
-                term = term - (spots.counts + size) * (size + mean).log() + spots.counts * mean.log()
-                likelihood[i] += (term * spots.observed).sum(0)
-        logs = sizes.log()[:, None]
-        typical = logs.new_tensor(FIRST_SIZE).log()
-        for _ in range(_SIZE_ROUNDS):
-            log_odds = likelihood - ((logs - typical) / _SIZE_SPREAD).square() / 2
-            found = (torch.softmax(log_odds, dim=0) * logs).sum(0)
-            typical = found.mean()
-        self.size.copy_(found.exp())
+            found.add(mean, spots)
+        self.size.copy_(found.size())
 
     def _moments(
         self, codes: torch.Tensor, covariance: torch.Tensor, genes: torch.Tensor | slice = slice(None)

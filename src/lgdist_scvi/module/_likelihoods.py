@@ -17,10 +17,6 @@ if TYPE_CHECKING:
 
     from ._autoencoder import Rates
 
-# The overdispersion of a gene is shrunk towards that of all genes; this prior has the weight of this sum of squared
-# expected counts.
-_DISPERSION_PRIOR = 20.0
-_DISPERSION_RANGE = (0.05, 1e4)
 _LOG_SIZE_RANGE = (-4.0, 8.0)
 
 
@@ -113,32 +109,6 @@ class CountLikelihood(LogLikelihood):
     def rate(self, rates: Rates) -> torch.Tensor:
         """Expected share of the depth, ``(n_spots, n_genes)``."""
         return rates.log_rate.exp()
-
-
-class Overdispersion:
-    """Overdispersion of every gene around predicted rates, by moments: ``1 / r = sum((y - mu)**2 - mu) / sum(mu**2)``.
-
-    Parameters
-    ----------
-    like
-        A tensor ``(n_genes,)`` on the device of the counts.
-    """
-
-    def __init__(self, like: torch.Tensor) -> None:
-        self.over, self.square = torch.zeros_like(like), torch.zeros_like(like)
-
-    def add(self, rate: torch.Tensor, batch: Batch) -> None:
-        """Add the observed entries of a minibatch with predicted shares of the depth, ``(n_spots, n_genes)``."""
-        expected = rate * batch.depth[:, None]
-        self.over += (((batch.counts - expected) ** 2 - expected) * batch.observed).sum(0)
-        self.square += (expected**2 * batch.observed).sum(0)
-
-    def size(self) -> torch.Tensor:
-        """Shape ``r`` of every gene, ``(n_genes,)``."""
-        lowest, highest = _DISPERSION_RANGE
-        overall = (self.over.sum() / self.square.sum().clamp_min(1e-6)).clamp_min(1 / highest)
-        inverse = (self.over + _DISPERSION_PRIOR * overall) / (self.square + _DISPERSION_PRIOR)
-        return (1 / inverse.clamp_min(1 / highest)).clamp_min(lowest)
 
 
 LIKELIHOODS: dict[str, type[LogLikelihood]] = {"counts": CountLikelihood, "log": LogLikelihood}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from lgdist_scvi.module._likelihoods import Overdispersion
+from lgdist_scvi.module._dispersion import Overdispersion
 from lgdist_scvi.module._normalisation import log_normalise
 from lgdist_scvi.module._posterior import passes, predict
 
@@ -60,8 +60,9 @@ def fit_calibration(
     network, field = Overdispersion(module.dispersion), Overdispersion(module.dispersion)
     for block in blocks:
         prediction = predict(module, data.view.gather(block), noise, n_steps)
-        network.add(prediction.network, prediction.batch)
-        field.add(prediction.field, prediction.batch)
+        depth = prediction.batch.depth[:, None]
+        network.add(prediction.network * depth, prediction.batch)
+        field.add(prediction.field * depth, prediction.batch)
     module.dispersion.copy_(network.size())
     if module.field is not None:
         module.field.dispersion.copy_(field.size())
