@@ -64,6 +64,7 @@ def all_outputs(small, adata, **setup):
             keep_observed=keep, read_out="detected", return_numpy=True, **small.READ
         )
     outputs["counts"] = model.get_completed_expression(scale="counts", return_numpy=True, **small.READ)
+    outputs["samples"] = model.sample_expression(n_samples=3, silent=True)
     outputs["latent"] = model.get_latent_representation()
     outputs["scores"] = model.evaluate_completion(**small.READ).to_numpy(dtype=np.float64)
     for phase, metrics in model.history.items():

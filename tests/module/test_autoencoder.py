@@ -55,6 +55,8 @@ def make_batch(seed=0):
         image=uniform(B, 1 + K, E),
         image_mask=torch.cat([torch.ones(B, 1, dtype=torch.bool), mask], dim=1),
         field=torch.zeros(B, 6, 20),
+        draws=torch.zeros(B, 0, 0),
+        spread=torch.zeros(B, 0),
         clean=torch.zeros(B, 0),
     )
 

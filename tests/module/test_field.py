@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from scipy import sparse
+from scipy import sparse, stats
 
 from lgdist_scvi.data._batch import Batch
 from lgdist_scvi.data._hidden import Hidden
@@ -13,6 +13,7 @@ from lgdist_scvi.data._tissue import Tissue
 from lgdist_scvi.module import _field, _field_codes, _markov
 from lgdist_scvi.module._field import LatentField
 from lgdist_scvi.module._markov import Precision
+from lgdist_scvi.module._noise import noise_of
 from lgdist_scvi.module._normalisation import log_normalise
 
 SIDE, G, K = 24, 50, 2
@@ -101,7 +102,7 @@ def field(simulated):
 
 @pytest.fixture(scope="module")
 def prediction(field, simulated, share):
-    batch = simulated.batch(field.solve(simulated.tissue, share))
+    batch = simulated.batch(field.solve(simulated.tissue, share).codes)
     return field(batch, batch.observed, share)
 
 
@@ -128,10 +129,10 @@ def test_what_is_left_out_does_not_matter(field, simulated, share):
     counts[changed] += 40
     depth = simulated.view.depth + np.where(changed, 40, 0).sum(axis=1).astype(np.float32)
     _, other = tissue_of(counts, simulated.hidden, depth)
-    one, again = (field.solve(tissue, share, left_out) for tissue in (simulated.tissue, other))
+    one, again = (field.solve(tissue, share, left_out).codes for tissue in (simulated.tissue, other))
     # The depth that is left differs by rounding only.
     torch.testing.assert_close(one, again, rtol=1e-3, atol=1e-3)
-    assert (field.solve(simulated.tissue, share) - field.solve(other, share)).abs().max() > 0.1
+    assert (field.solve(simulated.tissue, share).codes - field.solve(other, share).codes).abs().max() > 0.1
 
 
 def test_hidden_counts_do_not_matter(simulated, share):
@@ -140,13 +141,13 @@ def test_hidden_counts_do_not_matter(simulated, share):
     fits = [fitted(tissue, simulated.share) for tissue in (simulated.tissue, other)]
     for one, again in zip(fits[0].buffers(), fits[1].buffers(), strict=True):
         assert torch.equal(one, again)
-    assert torch.equal(fits[0].solve(simulated.tissue, share), fits[1].solve(other, share))
+    assert torch.equal(fits[0].solve(simulated.tissue, share).codes, fits[1].solve(other, share).codes)
 
 
 def test_codes_have_converged(field, simulated, share, monkeypatch):
-    codes = field.solve(simulated.tissue, share)
+    codes = field.solve(simulated.tissue, share).codes
     monkeypatch.setattr(_field, "SOLVE_SWEEPS", 30)
-    assert (field.solve(simulated.tissue, share) - codes).abs().max() < 0.02
+    assert (field.solve(simulated.tissue, share).codes - codes).abs().max() < 0.02
 
 
 def test_large_tissue_is_solved_in_strips(field, simulated, share, monkeypatch):
@@ -154,7 +155,7 @@ def test_large_tissue_is_solved_in_strips(field, simulated, share, monkeypatch):
     module = SimpleNamespace(field=field, share=share, device=CPU)
     _field_codes.solve_field(module, whole, folds=True)
     assert whole.field.shape == (N, 6, 4)
-    np.testing.assert_allclose(whole.field[:, 0], field.solve(simulated.tissue, share))
+    np.testing.assert_allclose(whole.field[:, 0], field.solve(simulated.tissue, share).codes)
     monkeypatch.setattr(_field_codes, "STRIP_SPOTS", 200)
     monkeypatch.setattr(_field_codes, "HALO_SPOTS", 150)
     _field_codes.solve_field(module, strips)
@@ -172,7 +173,7 @@ def test_large_tissue_is_fitted_to_a_part(simulated, share, monkeypatch):
 
 
 def test_some_genes_are_predicted_as_among_all(field, simulated, share):
-    batch, genes = simulated.batch(field.solve(simulated.tissue, share)), torch.tensor([41, 0, 7])
+    batch, genes = simulated.batch(field.solve(simulated.tissue, share).codes), torch.tensor([41, 0, 7])
     field.detection.normal_()
     some, whole = (field(batch, batch.observed, share, chosen) for chosen in (genes, None))
     torch.testing.assert_close(some.log_rate, whole.log_rate[:, genes])
@@ -201,7 +202,7 @@ def test_huge_counts_stay_finite(simulated, share):
     hidden = np.zeros_like(simulated.hidden)
     view, tissue = tissue_of(counts, hidden)
     field = fitted(tissue, simulated.share)
-    batch = simulated.batch(field.solve(tissue, share))
+    batch = simulated.batch(field.solve(tissue, share).codes)
     batch = batch._replace(counts=torch.from_numpy(view.counts.toarray()), observed=torch.ones(N, G, dtype=torch.bool))
     prediction = field(batch._replace(depth=torch.from_numpy(view.depth)), batch.observed, share)
     assert all(part.isfinite().all() for part in (*prediction, *field.buffers()))
@@ -226,7 +227,7 @@ def test_overdispersion_is_learnt(simulated):
 
 
 def test_detected_values_are_regressed_without_bias(field, simulated, share):
-    batch = simulated.batch(field.solve(simulated.tissue, share))
+    batch = simulated.batch(field.solve(simulated.tissue, share).codes)
     field.fit_detection([(field(batch, batch.observed, share).log_rate, batch)])
     truth = log_normalise(torch.from_numpy(simulated.counts).float(), batch.depth)
     off = field(batch, batch.observed, share).detected - truth
@@ -257,10 +258,10 @@ def test_precision_is_solved_for(precision):
     torch.testing.assert_close((found @ solved), target, rtol=1e-3, atol=1e-3)
 
 
-def test_draws_have_the_covariance(precision):
+def test_draws_have_the_covariance(precision, simulated):
     found, whole = precision
-    generator, exact = torch.Generator().manual_seed(2), torch.linalg.inv(whole).float()
-    draws = torch.stack([found.sample(generator).flatten() for _ in range(300)])
+    exact = torch.linalg.inv(whole).float()
+    draws = torch.stack([found.sample(noise_of(simulated.tissue, 3, 0, n)).flatten() for n in range(300)])
     covariance = draws.T @ draws / len(draws)
     # Each entry varies by its own; the mean over spots does not.
     of_spots, expected = (matrix.view(N, 3, N, 3) for matrix in (covariance, exact))
@@ -268,6 +269,28 @@ def test_draws_have_the_covariance(precision):
     for first, second in ((one, one), (one, other)):
         seen, known = (m[first, :, second].mean(0) for m in (of_spots, expected))
         torch.testing.assert_close(seen, known, rtol=0.1, atol=0.01)
+    # The covariance of each spot from few draws, and that given its neighbours.
+    spread = found.spread(draws[:16].view(16, N, 3).transpose(0, 1))
+    local = found.local_covariance
+    around = torch.diagonal(local + local @ (spread[..., None] * local), dim1=1, dim2=2).mean(0)
+    marginal = torch.diagonal(exact).view(N, 3).mean(0)
+    torch.testing.assert_close(around, marginal, rtol=0.1, atol=0.01)
+    assert (torch.diagonal(local, dim1=1, dim2=2).mean(0) < 0.9 * marginal).any()
+
+
+def test_noise_belongs_to_spots_and_edges(simulated):
+    """So that parts of a tissue that overlap are drawn alike where they do."""
+    rows = np.arange(3 * SIDE, 9 * SIDE)
+    part = Tissue(simulated.view, rows, CPU)
+    whole, some = (noise_of(tissue, 3, 5, 1) for tissue in (simulated.tissue, part))
+    assert torch.equal(whole.own[rows], some.own) and torch.equal(whole.spots[rows], some.spots)
+    edges = {tuple(edge): noise for edge, noise in zip(simulated.tissue.edges, whole.edges.tolist(), strict=True)}
+    assert [edges[tuple(rows[edge])] for edge in part.edges] == some.edges.tolist()
+    for different in (noise_of(part, 3, 6, 1), noise_of(part, 3, 5, 2)):
+        assert not torch.isin(different.own, some.own).any()
+    numbers = torch.cat([part.flatten() for n in range(20) for part in noise_of(simulated.tissue, 3, 0, n)]).numpy()
+    assert stats.kstest(numbers, "norm").pvalue > 0.01
+    assert abs(np.corrcoef(whole.own.numpy(), whole.spots.numpy(), rowvar=False) - np.eye(6)).max() < 0.2
 
 
 def test_spectrum_of_the_graph(simulated, monkeypatch):

@@ -36,6 +36,10 @@ class Batch(NamedTuple):
     """True where a spot or neighbour has an image, ``(n_spots, 1 + n_neighbors)``."""
     field: torch.Tensor
     """Codes of the latent field, ``(n_spots, n_parts, n_factors)``; ``(n_spots, 1, 0)`` where they are not solved."""
+    draws: torch.Tensor
+    """Draws from the posterior of these codes, around them, ``(n_spots, n_draws, n_factors)``; without draws ``(n_spots, 0, 0)``."""
+    spread: torch.Tensor
+    """Variance of what the neighbours say of the codes, ``(n_spots, n_factors)``; without draws ``(n_spots, 0)``."""
     clean: torch.Tensor
     """Codes that the diffusion learns to draw, ``(n_spots, n_latent)``; ``(n_spots, 0)`` outside its training."""
 

@@ -45,7 +45,7 @@ class Tissue:
     """
 
     def __init__(self, view: SpotView, rows: NDArray[np.int64], device: torch.device) -> None:
-        self._view, self._rows, self._device = view, rows, device
+        self._view, self.rows, self._device = view, rows, device
         self.n_spots, self.n_genes = len(rows), view.n_genes
         linked = (view.graph[rows][:, rows] > 0).astype(np.float32)
         linked = linked.maximum(linked.T)
@@ -57,6 +57,7 @@ class Tissue:
         edges = sparse.triu(linked).tocoo()
         # Signed incidence of edges and spots, whose square is the Laplacian.
         n_edges = edges.nnz
+        self.edges = np.stack([edges.row, edges.col], axis=1)
         rows_ = np.concatenate([edges.row, edges.col])
         signs = np.repeat(np.array([1.0, -1.0], dtype=np.float32), n_edges)
         incidence = sparse.csr_matrix((signs, (rows_, np.tile(np.arange(n_edges), 2))), shape=(self.n_spots, n_edges))
@@ -69,7 +70,7 @@ class Tissue:
         size = max(1, BLOCK_ENTRIES // self.n_genes)
         for start in range(0, self.n_spots, size):
             place = slice(start, min(start + size, self.n_spots))
-            rows = self._rows[place]
+            rows = self.rows[place]
             arrays = self._view.counts[rows].toarray(), ~self._view.hidden[rows], self._view.depth[rows]
             yield place, Spots(*(torch.from_numpy(array).to(self._device) for array in arrays))
 

@@ -91,6 +91,8 @@ class SpotView:
         self.image_mask = np.isfinite(image).all(axis=1)
         self.image = np.where(self.image_mask[:, None], image, 0).astype(np.float32)
         self.field = np.zeros((self.n_spots, 1, 0), dtype=np.float32)
+        self.draws = np.zeros((self.n_spots, 0, 0), dtype=np.float32)
+        self.spread = np.zeros((self.n_spots, 0), dtype=np.float32)
         self.clean = np.zeros((self.n_spots, 0), dtype=np.float32)
         self.share = _shares(counts, self.hidden, self.depth) if share is None else np.asarray(share, dtype=np.float64)
         self._radii = radii_of(connectivities) if radii is None else radii
@@ -221,6 +223,8 @@ class SpotView:
             self.image[around],
             self.image_mask[around] & np.concatenate([np.ones((b, 1), dtype=bool), mask], axis=1),
             self.field[rows],
+            self.draws[rows],
+            self.spread[rows],
             self.clean[rows],
         )
         return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))

@@ -25,6 +25,7 @@ from ._completion import CompletionMixin
 from ._evaluation import EvaluationMixin
 from ._layers import LayersMixin
 from ._prediction import PredictionMixin
+from ._sampling import SamplingMixin
 from ._saving import SavingMixin
 from ._spatialdata import SpatialDataMixin
 from ._training import TrainingMixin
@@ -43,6 +44,7 @@ class LGDiST(
     EvaluationMixin,
     LayersMixin,
     PredictionMixin,
+    SamplingMixin,
     SpatialDataMixin,
     SavingMixin,
     LGDiSTBase,

@@ -14,6 +14,7 @@ from lgdist_scvi.dataloaders._ahead import ahead
 from lgdist_scvi.module._field_codes import solve_field
 from lgdist_scvi.module._posterior import Prediction, draw_noise, posterior, predict
 from lgdist_scvi.module._read_outs import READ_OUTS
+from lgdist_scvi.module._joint import ExpressionSamples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from lgdist_scvi.data._view import SpotView
     from lgdist_scvi.module._lgdist import LGDiSTModule
 
-    from ._options import Reading
+    from ._options import Reading, Scale
 
 
 class Completed(NamedTuple):
@@ -49,12 +50,15 @@ class Reader:
         What may be seen of the spots.
     reading
         Options of the read-out.
+    n_draws
+        Joint samples that :meth:`samples` makes.
     """
 
-    def __init__(self, module: LGDiSTModule, view: SpotView, reading: Reading) -> None:
+    def __init__(self, module: LGDiSTModule, view: SpotView, reading: Reading, n_draws: int = 0) -> None:
         self._module, self._view, self._reading = module, view, reading
         # Of all spots, whichever are read: each is a part of the surroundings of others.
-        solve_field(module, view, folds=READ_OUTS[reading.read_out].given_detection)
+        folds = READ_OUTS[reading.read_out].given_detection
+        solve_field(module, view, folds=folds, n_draws=n_draws, seed=reading.seed)
         self._noise: torch.Tensor | None = None
         if reading.n_samples:
             n_latent = len(module.denoiser.code_std)
@@ -92,10 +96,9 @@ class Reader:
             std = variance.sqrt()
             if scale == "log1p":
                 std = std * TARGET_SUM / (1 + rate * TARGET_SUM)
-                rate = torch.log1p(rate * TARGET_SUM)
             elif scale == "counts":
-                rate, std = rate * depth, std * depth
-            completed = Completed(place, rate.cpu().numpy(), std.cpu().numpy())
+                std = std * depth
+            completed = Completed(place, _scaled(rate, depth, scale).cpu().numpy(), std.cpu().numpy())
             if not all(np.isfinite(values).all() for values in completed[1:]):
                 raise FloatingPointError(
                     f"The completion of spots {rows[place].min()} to {rows[place].max()} is not finite. Check "
@@ -115,6 +118,31 @@ class Reader:
             if self._reading.return_std:
                 std[part.place] = part.std
         return Completed(slice(0, len(rows)), values, std)
+
+    def samples(
+        self, rows: NDArray[np.int64], genes: NDArray[np.int64] | None, *, silent: bool
+    ) -> Iterator[tuple[slice, Batch, NDArray[np.float32]]]:
+        """Joint samples of some spots, a minibatch at a time.
+
+        Parameters
+        ----------
+        rows, genes, silent
+            As in :meth:`batches`.
+
+        Returns
+        -------
+        Places of the spots, the minibatch with the chosen genes, and values in the unit of the reading's scale,
+        ``(n_draws, n_spots, n_genes)``.
+        """
+        module, reading = self._module, self._reading
+        drawn = ExpressionSamples(module, self._view.draws.shape[1], reading.seed)
+        chosen = None if genes is None else torch.from_numpy(genes)
+        for place, batch in self._gathered(rows, silent):
+            prediction = self._predict(batch, genes=chosen)
+            seen = prediction.batch
+            samples = drawn.draw(prediction, batch.to(module.device), rows[place])
+            values = [_scaled(sample, seen.depth[:, None], reading.scale).cpu().numpy() for sample in samples]
+            yield place, seen, np.stack(values)
 
     def hidden(self, rows: NDArray[np.int64], *, silent: bool = True) -> tuple[NDArray, NDArray, NDArray]:
         """Predict the hidden entries of some spots.
@@ -162,3 +190,10 @@ class Reader:
                 yield from ahead(shown, lambda place: self._view.gather(rows[place]).pin_memory())
             else:
                 yield from ((place, self._view.gather(rows[place])) for place in shown)
+
+
+def _scaled(rate: torch.Tensor, depth: torch.Tensor, scale: Scale) -> torch.Tensor:
+    """Shares of the depth in the unit of the scale."""
+    if scale == "log1p":
+        return torch.log1p(rate * TARGET_SUM)
+    return rate * depth if scale == "counts" else rate

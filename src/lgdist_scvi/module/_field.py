@@ -10,6 +10,7 @@ from torch import nn
 from ._detection import detection_features, fit_detection
 from ._dispersion import FIRST_SIZE, Overdispersion
 from ._markov import EXACTLY, Precision, inverse, spectrum
+from ._noise import noise_of
 from ._normalisation import log_value_of_one, visible_depth
 
 if TYPE_CHECKING:
@@ -34,6 +35,15 @@ _LONGEST_STEP = 1.0
 _MAX_LOG_RATIO = 8.0
 _MAX_VARIANCE = 4.0
 _PSEUDO_COUNT = 0.5
+
+
+class Solved(NamedTuple):
+    """Posterior of the codes of a tissue."""
+
+    codes: torch.Tensor
+    """Their mode, ``(n_spots, n_factors)``."""
+    precision: Precision
+    """Their precision there."""
 
 
 class FieldRates(NamedTuple):
@@ -69,6 +79,7 @@ class LatentField(nn.Module):
     loadings: torch.Tensor
     products: torch.Tensor
     level: torch.Tensor
+    level_variance: torch.Tensor
     size: torch.Tensor
     stiffness: torch.Tensor
     smoothness: torch.Tensor
@@ -84,6 +95,7 @@ class LatentField(nn.Module):
         # Posterior expectation of the products of two loadings of a gene, the lower triangle.
         self.register_buffer("products", torch.zeros(n_genes, n_products))
         self.register_buffer("level", torch.zeros(n_genes))
+        self.register_buffer("level_variance", torch.zeros(n_genes))
         self.register_buffer("size", torch.full((n_genes,), FIRST_SIZE))
         self.register_buffer("stiffness", torch.full((n_factors,), _FIRST_STIFFNESS))
         self.register_buffer("smoothness", torch.full((n_factors,), _FIRST_SMOOTHNESS))
@@ -105,14 +117,13 @@ class LatentField(nn.Module):
             Seed of the draws from the posterior by which the strengths are learnt.
         """
         n_spots, n_genes, n_factors = tissue.n_spots, tissue.n_genes, self.n_factors
-        generator = torch.Generator().manual_seed(seed)
         self.level.copy_(share.log())
         self.size.fill_(FIRST_SIZE)
         self.stiffness.fill_(_FIRST_STIFFNESS)
         self.smoothness.fill_(_FIRST_SMOOTHNESS)
         codes = self._start(tissue, share)
         covariance = codes.new_zeros(n_spots, n_factors, n_factors)
-        self.products.copy_(self._lower(self.loadings[:, :, None] * self.loadings[:, None]))
+        self.products.copy_(self.lower(self.loadings[:, :, None] * self.loadings[:, None]))
         penalty = codes.new_full((n_factors,), _FIRST_PENALTY)
         graph_spectrum = spectrum(tissue.laplacian)
         for sweep in range(FIT_SWEEPS):
@@ -121,7 +132,8 @@ class LatentField(nn.Module):
             codes = codes + (precision.solve(target, codes) - codes).clamp(-_LONGEST_STEP, _LONGEST_STEP)
             covariance = precision.local_covariance
             if sweep >= _STRENGTHS_FROM:
-                self._learn_strengths(tissue, codes, precision.sample(generator), graph_spectrum)
+                deviation = precision.sample(noise_of(tissue, n_factors, seed, sweep))
+                self._learn_strengths(tissue, codes, deviation, graph_spectrum)
 
             uncertainty = self._fit_loadings(tissue, codes, covariance, penalty, share)
             if sweep >= _STRENGTHS_FROM:
@@ -131,8 +143,8 @@ class LatentField(nn.Module):
                 self._fit_sizes(tissue, codes, covariance, share)
 
     @torch.no_grad()
-    def solve(self, tissue: Tissue, share: torch.Tensor, left_out: torch.Tensor | None = None) -> torch.Tensor:
-        """Codes of all spots given what is visible, ``(n_spots, n_factors)``: the mode of their posterior.
+    def solve(self, tissue: Tissue, share: torch.Tensor, left_out: torch.Tensor | None = None) -> Solved:
+        """Posterior of the codes of all spots given what is visible.
 
         Parameters
         ----------
@@ -150,7 +162,7 @@ class LatentField(nn.Module):
             precision = Precision(information, tissue, self.stiffness, self.smoothness)
             codes = codes + (precision.solve(target, codes, EXACTLY) - codes).clamp(-_LONGEST_STEP, _LONGEST_STEP)
             covariance = precision.local_covariance
-        return codes
+        return Solved(codes, precision)
 
     @torch.no_grad()
     def forward(
@@ -178,15 +190,8 @@ class LatentField(nn.Module):
         """
         chosen = slice(None) if genes is None else genes
         codes = batch.field[:, part]
-        depth = visible_depth(batch, visible, share)
-        linear = _bounded(codes @ self.loadings.T)
-        mean = (self.level + linear).exp() * depth[:, None]
-        weight = visible * mean * self.size / (self.size + mean)
-        degree = batch.neighbor_mask.sum(dim=1, keepdim=True)
-        prior = torch.diag_embed(self.stiffness + self.smoothness * degree)
-        covariance = inverse(self._full(weight @ self.products) + prior)
-        linear, variance = self._moments(codes, covariance, chosen)
-        log_rate = self.level[chosen] + _bounded(linear + variance / 2)
+        linear, variance = self.moments(codes, self.given_neighbours(batch, visible, share, part), chosen)
+        log_rate = self.level[chosen] + bounded(linear + variance / 2)
         detected = (detection_features(log_rate, batch) * self.detection[chosen]).sum(-1)
         return FieldRates(log_rate, log_value_of_one(batch.depth) + detected, self._weight(batch, visible))
 
@@ -199,6 +204,15 @@ class LatentField(nn.Module):
             Log rates ``(n_spots, n_genes)``, each predicted from other entries, with their minibatches.
         """
         self.detection.copy_(fit_detection(blocks, self.detection))
+
+    def given_neighbours(self, batch: Batch, visible: torch.Tensor, share: torch.Tensor, part: int = 0) -> torch.Tensor:
+        """Covariance of the codes given those of the neighbours, ``(n_spots, n_factors, n_factors)``."""
+        depth = visible_depth(batch, visible, share)
+        mean = (self.level + bounded(batch.field[:, part] @ self.loadings.T)).exp() * depth[:, None]
+        weight = visible * mean * self.size / (self.size + mean)
+        degree = batch.neighbor_mask.sum(dim=1, keepdim=True)
+        prior = torch.diag_embed(self.stiffness + self.smoothness * degree)
+        return inverse(self.full(weight @ self.products) + prior)
 
     def _weight(self, batch: Batch, visible: torch.Tensor) -> torch.Tensor:
         """The network knows no spot without counts, unless by its image; the field no tissue without counts."""
@@ -235,8 +249,8 @@ class LatentField(nn.Module):
         for place, spots in tissue.blocks():
             visible = spots.observed if left_out is None else spots.observed & ~left_out
             depth = spots.depth if left_out is None else visible_depth(spots, visible, share)
-            linear, variance = self._moments(codes[place], covariance[place])
-            log_mean = self.level + depth.clamp_min(1e-6).log()[:, None] + _bounded(linear + variance / 2)
+            linear, variance = self.moments(codes[place], covariance[place])
+            log_mean = self.level + depth.clamp_min(1e-6).log()[:, None] + bounded(linear + variance / 2)
             mean = log_mean.exp()
             certain = visible * self.size / (self.size + mean)
             weight = mean * certain
@@ -253,7 +267,7 @@ class LatentField(nn.Module):
         """Precision of the codes of each spot given its own counts, ``(n_spots, n_factors, n_factors)``, times codes, and that."""
         information, target = torch.zeros_like(covariance), torch.zeros_like(codes)
         for place, _, _, weight, response in self._working(tissue, codes, covariance, share, left_out):
-            information[place] = self._full(weight @ self.products)
+            information[place] = self.full(weight @ self.products)
             target[place] = response @ self.loadings
         return information, target
 
@@ -267,18 +281,20 @@ class LatentField(nn.Module):
     ) -> torch.Tensor:
         """One Newton step of the loadings and levels; returns the covariance of the loadings of each gene."""
         information, target = torch.zeros_like(self.products), torch.zeros_like(self.loadings)
-        counted, expected = torch.zeros_like(self.level), torch.zeros_like(self.level)
-        second = self._lower(codes[:, :, None] * codes[:, None] + covariance)
+        counted, expected, weights = (torch.zeros_like(self.level) for _ in range(3))
+        second = self.lower(codes[:, :, None] * codes[:, None] + covariance)
         for place, spots, mean, weight, response in self._working(tissue, codes, covariance, share):
             information += weight.T @ second[place]
             target += response.T @ codes[place]
             counted += spots.counts.sum(0)
             expected += mean.sum(0)
-        uncertainty = inverse(self._full(information) + torch.diag(penalty))
+            weights += weight.sum(0)
+        uncertainty = inverse(self.full(information) + torch.diag(penalty))
         step = (uncertainty @ target[..., None])[..., 0] - self.loadings
         self.loadings += step.clamp(-_LONGEST_STEP, _LONGEST_STEP)
-        self.products.copy_(self._lower(self.loadings[:, :, None] * self.loadings[:, None] + uncertainty))
+        self.products.copy_(self.lower(self.loadings[:, :, None] * self.loadings[:, None] + uncertainty))
         self.level += ((counted + _PSEUDO_COUNT) / (expected + _PSEUDO_COUNT)).log()
+        self.level_variance.copy_(1 / (weights + _PSEUDO_COUNT))
         return uncertainty
 
     def _learn_strengths(
@@ -310,12 +326,12 @@ class LatentField(nn.Module):
             found.add(mean, spots)
         self.size.copy_(found.size())
 
-    def _moments(
+    def moments(
         self, codes: torch.Tensor, covariance: torch.Tensor, genes: torch.Tensor | slice = slice(None)
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and variance of the log ratio of a rate to its level, each ``(n_spots, n_genes)``."""
         linear = codes @ self.loadings[genes].T
-        second = self._lower(codes[:, :, None] * codes[:, None] + covariance)
+        second = self.lower(codes[:, :, None] * codes[:, None] + covariance)
         row, col = self._triangle()
         square = (second * torch.where(row == col, 1.0, 2.0)) @ self.products[genes].T
         return linear, (square - linear.square()).clamp(0, _MAX_VARIANCE)
@@ -324,12 +340,12 @@ class LatentField(nn.Module):
         row, col = torch.tril_indices(self.n_factors, self.n_factors, device=self.loadings.device)
         return row, col
 
-    def _lower(self, matrices: torch.Tensor) -> torch.Tensor:
+    def lower(self, matrices: torch.Tensor) -> torch.Tensor:
         """Lower triangles of symmetric matrices, in one row each."""
         row, col = self._triangle()
         return matrices[:, row, col]
 
-    def _full(self, lower: torch.Tensor) -> torch.Tensor:
+    def full(self, lower: torch.Tensor) -> torch.Tensor:
         """Symmetric matrices of lower triangles."""
         row, col = self._triangle()
         matrices = lower.new_empty(len(lower), self.n_factors, self.n_factors)
@@ -338,5 +354,5 @@ class LatentField(nn.Module):
         return matrices
 
 
-def _bounded(log_ratio: torch.Tensor) -> torch.Tensor:
+def bounded(log_ratio: torch.Tensor) -> torch.Tensor:
     return log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)

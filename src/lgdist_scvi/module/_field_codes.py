@@ -10,6 +10,7 @@ import torch
 from lgdist_scvi.data._tissue import Tissue, in_strips
 
 from ._folds import N_FOLDS, gene_folds
+from ._noise import noise_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +28,8 @@ FIT_STRIPS = 4
 STRIP_SPOTS = 16384
 """Spots whose codes are solved together. In a larger tissue they are solved in strips, each with what is beside it."""
 HALO_SPOTS = 4096
+SPREAD_DRAWS = 16
+"""Draws from which the variance of the posterior is estimated, if no more are asked for."""
 
 
 def fit_field(module: LGDiSTModule, view: SpotView, seed: int) -> None:
@@ -52,7 +55,7 @@ def fit_field(module: LGDiSTModule, view: SpotView, seed: int) -> None:
     module.field.fit(Tissue(view, rows, module.device), module.share, seed)
 
 
-def solve_field(module: LGDiSTModule, view: SpotView, *, folds: bool = False) -> None:
+def solve_field(module: LGDiSTModule, view: SpotView, *, folds: bool = False, n_draws: int = 0, seed: int = 0) -> None:
     """Solve the codes of all spots of the view from its visible entries.
 
     Parameters
@@ -63,6 +66,8 @@ def solve_field(module: LGDiSTModule, view: SpotView, *, folds: bool = False) ->
         Visible counts; its codes are set, ``(n_spots, 1, n_factors)``, or with `folds` ``(n_spots, n_parts, n_factors)``.
     folds
         Also solve codes from which a fold of the genes is left out in all spots, which know no entry of these genes.
+    n_draws, seed
+        Also draw from the posterior around the codes, jointly over the spots, ``(n_spots, n_draws, n_factors)``.
     """
     field = module.field
     if field is None:
@@ -71,11 +76,20 @@ def solve_field(module: LGDiSTModule, view: SpotView, *, folds: bool = False) ->
     if folds:
         left_out += [(gene_folds(view.n_genes) == fold).to(module.device) for fold in range(N_FOLDS)]
     codes = np.empty((view.n_spots, len(left_out), field.n_factors), dtype=np.float32)
+    draws = np.empty((view.n_spots, n_draws, field.n_factors), dtype=np.float32)
+    spread = np.empty((view.n_spots, field.n_factors if n_draws else 0), dtype=np.float32)
     for rows, core in _strips(view):
         tissue = Tissue(view, rows, module.device)
+        kept = torch.from_numpy(core)
         for part, genes in enumerate(left_out):
-            codes[rows[core], part] = field.solve(tissue, module.share, genes)[torch.from_numpy(core)].cpu().numpy()
-    view.field = codes
+            solved = field.solve(tissue, module.share, genes)
+            codes[rows[core], part] = solved.codes[kept].cpu().numpy()
+            if n_draws and genes is None:
+                noise = [noise_of(tissue, field.n_factors, seed, draw) for draw in range(max(n_draws, SPREAD_DRAWS))]
+                drawn = torch.stack([solved.precision.sample(draw) for draw in noise], dim=1)
+                draws[rows[core]] = drawn[kept, :n_draws].cpu().numpy()
+                spread[rows[core]] = solved.precision.spread(drawn)[kept].cpu().numpy()
+    view.field, view.draws, view.spread = codes, draws, spread
 
 
 def _strips(view: SpotView) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:

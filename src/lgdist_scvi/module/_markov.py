@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from lgdist_scvi.data._tissue import Tissue
 
+    from ._noise import Noise
+
 ROUGHLY, EXACTLY = 1e-3, 1e-6
 """Tolerances: of one of many steps, and of results, which must not depend on what else was solved with them."""
 _ITERATIONS = 100
@@ -23,6 +25,8 @@ _SINGULAR, _SMALLEST = 1e-5, 1e-12
 _EXACT_SPOTS = 500
 """Spots up to which all eigenvalues of the Laplacian are computed."""
 _PROBES, _LANCZOS_STEPS = 4, 40
+# Times that the spread is averaged over each spot and its neighbours.
+_SMOOTHINGS = 2
 
 
 class Precision:
@@ -76,24 +80,45 @@ class Precision:
             direction = scaled + size / before * direction
         return codes
 
-    def sample(self, generator: torch.Generator) -> torch.Tensor:
+    def sample(self, noise: Noise) -> torch.Tensor:
         """A draw from the normal distribution with this precision and mean 0, ``(n_spots, n_factors)``.
 
         Noise whose covariance is the precision is solved for: that of the counts of each spot, of the spots and of the
         edges (perturb and optimise; Papandreou & Yuille 2010).
+
+        Parameters
+        ----------
+        noise
+            Standard normal numbers.
         """
-        n_spots, n_factors = self._information.shape[:2]
-        n_edges = self._tissue.incidence.shape[1]
-        own, spots, edges = (
-            torch.randn(n, n_factors, generator=generator).to(self._information.device)
-            for n in (n_spots, n_spots, n_edges)
-        )
+        own, spots, edges = (part.to(self._information.device) for part in noise)
         largest = torch.diagonal(self._information, dim1=1, dim2=2).amax(dim=1, keepdim=True)
-        jitter = torch.diag_embed((_JITTER * largest + 1e-6).expand(-1, n_factors))
+        jitter = torch.diag_embed((_JITTER * largest + 1e-6).expand(-1, own.shape[1]))
         root = torch.linalg.cholesky_ex(self._information + jitter).L
-        noise = torch.bmm(root, own[..., None])[..., 0] + self._stiffness.sqrt() * spots
-        noise = noise + self._smoothness.sqrt() * (self._tissue.incidence @ edges)
-        return self.solve(noise, torch.zeros_like(noise))
+        drawn = torch.bmm(root, own[..., None])[..., 0] + self._stiffness.sqrt() * spots
+        drawn = drawn + self._smoothness.sqrt() * (self._tissue.incidence @ edges)
+        return self.solve(drawn, torch.zeros_like(drawn))
+
+    def spread(self, draws: torch.Tensor) -> torch.Tensor:
+        """Variance of what the neighbours of each spot say of its code, from draws, ``(n_spots, n_factors)``.
+
+        With the covariance ``V`` given the neighbours it makes that of the posterior, ``V + V @ diag(spread) @ V``. It changes
+        little from spot to spot, so few draws are enough, averaged over the surroundings.
+
+        Parameters
+        ----------
+        draws
+            Draws, ``(n_spots, n_draws, n_factors)``.
+        """
+        degree = self._tissue.degree[:, None]
+        spread = torch.zeros_like(draws[:, 0])
+        for draw in draws.unbind(dim=1):
+            said = self._smoothness * (degree * draw - self._tissue.smooth @ draw)
+            spread += said.square() / draws.shape[1]
+        for _ in range(_SMOOTHINGS):
+            # The Laplacian is the degree minus the links.
+            spread = spread - (self._tissue.smooth @ spread) / (degree + 1)
+        return spread
 
     def _scaled(self, codes: torch.Tensor) -> torch.Tensor:
         return torch.bmm(self.local_covariance, codes[..., None])[..., 0]

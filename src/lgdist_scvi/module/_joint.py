@@ -1,0 +1,103 @@
+"""Joint samples of expression: draws of the field, and the overdispersion of every entry around it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ._field import bounded
+from ._posterior import posterior
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from lgdist_scvi.data._batch import Batch
+
+    from ._lgdist import LGDiSTModule
+    from ._posterior import Prediction
+
+# Keeps roots of covariances real that are zero but for rounding.
+_JITTER = 1e-6
+
+
+class ExpressionSamples:
+    """Draws from the posterior of the expression, jointly over spots and genes, around the completed expression.
+
+    A draw of the codes is joint over the tissue; loadings and levels, which are uncertain as well, are drawn once for all
+    spots. Given these, the rate of an entry is gamma distributed, with its own count if that is visible.
+
+    Parameters
+    ----------
+    module
+        Trained module with a latent field.
+    n_samples, seed
+        Number of draws, and their seed.
+
+    References
+    ----------
+    "Joint samples" of :doc:`/method`.
+    """
+
+    def __init__(self, module: LGDiSTModule, n_samples: int, seed: int) -> None:
+        assert module.field is not None
+        self._module, self._field, self._seed = module, module.field, seed
+        field = self._field
+        certain = field.lower(field.loadings[:, :, None] * field.loadings[:, None])
+        covariance = field.full(field.products - certain)
+        root = torch.linalg.cholesky_ex(covariance + _JITTER * torch.eye(field.n_factors).to(covariance)).L
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(n_samples, *field.loadings.shape, generator=generator)
+        self._loadings = [field.loadings + torch.bmm(root, one.to(root)[..., None])[..., 0] for one in noise]
+        levels = torch.randn(n_samples, len(field.level), generator=generator).to(root)
+        self._levels = levels * field.level_variance.sqrt()
+
+    @torch.no_grad()
+    def draw(self, prediction: Prediction, batch: Batch, rows: NDArray[np.int64]) -> Iterator[torch.Tensor]:
+        """Samples of the share of the depth, each ``(n_spots, n_genes)``.
+
+        Parameters
+        ----------
+        prediction
+            Prediction for the minibatch.
+        batch
+            The minibatch with all genes, with codes and draws of them, on the device of the module.
+        rows
+            Numbers of the spots, ``(n_spots,)``, to which the random numbers of their entries belong.
+        """
+        module, seen, genes = self._module, prediction.batch, prediction.genes
+        depth = seen.depth[:, None]
+        weight = prediction.weight
+        size = (1 - weight) * module.dispersion[genes].log() + weight * self._field.dispersion[genes].log()
+        size = size.exp()
+        shape = size + seen.counts * seen.observed
+        mean, _ = posterior(prediction, module)
+        around = [
+            _gammas(self._seed, row, one, len(self._loadings)) for row, one in zip(rows, shape.cpu(), strict=True)
+        ]
+        gammas = torch.from_numpy(np.stack(around, axis=1)).to(size)
+        expected = prediction.rate * depth * seen.observed
+        for deviation, gamma in zip(self._deviations(batch, genes), gammas, strict=True):
+            # What the deviation leaves of itself where the own count is known.
+            ratio = deviation.exp()
+            yield mean * (gamma / shape) * ratio * (size + expected) / (size + expected * ratio)
+
+    def _deviations(self, batch: Batch, genes: torch.Tensor | slice) -> Iterator[torch.Tensor]:
+        """Draws of the log rates around those expected, each ``(n_spots, n_genes)``; the expectation of a rate is kept."""
+        field = self._field
+        local = field.given_neighbours(batch, self._module.condition.visible(batch), self._module.share)
+        covariance = local + local @ (batch.spread[..., None] * local)
+        codes = batch.field[:, 0]
+        linear, variance = field.moments(codes, covariance, genes)
+        expected = linear + (variance + field.level_variance[genes]) / 2
+        for draw, loadings, level in zip(batch.draws.unbind(dim=1), self._loadings, self._levels, strict=True):
+            yield bounded((codes + draw) @ loadings[genes].T + level[genes] - expected)
+
+
+def _gammas(seed: int, row: int, shape: torch.Tensor, n_samples: int) -> NDArray[np.float32]:
+    """Gamma variables of one spot, ``(n_samples, n_genes)``."""
+    generator = np.random.Generator(np.random.Philox(key=[seed, int(row)]))
+    return generator.standard_gamma(shape.numpy(), (n_samples, len(shape)), dtype=np.float32)
