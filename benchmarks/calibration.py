@@ -23,6 +23,7 @@ from compare import DIRTY, RESULTS, ROOT, Code, Record, Store, is_current
 from matplotlib.figure import Figure
 from report import BLUE, GREY, ORANGE, best_peer, spread, table
 from sets import DENSE, QUICK, Case
+from sums import sums
 
 from lgdist_scvi import LGDiST
 from lgdist_scvi.metrics import count_coverage
@@ -37,6 +38,7 @@ KINDS = {
     "molecules": "held-out molecules",
     "entries": "held-out entries",
 }
+SUMS = "sums"
 NOISE = "counting noise alone"
 CEILING = "d2_if_true"
 
@@ -84,6 +86,7 @@ def held_out(
     drawn = [{**truth, "counts": np.random.default_rng(i).poisson(rate * depth)} for i in range(5)]
     left = {"d2": score(rate, truth, train)["d2"], CEILING: fmean(score(rate, draw, train)["d2"] for draw in drawn)}
     yield "molecules", {**coverages(truth["counts"], rate * depth, model.std.to_numpy() * depth), **left}
+    yield SUMS, {"kinds": sums(model, train, truth, rate, list(LEVELS))}
     data = model._training_data(model.held_out_, 128)
     rows = data.val_idx
     reading = Reading(keep_observed=False, return_std=True, scale="counts")
@@ -125,8 +128,33 @@ def page(results: dict[str, list[dict[str, Record]]]) -> str:
             f"Within three points: {verdict}; the worst is off by {worst:.1%}.",
         ]
         lines += table(head, rows)
+    lines += of_sums(results)
     lines += remaining(results)
     return "\n".join(lines).strip() + "\n"
+
+
+def of_sums(results: dict[str, list[dict[str, Record]]]) -> list[str]:
+    """Coverage and excess variance of sums, set by set."""
+    rows = []
+    for name, seeds in results.items():
+        for kind in seeds[0][SUMS]["kinds"]:
+            found = [records[SUMS]["kinds"][kind] for records in seeds]
+            cells = [spread([one["coverage"][str(level)] for one in found], ".3f") for level in LEVELS]
+            excess, share = (spread([one[key] for one in found], ".2f") for key in ("excess", "share"))
+            rows.append([DENSE[name].title, kind, *cells, excess, share])
+    head = ["set", "sum over", *(f"{level:.0%}" for level in LEVELS), "observed / claimed", "share of the width"]
+    return ["", OF_SUMS, *table(head, rows)]
+
+
+OF_SUMS = """\
+## Sums
+
+Counts of the held-out molecules, summed over neighbouring spots, over layers, or over the genes of a spot that vary together, and
+predicted by {meth}`~lgdist_scvi.LGDiST.sample_expression` with the noise of counting. The coverage of single entries tells little
+of this: errors that go together add up. *Observed / claimed* tests the model's own uncertainty, without the noise of counting: the
+variance of the errors beyond that noise, relative to that of the samples. It should be 1; above 1 the model is too certain.
+*Share of the width* is the share of the claimed variance in that of the whole; where it is small, the ratio is known only roughly.
+"""
 
 
 def remaining(results: dict[str, list[dict[str, Record]]]) -> list[str]:
@@ -198,21 +226,26 @@ def main() -> None:
 
     code = Code(dirty=options.dirty)
     store = Store(RESULTS / "calibration")
-    for name in options.sets:
-        for case in (Case(name, "B", seed) for seed in options.seeds):
+    for section in options.sets:
+        for case in (Case(section, "B", seed) for seed in options.seeds):
             kept = store.load(case)["results"]
-            if all(is_current(kept.get(kind), code.key, retry=False) for kind in KINDS):
+            if all(is_current(kept.get(kind), code.key, retry=False) for kind in (*KINDS, SUMS)):
                 continue
             if code.changed and not options.dirty:
                 sys.exit(f"the model has changes that are not committed: commit them, or give --{DIRTY}")
-            data = completion.load(",".join(str(shared / "data" / file) for file in DENSE[name].files))
-            for kind, record in held_out(*completion.split_thinned(data, case.seed), completion.score_thinned):
+            files = [shared / "data" / file for file in DENSE[section].files]
+            data = completion.load(",".join(str(file) for file in files))
+            train, truth = completion.split_thinned(data, case.seed)
+            if (layer := anndata.read_h5ad(files[0], backed="r").obs.get("layer")) is not None:
+                train.obs["layer"] = layer.reindex(train.obs_names)
+            for kind, record in held_out(train, truth, completion.score_thinned):
                 store.merge(case, {}, {kind: {**record, **code.key, "commit": code.commit}})
-                print(f"{case} {KINDS[kind]}: {[round(record['coverage'][str(x)], 3) for x in LEVELS]}", flush=True)
+                for name, one in record.get("kinds", {KINDS.get(kind): record}).items():
+                    print(f"{case} {name}: {[round(one['coverage'][str(x)], 3) for x in LEVELS]}", flush=True)
 
     found = {name: [store.load(Case(name, "B", seed))["results"] for seed in range(3)] for name in DENSE}
     results = {
-        name: complete for name, seeds in found.items() if (complete := [r for r in seeds if set(r) >= set(KINDS)])
+        name: complete for name, seeds in found.items() if (complete := [r for r in seeds if set(r) >= {*KINDS, SUMS}])
     }
     PAGE.write_text(page(results), encoding="utf-8")
     with matplotlib.rc_context({"svg.hashsalt": "calibration"}):

@@ -75,6 +75,8 @@ SOURCES = {
     },
     "LGDiST.get_count_quantiles": {"greenwood1920inquiry"},
     "LGDiST.get_latent_representation": {"cardenas2025lgdist"},
+    "LGDiST.posterior_predictive_sample": set(),
+    "LGDiST.sample_expression": {"papandreou2010gaussian"},
     "LGDiST.setup_anndata": {"palla2022squidpy"},
     "LGDiST.train": {"cardenas2025lgdist"},
     "LGDiST.train_autoencoder": {"cardenas2025lgdist", "townes2019glmpca"},

@@ -12,9 +12,9 @@ from lgdist_scvi._constants import TARGET_SUM
 from lgdist_scvi._memory import smaller_batches_suggested
 from lgdist_scvi.dataloaders._ahead import ahead
 from lgdist_scvi.module._field_codes import solve_field
+from lgdist_scvi.module._joint import ExpressionSamples
 from lgdist_scvi.module._posterior import Prediction, draw_noise, posterior, predict
 from lgdist_scvi.module._read_outs import READ_OUTS
-from lgdist_scvi.module._joint import ExpressionSamples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -111,7 +111,7 @@ class SamplingMixin(LGDiSTBase):
 
         Parameters
         ----------
-        adata, indices, gene_list, n_samples, batch_size, seed, silent
+        adata, indices, n_samples, gene_list, batch_size, seed, silent
             As in :meth:`sample_expression`.
 
         Returns

@@ -50,11 +50,11 @@ def noise_of(tissue: Tissue, n_factors: int, seed: int, draw: int) -> Noise:
 
 def _normal(keys: NDArray[np.uint64], n_columns: int, stream: tuple[int, ...]) -> torch.Tensor:
     """Standard normal numbers ``(n_keys, n_columns)`` that each depend on their key, column and stream."""
-    state = np.uint64(0)
-    with np.errstate(over="ignore"):
-        for number in stream:
-            state = _mixed(np.asarray(state + np.uint64(number)))
-        bits = _mixed(_mixed(keys + state)[:, None] + np.arange(n_columns, dtype=np.uint64))
+    state: NDArray[np.uint64] = np.zeros(1, dtype=np.uint64)
+    for number in stream:
+        state = _mixed(np.add(state, number, dtype=np.uint64))
+    columns = np.arange(n_columns, dtype=np.uint64)
+    bits = _mixed(np.add(_mixed(np.add(keys, state, dtype=np.uint64))[:, None], columns, dtype=np.uint64))
     uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) / (1 << 53)
     return torch.from_numpy(ndtri(uniform).astype(np.float32))
 
