@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 from scvi.criticism import PosteriorPredictiveCheck
+
+from lgdist_scvi.module._joint import ExpressionSamples
 
 QUIET = {"silent": True}
 
@@ -16,6 +19,21 @@ def test_samples_average_to_the_completed_expression(trained):
     # Of the single entries, all within what 400 samples allow, but for a curvature of the shrinkage.
     assert (abs(samples.mean(0) - expected) < 5 * error + 0.05 * expected).mean() > 0.99
     assert samples.mean() == pytest.approx(expected.mean(), rel=0.01)
+
+
+def test_a_known_count_leaves_less_of_a_deviation(trained, monkeypatch):
+    """As in the posterior mean: with the count ``y``, ``mu (y + r) / (mu + r)`` grows less than ``mu``."""
+
+    def sampled(log_ratio):
+        constant = torch.full((), log_ratio)
+        monkeypatch.setattr(ExpressionSamples, "_deviations", lambda *_: [constant] * 3)
+        return trained.sample_expression(n_samples=3, scale="counts", **QUIET)
+
+    ratio = (sampled(np.log(2)) / sampled(0.0))[0]
+    observed = trained.adata.layers["observed"]
+    np.testing.assert_allclose(ratio[~observed], 2, rtol=1e-4)
+    assert (ratio[observed] < 2).all() and ratio[observed].min() < 1.2
+    assert np.corrcoef(ratio[observed], np.log(trained._view().counts.toarray()[observed] + 1))[0, 1] < -0.3
 
 
 def test_samples_are_joint(trained):
