@@ -394,11 +394,32 @@ def test_every_variant_of_the_ablation_runs(report, section, briefly):
         assert np.isfinite(completed.to_numpy()).all() and (completed.to_numpy() >= 0).all(), name
 
 
+@pytest.mark.parametrize("claimed", [0.5, 1.0, 2.0])
+def test_sums_that_are_too_certain_are_seen(report, claimed):
+    """Errors of a known spread, of which samples claim a part or more."""
+    verdict, random = importlib.import_module("sums").verdict, np.random.default_rng(0)
+    mean, noise = np.full(4000, 40.0), 8.0
+    seen = random.poisson(mean + noise * random.standard_normal(4000))
+    around = mean + claimed * noise * random.standard_normal((200, 4000))
+    found = verdict(seen, mean, around, [0.8], random)
+    assert found["excess"] == pytest.approx(1 / claimed**2, rel=0.1)
+    off = found["coverage"]["0.8"] - 0.8
+    assert abs(off) < 0.02 if claimed == 1 else off * (claimed - 1) > 0.02
+
+
 @pytest.mark.slow
 def test_calibration_of_both_kinds_of_entries(report, section, briefly):
     calibration = importlib.import_module("calibration")
     truth = {"counts": section.X[:, :8].toarray(), "lib": section.obs["lib"].to_numpy()}
     found = dict(calibration.held_out(section, truth, lambda rate, *_: {"d2": float(rate.mean())}))
+    sums = found.pop(calibration.SUMS)["kinds"]
+    assert list(sums) == [
+        "7 neighbouring spots",
+        "19 neighbouring spots",
+        "50 neighbouring spots",
+        "20 genes of a spot",
+    ]
+    assert all(0 <= one["coverage"]["0.95"] <= 1 and one["n"] > 0 for one in sums.values())
     assert set(found) == set(calibration.KINDS)
     for record in found.values():
         assert record["n"] > 50 and 0 < record["coverage"]["0.5"] < record["coverage"]["0.95"] <= 1

@@ -172,6 +172,8 @@ def test_minibatches():
         "image": (b, 1 + k, 3),
         "image_mask": (b, 1 + k),
         "field": (b, 1, 0),
+        "draws": (b, 0, 0),
+        "spread": (b, 0),
         "clean": (b, 0),
     }
     assert {name: tuple(getattr(batch, name).shape) for name in Batch._fields} == shapes
