@@ -23,8 +23,12 @@ from compare import RESULTS, ROOT
 from scipy.spatial import cKDTree
 from sets import DENSE, QUICK
 
+from lgdist_scvi.metrics import deviance_explained
+
 N_FOLDS = 10
 PATCH = 13
+FLOOR = 0.01
+"""Share of the gene means that is mixed into every prediction."""
 NEIGHBOURS = (6, 18, 60)
 PRIORS = (0, 0.1, 0.3, 1, 3)
 """Weights of the gene means in a mean of neighbours, in spots of the typical depth."""
@@ -42,16 +46,6 @@ def folds(position: np.ndarray, patch: int, seed: int) -> list[np.ndarray]:
             fold[free] = number % N_FOLDS
             number += 1
     return [np.flatnonzero(fold == one) for one in range(N_FOLDS)]
-
-
-def explained(counts: np.ndarray, depth: np.ndarray, rate: np.ndarray, gene: np.ndarray) -> float:
-    """Share of the Poisson deviance explained beyond the gene means, a hundredth of which is mixed into the rates."""
-
-    def deviance(share: np.ndarray) -> float:
-        mean = np.maximum(share * depth[:, None], 1e-12)
-        return float((np.where(counts > 0, counts * np.log(np.maximum(counts, 1) / mean), 0) - (counts - mean)).sum())
-
-    return 1 - deviance(0.99 * rate + 0.01 * gene) / deviance(np.broadcast_to(gene, rate.shape))
 
 
 def neighbour_means(
@@ -75,7 +69,7 @@ def scores(
     gene = counts[kept].sum(0) / depth[kept].sum()
 
     def score(rate: np.ndarray, spots: np.ndarray = hidden) -> float:
-        return explained(counts[spots], depth[spots], rate, gene)
+        return deviance_explained(counts[spots], rate, depth[spots], gene, floor=FLOOR)
 
     found = {}
     for k in NEIGHBOURS:

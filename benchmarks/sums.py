@@ -8,10 +8,9 @@ from typing import Any
 import anndata
 import numpy as np
 from scipy.spatial import cKDTree
+from scoring import Record
 
 from lgdist_scvi import LGDiST
-
-Record = dict[str, Any]
 
 N_SAMPLES = 200
 PATCHES = (7, 19, 50)

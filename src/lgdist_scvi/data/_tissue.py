@@ -51,7 +51,6 @@ class Tissue:
         linked = linked.maximum(linked.T)
         linked.setdiag(0)
         linked.eliminate_zeros()
-        self.links = linked.tocsr()
         degree = np.asarray(linked.sum(axis=1), dtype=np.float32).ravel()
         self.laplacian = (sparse.diags(degree) - linked).tocsr().astype(np.float32)
         edges = sparse.triu(linked).tocoo()

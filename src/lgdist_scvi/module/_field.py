@@ -123,7 +123,7 @@ class LatentField(nn.Module):
         self.smoothness.fill_(_FIRST_SMOOTHNESS)
         codes = self._start(tissue, share)
         covariance = codes.new_zeros(n_spots, n_factors, n_factors)
-        self.products.copy_(self.lower(self.loadings[:, :, None] * self.loadings[:, None]))
+        self.products.copy_(self.second(self.loadings))
         penalty = codes.new_full((n_factors,), _FIRST_PENALTY)
         graph_spectrum = spectrum(tissue.laplacian)
         for sweep in range(FIT_SWEEPS):
@@ -282,7 +282,7 @@ class LatentField(nn.Module):
         """One Newton step of the loadings and levels; returns the covariance of the loadings of each gene."""
         information, target = torch.zeros_like(self.products), torch.zeros_like(self.loadings)
         counted, expected, weights = (torch.zeros_like(self.level) for _ in range(3))
-        second = self.lower(codes[:, :, None] * codes[:, None] + covariance)
+        second = self.second(codes, covariance)
         for place, spots, mean, weight, response in self._working(tissue, codes, covariance, share):
             information += weight.T @ second[place]
             target += response.T @ codes[place]
@@ -292,7 +292,7 @@ class LatentField(nn.Module):
         uncertainty = inverse(self.full(information) + torch.diag(penalty))
         step = (uncertainty @ target[..., None])[..., 0] - self.loadings
         self.loadings += step.clamp(-_LONGEST_STEP, _LONGEST_STEP)
-        self.products.copy_(self.lower(self.loadings[:, :, None] * self.loadings[:, None] + uncertainty))
+        self.products.copy_(self.second(self.loadings, uncertainty))
         self.level += ((counted + _PSEUDO_COUNT) / (expected + _PSEUDO_COUNT)).log()
         self.level_variance.copy_(1 / (weights + _PSEUDO_COUNT))
         return uncertainty
@@ -331,7 +331,7 @@ class LatentField(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and variance of the log ratio of a rate to its level, each ``(n_spots, n_genes)``."""
         linear = codes @ self.loadings[genes].T
-        second = self.lower(codes[:, :, None] * codes[:, None] + covariance)
+        second = self.second(codes, covariance)
         row, col = self._triangle()
         square = (second * torch.where(row == col, 1.0, 2.0)) @ self.products[genes].T
         return linear, (square - linear.square()).clamp(0, _MAX_VARIANCE)
@@ -340,10 +340,10 @@ class LatentField(nn.Module):
         row, col = torch.tril_indices(self.n_factors, self.n_factors, device=self.loadings.device)
         return row, col
 
-    def lower(self, matrices: torch.Tensor) -> torch.Tensor:
-        """Lower triangles of symmetric matrices, in one row each."""
+    def second(self, mean: torch.Tensor, covariance: torch.Tensor | float = 0.0) -> torch.Tensor:
+        """Lower triangles of the second moments of vectors with this mean and covariance, in one row each."""
         row, col = self._triangle()
-        return matrices[:, row, col]
+        return (mean[:, :, None] * mean[:, None] + covariance)[:, row, col]
 
     def full(self, lower: torch.Tensor) -> torch.Tensor:
         """Symmetric matrices of lower triangles."""

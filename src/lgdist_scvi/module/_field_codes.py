@@ -85,8 +85,8 @@ def solve_field(module: LGDiSTModule, view: SpotView, *, folds: bool = False, n_
             solved = field.solve(tissue, module.share, genes)
             codes[rows[core], part] = solved.codes[kept].cpu().numpy()
             if n_draws and genes is None:
-                noise = [noise_of(tissue, field.n_factors, seed, draw) for draw in range(max(n_draws, SPREAD_DRAWS))]
-                drawn = torch.stack([solved.precision.sample(draw) for draw in noise], dim=1)
+                noise = (noise_of(tissue, field.n_factors, seed, draw) for draw in range(max(n_draws, SPREAD_DRAWS)))
+                drawn = torch.stack([solved.precision.sample(one) for one in noise], dim=1)
                 draws[rows[core]] = drawn[kept, :n_draws].cpu().numpy()
                 spread[rows[core]] = solved.precision.spread(drawn)[kept].cpu().numpy()
     view.field, view.draws, view.spread = codes, draws, spread

@@ -46,8 +46,7 @@ class ExpressionSamples:
         assert module.field is not None
         self._module, self._field, self._seed = module, module.field, seed
         field = self._field
-        certain = field.lower(field.loadings[:, :, None] * field.loadings[:, None])
-        covariance = field.full(field.products - certain)
+        covariance = field.full(field.products - field.second(field.loadings))
         root = torch.linalg.cholesky_ex(covariance + _JITTER * torch.eye(field.n_factors).to(covariance)).L
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(n_samples, *field.loadings.shape, generator=generator)

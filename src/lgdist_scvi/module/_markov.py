@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -92,10 +93,7 @@ class Precision:
             Standard normal numbers.
         """
         own, spots, edges = (part.to(self._information.device) for part in noise)
-        largest = torch.diagonal(self._information, dim1=1, dim2=2).amax(dim=1, keepdim=True)
-        jitter = torch.diag_embed((_JITTER * largest + 1e-6).expand(-1, own.shape[1]))
-        root = torch.linalg.cholesky_ex(self._information + jitter).L
-        drawn = torch.bmm(root, own[..., None])[..., 0] + self._stiffness.sqrt() * spots
+        drawn = torch.bmm(self._root, own[..., None])[..., 0] + self._stiffness.sqrt() * spots
         drawn = drawn + self._smoothness.sqrt() * (self._tissue.incidence @ edges)
         return self.solve(drawn, torch.zeros_like(drawn))
 
@@ -119,6 +117,13 @@ class Precision:
             # The Laplacian is the degree minus the links.
             spread = spread - (self._tissue.smooth @ spread) / (degree + 1)
         return spread
+
+    @cached_property
+    def _root(self) -> torch.Tensor:
+        """Root of the precision given the own counts, the same for all draws."""
+        largest = torch.diagonal(self._information, dim1=1, dim2=2).amax(dim=1, keepdim=True)
+        jitter = torch.diag_embed((_JITTER * largest + 1e-6).expand(-1, self._information.shape[1]))
+        return torch.linalg.cholesky_ex(self._information + jitter).L
 
     def _scaled(self, codes: torch.Tensor) -> torch.Tensor:
         return torch.bmm(self.local_covariance, codes[..., None])[..., 0]

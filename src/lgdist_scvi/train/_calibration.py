@@ -62,7 +62,8 @@ def fit_calibration(
         prediction = predict(module, data.view.gather(block), noise, n_steps)
         depth = prediction.batch.depth[:, None]
         network.add(prediction.network * depth, prediction.batch)
-        field.add(prediction.field * depth, prediction.batch)
+        if module.field is not None:
+            field.add(prediction.field * depth, prediction.batch)
     module.dispersion.copy_(network.size())
     if module.field is not None:
         module.field.dispersion.copy_(field.size())
