@@ -9,6 +9,7 @@ from scipy import sparse, stats
 
 from lgdist_scvi.data._batch import Batch
 from lgdist_scvi.data._hidden import Hidden
+from lgdist_scvi.data._pooling import N_POOLS
 from lgdist_scvi.data._tissue import Tissue
 from lgdist_scvi.module import _field, _field_codes, _markov
 from lgdist_scvi.module._field import LatentField
@@ -70,7 +71,12 @@ class Simulated:
         }
         unused |= {"depth": torch.from_numpy(self.view.depth), "neighbor_mask": torch.ones(N, 4, dtype=torch.bool)}
         unused |= {"image": torch.zeros(N, 1, 0), "image_mask": torch.zeros(N, 1, dtype=torch.bool)}
-        return Batch(**unused | {"pooled": torch.ones(N, 1, G)})
+        # Of the neighbours alone, relative to the share of all spots.
+        seen = [grid() @ part for part in (self.view.counts.toarray(), ~self.hidden * self.view.depth[:, None])]
+        near = (seen[0] + 3 * self.share) / (seen[1] + 3)
+        pooled = np.zeros((N, N_POOLS, G), dtype=np.float32)
+        pooled[:, -1] = np.log(near / self.share)
+        return Batch(**unused | {"pooled": torch.from_numpy(pooled)})
 
 
 def laplacian():
@@ -185,15 +191,32 @@ def test_weight_beside_the_network(field, simulated, share):
     batch = simulated.batch(torch.zeros(N, 4))
     mixing = float(field.mixing)
     weight = field(batch, batch.observed, share).weight[:, 0]
-    # A spot of which nothing is seen is left to the field, and one of hundreds of counts hardly.
+    # The network has less to say of a spot with hundreds of counts than it has in the mean, and some of one with none.
     empty = torch.from_numpy(simulated.empty)
-    assert (weight[empty] == 1).all() and (weight[~empty] < mixing + 0.05).all() and (weight[~empty] > mixing).all()
+    torch.testing.assert_close(weight[empty], torch.full((int(empty.sum()),), 0.7))
+    assert (weight[~empty] < mixing + 0.05).all() and (weight[~empty] > mixing).all()
     # With an image the network knows something; where nothing is seen anywhere the field knows nothing.
     imaged = batch._replace(image=torch.zeros(N, 1, 3), image_mask=torch.ones(N, 1, dtype=torch.bool))
     weight = field(imaged, imaged.observed, share).weight[:, 0]
     assert (weight[empty] == 0.5).all() and (weight[~empty] < mixing).all() and (weight[~empty] > mixing - 0.05).all()
-    nowhere = batch._replace(pooled=torch.zeros(N, 1, G))
+    nowhere = batch._replace(pooled=torch.zeros(N, N_POOLS, G))
     assert (field(nowhere, nowhere.observed, share).weight[empty] == 0).all()
+
+
+def test_unseen_spots_are_averaged_with_what_is_around_them(field, simulated, share):
+    batch = simulated.batch(field.solve(simulated.tissue, share).codes)
+    alone = field(batch._replace(pooled=torch.zeros(N, N_POOLS, G)), batch.observed, share).log_rate
+    pooled = torch.randn(N, N_POOLS, G)
+    rate = field(batch._replace(pooled=pooled), batch.observed, share).log_rate
+    empty = torch.from_numpy(simulated.empty)
+    # The last of the log ratios is that of the nearest neighbours to those within two hops.
+    within_two = share.log() + pooled[:, :-1].sum(dim=1)
+    codes, local = batch.field[:, 0], field.given_neighbours(batch, batch.observed, share)
+    linear, variance = field.moments(codes, local)
+    own = field.level + linear + variance / 2
+    expected = (0.4 * own + 0.2 * (within_two + pooled[:, -1]) + 0.1 * within_two) / 0.7
+    torch.testing.assert_close(rate[empty], expected[empty])
+    assert (rate - alone)[~empty].abs().max() < 0.1 * (rate - alone)[empty].abs().max()
 
 
 def test_huge_counts_stay_finite(simulated, share):

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 MASK_POWER = 2.0
 """The masked share of a spot is a uniform random number to this power: mostly small, up to 1."""
+ALL_MASKED = 0.1
+"""Share of the spots that are masked altogether in training, as spots without counts are."""
 NO_IMAGE = 0.1
 """Share of the spots shown without images in training, if there are images."""
 IMAGE_ONLY = 0.1
@@ -43,7 +45,7 @@ class Neighborhood:
         Returns
         -------
         The minibatch without what is hidden around the spots, and True where an entry of the spots themselves may be used,
-        ``(n_spots, n_genes)``: a random part of those observed, of another extent for every spot.
+        ``(n_spots, n_genes)``: a random part of those observed, of another extent for every spot, and of some spots nothing.
         """
         if training and batch.image.shape[-1]:
             chance = torch.rand(len(batch.counts), device=batch.counts.device)
@@ -52,7 +54,8 @@ class Neighborhood:
         return batch, self._draw_visible(batch, phase)
 
     def _draw_visible(self, batch: Batch, phase: Phase) -> torch.Tensor:
-        hidden = torch.rand(len(batch.counts), 1, device=batch.counts.device) ** MASK_POWER
+        chance, extent = torch.rand(2, len(batch.counts), 1, device=batch.counts.device)
+        hidden = torch.where(chance < ALL_MASKED, 1.0, extent**MASK_POWER)
         return batch.observed & (torch.rand(batch.counts.shape, device=batch.counts.device) >= hidden)
 
 

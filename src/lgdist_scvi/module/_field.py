@@ -24,7 +24,10 @@ SOLVE_SWEEPS = 8
 """Newton steps of the codes; they start at the mean of the field."""
 FEW_COUNTS = 10.0
 """Counts of a spot at which the network has half of the weight that it has in a spot with many."""
-# Share of the field in a spot without counts, of which the network knows an image.
+# Shares in the log rate of a spot without counts: of the latent field, and of what is counted within one and within two hops.
+# The rest is the network's.
+_UNSEEN_FIELD, _UNSEEN_NEAR = 0.4, (0.2, 0.1)
+# Share of all these together where the network knows an image.
 _BESIDE_IMAGE = 0.5
 _FIRST_STIFFNESS, _FIRST_SMOOTHNESS, _FIRST_PENALTY = 0.5, 10.0, 5.0
 _STRENGTHS_FROM = 3  # sweeps after which the strengths of the prior are learnt
@@ -193,7 +196,9 @@ class LatentField(nn.Module):
         linear, variance = self.moments(codes, self.given_neighbours(batch, visible, share, part), chosen)
         log_rate = self.level[chosen] + bounded(linear + variance / 2)
         detected = (detection_features(log_rate, batch) * self.detection[chosen]).sum(-1)
-        return FieldRates(log_rate, log_value_of_one(batch.depth) + detected, self._weight(batch, visible))
+        known = self._known(batch, visible)
+        rate = known * log_rate + (1 - known) * _beside_counts(log_rate, batch, share, chosen)
+        return FieldRates(rate, log_value_of_one(batch.depth) + detected, self._weight(batch, known))
 
     def fit_detection(self, blocks: Iterable[tuple[torch.Tensor, Batch]]) -> None:
         """Regress the log values of each gene's detected entries on predictions made without them.
@@ -214,13 +219,18 @@ class LatentField(nn.Module):
         prior = torch.diag_embed(self.stiffness + self.smoothness * degree)
         return inverse(self.full(weight @ self.products) + prior)
 
-    def _weight(self, batch: Batch, visible: torch.Tensor) -> torch.Tensor:
-        """The network knows no spot without counts, unless by its image; the field no tissue without counts."""
+    @staticmethod
+    def _known(batch: Batch, visible: torch.Tensor) -> torch.Tensor:
+        """How far the own counts speak for a spot, from 0 to 1, ``(n_spots, 1)``."""
         counts = (batch.counts * visible).sum(dim=1, keepdim=True)
-        known = counts / (counts + FEW_COUNTS)
+        return counts / (counts + FEW_COUNTS)
+
+    def _weight(self, batch: Batch, known: torch.Tensor) -> torch.Tensor:
+        """Share of the field; the network alone knows what has neither counts nor any around it."""
         imaged = batch.image_mask[:, :1] & (batch.image.shape[2] > 0)
-        informed = (counts > 0) | (batch.pooled != 0).flatten(1).any(dim=1, keepdim=True)
-        return informed * (known * self.mixing + (1 - known) * torch.where(imaged, _BESIDE_IMAGE, 1.0))
+        informed = (known > 0) | (batch.pooled != 0).flatten(1).any(dim=1, keepdim=True)
+        unseen = torch.where(imaged, _BESIDE_IMAGE, _UNSEEN_FIELD + sum(_UNSEEN_NEAR))
+        return informed * (known * self.mixing + (1 - known) * unseen)
 
     def _start(self, tissue: Tissue, share: torch.Tensor) -> torch.Tensor:
         """First loadings and codes, from a singular value decomposition of the residuals."""
@@ -352,6 +362,17 @@ class LatentField(nn.Module):
         matrices[:, row, col] = lower
         matrices[:, col, row] = lower
         return matrices
+
+
+def _beside_counts(
+    log_rate: torch.Tensor, batch: Batch, share: torch.Tensor, genes: torch.Tensor | slice
+) -> torch.Tensor:
+    """Log rates averaged with those counted around the spots."""
+    within = share[genes].log() + batch.pooled[..., genes].cumsum(dim=1)
+    total = _UNSEEN_FIELD * log_rate
+    for hops, weight in enumerate(_UNSEEN_NEAR, start=1):
+        total = total + weight * within[:, -hops]
+    return total / (_UNSEEN_FIELD + sum(_UNSEEN_NEAR))
 
 
 def bounded(log_ratio: torch.Tensor) -> torch.Tensor:
