@@ -11,7 +11,7 @@ from lgdist_scvi.data._batch import Batch
 from lgdist_scvi.data._hidden import Hidden
 from lgdist_scvi.data._pooling import N_POOLS
 from lgdist_scvi.data._tissue import Tissue
-from lgdist_scvi.module import _field, _field_codes, _markov
+from lgdist_scvi.module import _field, _field_codes, _field_fit, _markov
 from lgdist_scvi.module._field import LatentField
 from lgdist_scvi.module._markov import Precision
 from lgdist_scvi.module._noise import noise_of
@@ -92,7 +92,7 @@ def simulated():
 def fitted(tissue, share, n_factors=4):
     torch.manual_seed(0)
     field = LatentField(G, n_factors)
-    field.fit(tissue, torch.from_numpy(share).float(), 0)
+    _field_fit.fit(field, tissue, torch.from_numpy(share).float(), 0)
     return field
 
 
@@ -171,7 +171,7 @@ def test_large_tissue_is_solved_in_strips(field, simulated, share, monkeypatch):
 def test_large_tissue_is_fitted_to_a_part(simulated, share, monkeypatch):
     monkeypatch.setattr(_field_codes, "FIT_ENTRIES", 200 * G)
     seen = []
-    monkeypatch.setattr(LatentField, "fit", lambda self, tissue, *_: seen.append(tissue))
+    monkeypatch.setattr(_field_fit, "fit", lambda field, tissue, *_: seen.append(tissue))
     _field_codes.fit_field(SimpleNamespace(field=LatentField(G, 3), share=share, device=CPU), simulated.view, 0)
     [tissue] = seen
     # Of connected parts, where neighbours can tell of each other.

@@ -55,7 +55,8 @@ class Dropout(nn.Dropout):
         """Drop a random part of `values` in training, and scale up the rest."""
         if not self.training or values.device.type != "cpu":
             return super().forward(values)
-        return values * (torch.rand_like(values) >= self.p) * (1 / (1 - self.p))
+        # In place, and without booleans, which would be converted.
+        return values * torch.rand_like(values).ge_(self.p).mul_(1 / (1 - self.p))
 
 
 def feed_forward(n_hidden: int, dropout: float) -> nn.Sequential:

@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from ._detection import detection_features, fit_detection
-from ._dispersion import FIRST_SIZE, Overdispersion
-from ._markov import EXACTLY, Precision, inverse, spectrum
-from ._noise import noise_of
+from ._dispersion import FIRST_SIZE
+from ._markov import EXACTLY, Precision, inverse
 from ._normalisation import log_value_of_one, visible_depth
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from lgdist_scvi.data._batch import Batch
     from lgdist_scvi.data._tissue import Spots, Tissue
 
-FIT_SWEEPS = 20
 SOLVE_SWEEPS = 8
 """Newton steps of the codes; they start at the mean of the field."""
 FEW_COUNTS = 10.0
@@ -29,15 +27,10 @@ FEW_COUNTS = 10.0
 _UNSEEN_FIELD, _UNSEEN_NEAR = 0.4, (0.2, 0.1)
 # Share of all these together where the network knows an image.
 _BESIDE_IMAGE = 0.5
-_FIRST_STIFFNESS, _FIRST_SMOOTHNESS, _FIRST_PENALTY = 0.5, 10.0, 5.0
-_STRENGTHS_FROM = 3  # sweeps after which the strengths of the prior are learnt
-_SIZES_AT = (6, 10, 14)
-_SIZE_ENTRIES = 1 << 21
-_PENALTY_RANGE = (0.05, 1e4)
-_LONGEST_STEP = 1.0
+LONGEST_STEP = 1.0
+"""Largest change of a number in a Newton step."""
 _MAX_LOG_RATIO = 8.0
 _MAX_VARIANCE = 4.0
-_PSEUDO_COUNT = 0.5
 
 
 class Solved(NamedTuple):
@@ -100,50 +93,11 @@ class LatentField(nn.Module):
         self.register_buffer("level", torch.zeros(n_genes))
         self.register_buffer("level_variance", torch.zeros(n_genes))
         self.register_buffer("size", torch.full((n_genes,), FIRST_SIZE))
-        self.register_buffer("stiffness", torch.full((n_factors,), _FIRST_STIFFNESS))
-        self.register_buffer("smoothness", torch.full((n_factors,), _FIRST_SMOOTHNESS))
+        self.register_buffer("stiffness", torch.ones(n_factors))
+        self.register_buffer("smoothness", torch.ones(n_factors))
         self.register_buffer("mixing", torch.tensor(0.6))
         self.register_buffer("detection", torch.zeros(n_genes, 3))
         self.register_buffer("dispersion", torch.ones(n_genes))
-
-    @torch.no_grad()
-    def fit(self, tissue: Tissue, share: torch.Tensor, seed: int) -> None:
-        """Learn loadings, strengths and overdispersion from the visible entries of some spots.
-
-        Parameters
-        ----------
-        tissue
-            Spots.
-        share
-            Expected share of each gene in the depth, ``(n_genes,)``.
-        seed
-            Seed of the draws from the posterior by which the strengths are learnt.
-        """
-        n_spots, n_genes, n_factors = tissue.n_spots, tissue.n_genes, self.n_factors
-        self.level.copy_(share.log())
-        self.size.fill_(FIRST_SIZE)
-        self.stiffness.fill_(_FIRST_STIFFNESS)
-        self.smoothness.fill_(_FIRST_SMOOTHNESS)
-        codes = self._start(tissue, share)
-        covariance = codes.new_zeros(n_spots, n_factors, n_factors)
-        self.products.copy_(self.second(self.loadings))
-        penalty = codes.new_full((n_factors,), _FIRST_PENALTY)
-        graph_spectrum = spectrum(tissue.laplacian)
-        for sweep in range(FIT_SWEEPS):
-            information, target = self._information(tissue, codes, covariance, share)
-            precision = Precision(information, tissue, self.stiffness, self.smoothness)
-            codes = codes + (precision.solve(target, codes) - codes).clamp(-_LONGEST_STEP, _LONGEST_STEP)
-            covariance = precision.local_covariance
-            if sweep >= _STRENGTHS_FROM:
-                deviation = precision.sample(noise_of(tissue, n_factors, seed, sweep))
-                self._learn_strengths(tissue, codes, deviation, graph_spectrum)
-
-            uncertainty = self._fit_loadings(tissue, codes, covariance, penalty, share)
-            if sweep >= _STRENGTHS_FROM:
-                square = self.loadings.square() + torch.diagonal(uncertainty, dim1=1, dim2=2)
-                penalty = (n_genes / square.sum(0)).clamp(*_PENALTY_RANGE)
-            if sweep in _SIZES_AT:
-                self._fit_sizes(tissue, codes, covariance, share)
 
     @torch.no_grad()
     def solve(self, tissue: Tissue, share: torch.Tensor, left_out: torch.Tensor | None = None) -> Solved:
@@ -161,9 +115,9 @@ class LatentField(nn.Module):
         codes = self.loadings.new_zeros(tissue.n_spots, self.n_factors)
         covariance = codes.new_zeros(tissue.n_spots, self.n_factors, self.n_factors)
         for _ in range(SOLVE_SWEEPS):
-            information, target = self._information(tissue, codes, covariance, share, left_out)
+            information, target = self.information(tissue, codes, covariance, share, left_out)
             precision = Precision(information, tissue, self.stiffness, self.smoothness)
-            codes = codes + (precision.solve(target, codes, EXACTLY) - codes).clamp(-_LONGEST_STEP, _LONGEST_STEP)
+            codes = codes + (precision.solve(target, codes, EXACTLY) - codes).clamp(-LONGEST_STEP, LONGEST_STEP)
             covariance = precision.local_covariance
         return Solved(codes, precision)
 
@@ -232,22 +186,7 @@ class LatentField(nn.Module):
         unseen = torch.where(imaged, _BESIDE_IMAGE, _UNSEEN_FIELD + sum(_UNSEEN_NEAR))
         return informed * (known * self.mixing + (1 - known) * unseen)
 
-    def _start(self, tissue: Tissue, share: torch.Tensor) -> torch.Tensor:
-        """First loadings and codes, from a singular value decomposition of the residuals."""
-        residuals = []
-        for _, spots in tissue.blocks():
-            mean = share * spots.depth[:, None]
-            residual = (spots.counts - mean) / (mean + mean.square() / FIRST_SIZE).sqrt()
-            residuals.append((residual * spots.observed).clamp(-5, 5))
-        n_found = min(self.n_factors, tissue.n_spots, tissue.n_genes)
-        left, scale, right = torch.svd_lowrank(torch.cat(residuals), n_found, niter=3)
-        codes = left.new_zeros(tissue.n_spots, self.n_factors)
-        codes[:, :n_found] = 0.3 * left * scale.sqrt()
-        self.loadings.zero_()
-        self.loadings[:, :n_found] = 0.1 * right * scale.sqrt()
-        return codes
-
-    def _working(
+    def working(
         self,
         tissue: Tissue,
         codes: torch.Tensor,
@@ -266,7 +205,7 @@ class LatentField(nn.Module):
             weight = mean * certain
             yield place, spots, mean * visible, weight, weight * linear + certain * (spots.counts - mean)
 
-    def _information(
+    def information(
         self,
         tissue: Tissue,
         codes: torch.Tensor,
@@ -276,65 +215,10 @@ class LatentField(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Precision of the codes of each spot given its own counts, ``(n_spots, n_factors, n_factors)``, times codes, and that."""
         information, target = torch.zeros_like(covariance), torch.zeros_like(codes)
-        for place, _, _, weight, response in self._working(tissue, codes, covariance, share, left_out):
+        for place, _, _, weight, response in self.working(tissue, codes, covariance, share, left_out):
             information[place] = self.full(weight @ self.products)
             target[place] = response @ self.loadings
         return information, target
-
-    def _fit_loadings(
-        self,
-        tissue: Tissue,
-        codes: torch.Tensor,
-        covariance: torch.Tensor,
-        penalty: torch.Tensor,
-        share: torch.Tensor,
-    ) -> torch.Tensor:
-        """One Newton step of the loadings and levels; returns the covariance of the loadings of each gene."""
-        information, target = torch.zeros_like(self.products), torch.zeros_like(self.loadings)
-        counted, expected, weights = (torch.zeros_like(self.level) for _ in range(3))
-        second = self.second(codes, covariance)
-        for place, spots, mean, weight, response in self._working(tissue, codes, covariance, share):
-            information += weight.T @ second[place]
-            target += response.T @ codes[place]
-            counted += spots.counts.sum(0)
-            expected += mean.sum(0)
-            weights += weight.sum(0)
-        uncertainty = inverse(self.full(information) + torch.diag(penalty))
-        step = (uncertainty @ target[..., None])[..., 0] - self.loadings
-        self.loadings += step.clamp(-_LONGEST_STEP, _LONGEST_STEP)
-        self.products.copy_(self.second(self.loadings, uncertainty))
-        self.level += ((counted + _PSEUDO_COUNT) / (expected + _PSEUDO_COUNT)).log()
-        self.level_variance.copy_(1 / (weights + _PSEUDO_COUNT))
-        return uncertainty
-
-    def _learn_strengths(
-        self,
-        tissue: Tissue,
-        codes: torch.Tensor,
-        deviation: torch.Tensor,
-        graph_spectrum: tuple[torch.Tensor, torch.Tensor],
-    ) -> None:
-        """Strengths of the prior given the mode of the codes and one draw around it, whose sums over spots hardly vary."""
-        size = codes.square().sum(0) + deviation.square().sum(0)
-        rough = (codes * (tissue.smooth @ codes)).sum(0) + (deviation * (tissue.smooth @ deviation)).sum(0)
-        nodes, weights = (part.to(size.device) for part in graph_spectrum)
-        # Of a given ratio the best scale is known, so that one number is left to search.
-        share = torch.sigmoid(torch.linspace(-6, 6, 97, device=size.device))[:, None]
-        scale = tissue.n_spots / ((1 - share) * size + share * rough).clamp_min(1e-6)
-        stiff, smooth = scale * (1 - share), scale * share
-        evidence = ((stiff[..., None] + smooth[..., None] * nodes).clamp_min(1e-12).log() * weights).sum(-1)
-        best = evidence.argmax(dim=0, keepdim=True)
-        self.stiffness.copy_(stiff.gather(0, best)[0].clamp(1e-3, 1e4))
-        self.smoothness.copy_(smooth.gather(0, best)[0].clamp(1e-3, 1e4))
-
-    def _fit_sizes(self, tissue: Tissue, codes: torch.Tensor, covariance: torch.Tensor, share: torch.Tensor) -> None:
-        """Inverse overdispersion of every gene, from as many spots as are enough."""
-        found = Overdispersion(self.size)
-        for n_seen, (_, spots, mean, *_) in enumerate(self._working(tissue, codes, covariance, share)):
-            if n_seen * spots.counts.numel() >= _SIZE_ENTRIES:
-                break
-            found.add(mean, spots)
-        self.size.copy_(found.size())
 
     def moments(
         self, codes: torch.Tensor, covariance: torch.Tensor, genes: torch.Tensor | slice = slice(None)

@@ -9,6 +9,7 @@ import torch
 
 from lgdist_scvi.data._tissue import Tissue, in_strips
 
+from . import _field_fit
 from ._folds import N_FOLDS, gene_folds
 from ._noise import noise_of
 
@@ -52,7 +53,7 @@ def fit_field(module: LGDiSTModule, view: SpotView, seed: int) -> None:
         order, length = in_strips(view.graph), most // FIT_STRIPS
         starts = np.linspace(0, view.n_spots - length, FIT_STRIPS).astype(np.int64)
         rows = np.unique(np.concatenate([order[start : start + length] for start in starts]))
-    module.field.fit(Tissue(view, rows, module.device), module.share, seed)
+    _field_fit.fit(module.field, Tissue(view, rows, module.device), module.share, seed)
 
 
 def solve_field(module: LGDiSTModule, view: SpotView, *, folds: bool = False, n_draws: int = 0, seed: int = 0) -> None:

@@ -99,6 +99,8 @@ class PhasePlan(pl.LightningModule):
             [{"params": matrices, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=self.lr,
             betas=(0.9, 0.98),
+            # One pass over the weights instead of ten. On GPUs it would not go with clipped gradients in half precision.
+            fused=self.device.type == "cpu" or None,
         )
 
         n_steps = max(1, int(self.trainer.estimated_stepping_batches))
@@ -171,7 +173,7 @@ class AutoencoderPlan(PhasePlan):
 
     phase = "autoencoder"
     trained = ("encoder", "decoder", "likelihood")
-    default_steps = 300
+    default_steps = 200
 
     def loss(self, batch: Batch) -> LossOutput:
         """Loss on randomly masked entries."""
