@@ -53,21 +53,30 @@ def with_options(**options: Any) -> type[LGDiST]:
     return Variant
 
 
-class Autoencoder(LGDiST):
-    """Without the diffusion: the autoencoder's own code is decoded."""
+class Diffusion(LGDiST):
+    """The diffusion beside the latent field: codes of the network are drawn."""
+
+    n_samples = N_SAMPLES
 
     def train(self, **options: Any) -> None:
-        self.train_autoencoder(**options)
+        super().train(**options)
+        self.train_diffusion(**options)
 
     def get_completed_expression(self, **options: Any) -> Any:
-        return super().get_completed_expression(n_samples=0, **options)
+        return super().get_completed_expression(n_samples=self.n_samples, **options)
 
 
-class OneSample(LGDiST):
+class OneSample(Diffusion):
     """One draw of the diffusion instead of the mean of several."""
 
-    def get_completed_expression(self, **options: Any) -> Any:
-        return super().get_completed_expression(n_samples=1, **options)
+    n_samples = 1
+
+
+class TwoRounds(Diffusion):
+    """The diffusion is trained a second time, on the first completion."""
+
+    def __init__(self, adata: anndata.AnnData, **arguments: Any) -> None:
+        super().__init__(adata, n_rounds=2, **arguments)
 
 
 class OnlyField(LatentField):
@@ -82,13 +91,13 @@ class OnlyFieldModule(LGDiSTModule):
     _field_cls = OnlyField
 
 
-class FieldAlone(Autoencoder):
+class FieldAlone(LGDiST):
     """The latent field without the network, which is hardly trained and left out of every mean."""
 
     _module_cls = OnlyFieldModule
 
     def train(self, **options: Any) -> None:
-        super().train(max_epochs=1, **options)
+        super().train(autoencoder_max_epochs=1, **options)
         self.module.detected_calibration.copy_(torch.tensor([0.0, 0.0, 1.0]))
 
 
@@ -161,9 +170,9 @@ class WithoutLatentSpace(LGDiST):
 
 VARIANTS: dict[str, tuple[str, type[LGDiST]]] = {
     "default": ("as it is", LGDiST),
-    "autoencoder": ("without the diffusion: the autoencoder's own prediction", Autoencoder),
+    "diffusion": ("with the diffusion: the mean of four samples", Diffusion),
     "one_sample": ("one sample of the diffusion instead of the mean of several", OneSample),
-    "two_rounds": ("a second round of diffusion, taught by the completed spots", with_options(n_rounds=2)),
+    "two_rounds": ("a second round of diffusion, taught by the completed spots", TwoRounds),
     "no_field": ("without the latent field: the network alone", with_options(n_factors=0)),
     "field": ("the latent field alone", FieldAlone),
     "no_context": ("without the context genes: the 128 target genes only", LGDiST),

@@ -117,7 +117,7 @@ def run_magic(path: Path) -> Record:
 
 
 def run_growth(n_spots: int, n_genes: int, folder: Path) -> Record:
-    """One pass of training in each phase and a completion that is written to disk."""
+    """One pass of training and a completion that is written to disk."""
     import resource
 
     from lgdist_scvi import LGDiST
@@ -130,7 +130,7 @@ def run_growth(n_spots: int, n_genes: int, folder: Path) -> Record:
     LGDiST.setup_anndata(adata)
     model = LGDiST(adata)
     times.append(time.perf_counter())
-    model.train(max_epochs=1, enable_progress_bar=False)
+    model.train(autoencoder_max_epochs=1, enable_progress_bar=False)
     times.append(time.perf_counter())
     trained = peak()
     model.write_completed(folder / "completed.h5ad", silent=True)

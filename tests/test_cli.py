@@ -14,7 +14,7 @@ from lgdist_scvi._demo import run_demo
 from lgdist_scvi.model import _training
 
 N_SPOTS, N_GENES = 120, 24
-FAST = ["--max-epochs", "2", "--n-samples", "2", "--accelerator", "cpu", "--quiet"]
+FAST = ["--max-epochs", "2", "--accelerator", "cpu", "--quiet"]
 
 
 def digest(path: Path) -> str:
@@ -83,7 +83,7 @@ def test_output_says_where_its_values_come_from(completed: Path):
     record = anndata.read_h5ad(completed).uns["lgdist"]
     assert record["package"] == "lgdist-scvi"
     assert record["seed"] == 3
-    assert record["n_samples"] == 2
+    assert record["n_samples"] == 0
     assert record["setup"] == {"layer": "counts", "library_key": "library_id"}
     assert record["training"] == {"seed": 3, "max_epochs": 2}
     assert list(record["scores"].index) == ["lgdist", "gene mean", "spatial neighbours"]
@@ -96,15 +96,13 @@ def test_output_round_trips_and_its_model_loads(completed: Path, tmp_path: Path)
     again = anndata.read_h5ad(tmp_path / "again.h5ad")
     np.testing.assert_array_equal(again.layers["lgdist"], adata.layers["lgdist"])
     model = LGDiST.load(completed.parent / "model", adata=adata, accelerator="cpu")
-    np.testing.assert_allclose(
-        model.get_completed_expression(n_samples=2, seed=3, silent=True), adata.layers["lgdist"], atol=1e-5
-    )
+    np.testing.assert_allclose(model.get_completed_expression(seed=3, silent=True), adata.layers["lgdist"], atol=1e-5)
 
 
 @pytest.mark.slow
 def test_scores_are_printed_and_genes_selected(section: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     arguments = ["complete", section, tmp_path / "out.h5ad", "--layer", "counts", "--library-key", "library_id"]
-    arguments += ["--n-genes", 16, "--max-epochs", 1, "--n-samples", 0, "--accelerator", "cpu", "--denoise"]
+    arguments += ["--n-genes", 16, "--max-epochs", 1, "--accelerator", "cpu", "--denoise"]
     assert cli.main([*map(str, arguments)]) == 0
     printed = capsys.readouterr()
     assert "spatial neighbours" in printed.out
@@ -241,7 +239,7 @@ class TestMistakes:
         assert "--std" in error_line(capsys)
 
     @pytest.mark.parametrize(
-        "arguments", [["--max-epochs", "0"], ["--n-samples", "-1"], ["--scale", "log2"], ["--see", "1"]]
+        "arguments", [["--max-epochs", "0"], ["--seed", "-1"], ["--scale", "log2"], ["--see", "1"]]
     )
     def test_unusable_options(self, section: Path, tmp_path: Path, arguments: list[str]):
         with pytest.raises(SystemExit) as stopped:

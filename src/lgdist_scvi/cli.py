@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from ._constants import Keys
 from ._output import UserError, check_target, write_aside
 from ._quiet import quiet
-from .model._options import N_SAMPLES, Scale
+from .model._options import Scale
 from .module._read_outs import READ_OUTS
 
 if TYPE_CHECKING:
@@ -99,9 +99,8 @@ def complete(options: argparse.Namespace) -> None:
     if options.save_model is not None:
         model.save(options.save_model, overwrite=options.overwrite)
 
-    scores = model.evaluate_completion(n_samples=options.n_samples, silent=silent)
+    scores = model.evaluate_completion(silent=silent)
     model.add_completed_layer(
-        n_samples=options.n_samples,
         keep_observed=not options.denoise,
         return_std=options.std,
         scale=options.scale,
@@ -169,9 +168,6 @@ def _parser() -> argparse.ArgumentParser:
     values.add_argument("--read-out", choices=tuple(READ_OUTS), default="expected", help="(default: %(default)s)")
     values.add_argument("--denoise", action="store_true", help="denoise detected entries instead of keeping them")
     values.add_argument("--std", action="store_true", help="also write the standard deviation")
-    values.add_argument(
-        "--n-samples", type=_whole, default=N_SAMPLES, metavar="N", help="samples to average (default: %(default)s)"
-    )
     files = command.add_argument_group("files and messages")
     files.add_argument("--save-model", type=Path, metavar="DIR", help="also save the trained model")
     files.add_argument("--overwrite", action="store_true", help="replace an existing output")

@@ -201,7 +201,23 @@ def test_without_samples_the_autoencoder_predicts(small):
     assert model.get_latent_representation().shape == (150, 8)
     assert np.isfinite(model.evaluate_completion(n_samples=0, silent=True).to_numpy()).any()
     with pytest.raises(RuntimeError, match=r"diffusion has not been trained.*train_diffusion\(\).*n_samples=0"):
-        model.get_completed_expression()
+        model.get_completed_expression(n_samples=4)
+
+
+@pytest.mark.parametrize(("options", "used"), [({}, 0), ({"n_factors": 0}, 4)])
+def test_samples_are_drawn_where_there_is_no_field(small, options, used):
+    """And the diffusion is trained there by default, of as many steps as ever."""
+    model = small.build(small.tissue(n_spots=100, n_genes=12), options)
+    trained = []
+    model.train_autoencoder(**small.TRAIN)
+    model.train_autoencoder = lambda *_, **__: None
+    model.train_diffusion = lambda epochs, **_: trained.append(epochs)
+    model.train(**{name: value for name, value in small.TRAIN.items() if name != "max_epochs"})
+    assert trained == [None] * bool(used)
+    model.train(**small.TRAIN)
+    model.train(diffusion_max_epochs=3)
+    assert trained[-2:] == [2, 3]
+    assert model._reading().n_samples == used and model._reading(2).n_samples == 2
 
 
 def test_untrained(small):

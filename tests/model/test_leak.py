@@ -246,7 +246,7 @@ def test_what_a_prediction_knows_of_the_own_count(small):
         one, other = predictions
         knows = {
             name
-            for name in ("network", "network_variance", "field", "detected", "rate")
+            for name in ("network", "log_variance", "field", "detected", "rate")
             if abs(getattr(other, name)[0, gene] / getattr(one, name)[0, gene] - 1) > 2e-3
         }
         assert knows == (set() if hidden[4, gene] else {"field", "rate"})

@@ -88,7 +88,7 @@ def test_samples_are_averaged(loss_kind):
 DEPTH, COUNTS = torch.tensor([50.0, 2000.0]), torch.tensor([[7.0, 0.0, 3.0], [90.0, 0.0, 41.0]])
 KNOWN = torch.tensor([[False, True, True], [False, True, True]])
 NETWORK = torch.tensor([[0.01, 0.03, 0.02], [0.01, 0.002, 0.03]])
-SPREAD = torch.tensor([[1e-5, 2e-5, 3e-5], [4e-6, 5e-7, 6e-6]])
+DEVIATION = torch.tensor([[0.1, 0.02, 0.3], [0.04, 0.2, 0.06]])
 FIELD = torch.tensor([[0.02, 0.01, 0.05], [0.005, 0.004, 0.01]])
 WEIGHT = torch.tensor([[0.2], [0.5]])
 SIZE, FIELD_SIZE = torch.tensor([2.0, 4.0, 8.0]), torch.tensor([3.0, 1.5, 6.0])
@@ -96,15 +96,16 @@ SIZE, FIELD_SIZE = torch.tensor([2.0, 4.0, 8.0]), torch.tensor([3.0, 1.5, 6.0])
 
 def read(field=None):
     batch = batch_of(counts=COUNTS, depth=DEPTH, observed=~KNOWN)
-    prediction = Prediction(batch, slice(None), NETWORK, SPREAD, FIELD, WEIGHT, NETWORK)
+    weight = WEIGHT if field else torch.zeros(2, 1)
+    prediction = Prediction(batch, slice(None), NETWORK, DEVIATION, FIELD, weight, NETWORK)
     module = SimpleNamespace(dispersion=SIZE, field=field, likelihood=LIKELIHOODS["counts"](3))
     given = posterior(prediction, module, known=KNOWN)
     by_default = posterior(prediction._replace(batch=batch._replace(observed=KNOWN)), module)
     assert all(torch.equal(one, other) for one, other in zip(given, by_default, strict=True))
     # Of some genes the same is said.
     genes = torch.tensor([2, 0])
-    parts = (part[:, genes] for part in (NETWORK, SPREAD, FIELD))
-    some = Prediction(batch.of_genes(genes), genes, *parts, WEIGHT, NETWORK)
+    parts = (part[:, genes] for part in (NETWORK, DEVIATION, FIELD))
+    some = Prediction(batch.of_genes(genes), genes, *parts, weight, NETWORK)
     for one, other in zip(posterior(some, module, known=KNOWN[:, genes]), given, strict=True):
         torch.testing.assert_close(one, other[:, genes])
     return given
@@ -120,27 +121,30 @@ def by_integration(rate, size, count, depth):
 
 
 def test_posterior_is_that_of_bayes():
-    mean, variance = read()
+    given = read()
+    mean, around, variance = given.mean, given.variance(torch.zeros(2, 3)), given.variance(DEVIATION)
     assert torch.equal(mean[:, 0], NETWORK[:, 0])  # what is not known leaves the prediction as it is
-    torch.testing.assert_close(variance[:, 0], SPREAD[:, 0] + NETWORK[:, 0] ** 2 / SIZE[0])
     for spot, gene in np.argwhere(KNOWN.numpy()):
         rate, size, depth = (float(x) for x in (NETWORK[spot, gene], SIZE[gene], DEPTH[spot]))
         exact = by_integration(rate, size, float(COUNTS[spot, gene]), depth)
         own = rate * depth / (rate * depth + size)
         assert float(mean[spot, gene]) == pytest.approx(exact[0], rel=1e-4)
-        # The own count replaces the prediction, and with it the spread of the prediction.
-        assert float(variance[spot, gene]) == pytest.approx(
-            exact[1] + (1 - own) ** 2 * float(SPREAD[spot, gene]), rel=1e-4
-        )
+        assert float(around[spot, gene]) == pytest.approx(exact[1], rel=1e-4)
+        assert float(given.own[spot, gene]) == pytest.approx(own)
+    # The own count replaces the prediction, and with it what is uncertain of it. The product of two independent factors.
+    left = (1 - given.own) ** 2 * (DEVIATION.exp() - 1)
+    torch.testing.assert_close((variance + mean**2) / mean**2, (around / mean**2 + 1) * (left + 1))
 
 
 def test_network_and_factor_model_are_averaged_in_the_log():
-    network, variance = read()
-    mean, mixed_variance = read(SimpleNamespace(dispersion=FIELD_SIZE))
+    network, mixed = read(), read(SimpleNamespace(dispersion=FIELD_SIZE))
     own = torch.where(KNOWN, FIELD * DEPTH[:, None] / (FIELD * DEPTH[:, None] + FIELD_SIZE), 0)
     factor = FIELD * (1 - own) + own * COUNTS / DEPTH[:, None]
-    torch.testing.assert_close(mean, network ** (1 - WEIGHT) * factor**WEIGHT)
-    torch.testing.assert_close(mixed_variance, variance * (mean / network) ** 2)
+    torch.testing.assert_close(mixed.mean, network.mean ** (1 - WEIGHT) * factor**WEIGHT)
+    size = SIZE ** (1 - WEIGHT) * FIELD_SIZE**WEIGHT
+    torch.testing.assert_close(mixed.shape, size + COUNTS * KNOWN)
+    expected = NETWORK ** (1 - WEIGHT) * FIELD**WEIGHT * DEPTH[:, None]
+    torch.testing.assert_close(mixed.own, torch.where(KNOWN, expected / (expected + size), 0))
 
 
 @pytest.mark.parametrize("n_parts", [1, 2])

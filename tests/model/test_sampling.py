@@ -21,6 +21,17 @@ def test_samples_average_to_the_completed_expression(trained):
     assert samples.mean() == pytest.approx(expected.mean(), rel=0.01)
 
 
+def test_standard_deviation_is_that_of_the_samples(trained):
+    options = {"keep_observed": False, "return_numpy": True, "scale": "counts", "silent": True}
+    _, std = trained.get_completed_expression(return_std=True, **options)
+    sampled = trained.sample_expression(n_samples=600, scale="counts", **QUIET).std(0)
+    hidden = ~trained.adata.layers["observed"]
+    # Of visible entries to first order.
+    for entries, tolerance in ((hidden, 0.05), (~hidden, 0.1)):
+        assert np.median(std[entries] / sampled[entries]) == pytest.approx(1, abs=tolerance)
+        assert np.corrcoef(np.log(std[entries]), np.log(sampled[entries]))[0, 1] > 0.97
+
+
 def test_a_known_count_leaves_less_of_a_deviation(trained, monkeypatch):
     """As in the posterior mean: with the count ``y``, ``mu (y + r) / (mu + r)`` grows less than ``mu``."""
 

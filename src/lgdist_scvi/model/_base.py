@@ -16,6 +16,7 @@ from lgdist_scvi.data._validation import validate_setup
 from lgdist_scvi.data._view import SpotView
 
 from ._guards import warn_if_unlike
+from ._options import N_SAMPLES, Reading
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -69,6 +70,12 @@ class LGDiSTBase(ForgettingMixin, BaseModelClass):
             warn_if_unlike(view, share)
         view.image_mask &= use_image
         return adata, view
+
+    def _reading(self, n_samples: int | None = None, **options: Any) -> Reading:
+        """Options of a read-out, with the default number of samples of this model."""
+        if n_samples is None:
+            n_samples = N_SAMPLES if self.module.field is None else 0
+        return Reading(n_samples, **options)
 
     def _check_trained(self, *, diffusion: bool) -> None:
         needed = {"autoencoder": "train"} | ({"diffusion": "train_diffusion"} if diffusion else {})

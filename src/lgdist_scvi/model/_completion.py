@@ -12,7 +12,7 @@ from lgdist_scvi._memory import require_memory
 from lgdist_scvi.metrics import count_distribution
 
 from ._base import LGDiSTBase
-from ._options import BATCH_SIZE, N_SAMPLES, N_STEPS, Reading, gene_numbers, row_numbers
+from ._options import BATCH_SIZE, N_STEPS, Reading, gene_numbers, row_numbers
 from ._reader import Reader
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class CompletionMixin(LGDiSTBase):
         indices: Sequence[int] | None = None,
         gene_list: Sequence[str] | None = None,
         *,
-        n_samples: int = N_SAMPLES,
+        n_samples: int | None = None,
         n_steps: int = N_STEPS,
         keep_observed: bool = True,
         return_std: bool = False,
@@ -60,7 +60,8 @@ class CompletionMixin(LGDiSTBase):
         gene_list
             Genes to return, in this order; all by default.
         n_samples
-            Codes drawn from the diffusion and averaged per spot; 0 decodes the autoencoder's own code.
+            Codes drawn from the diffusion and averaged per spot; 0 decodes the autoencoder's own code. By default 0, and 4 for a
+            model without a latent field (:data:`~lgdist_scvi.PUBLISHED`).
         n_steps
             Sampler steps per code.
         keep_observed
@@ -89,8 +90,9 @@ class CompletionMixin(LGDiSTBase):
         -------
         Table ``(n_spots, n_genes)`` in the unit of `scale`, float32, rows in the order of ``obs_names`` (or `indices`),
         columns in that of ``var_names`` (or `gene_list`). With `return_std` a pair: the second is the standard
-        deviation of the true rate around the returned value (from the samples and the overdispersion, without the noise
-        of counting), to first order on the log scale, and 0 for entries returned as measured.
+        deviation of the true rate around the returned value (from the posterior of the latent field and the overdispersion,
+        without the noise of counting), to first order on the log scale, and 0 for entries returned as measured. It is that of
+        :meth:`sample_expression`.
 
         Raises
         ------
@@ -115,8 +117,18 @@ class CompletionMixin(LGDiSTBase):
         True
         >>> mean, std = model.get_completed_expression(gene_list=["gene_1", "gene_2"], return_std=True)
         """
-        reading = Reading(n_samples, n_steps, keep_observed, return_std, scale, read_out, use_image, seed, batch_size)
-        adata, view = self._trained_view(adata, diffusion=n_samples > 0, use_image=use_image)
+        reading = self._reading(
+            n_samples,
+            n_steps=n_steps,
+            keep_observed=keep_observed,
+            return_std=return_std,
+            scale=scale,
+            read_out=read_out,
+            use_image=use_image,
+            seed=seed,
+            batch_size=batch_size,
+        )
+        adata, view = self._trained_view(adata, diffusion=reading.n_samples > 0, use_image=use_image)
         rows, genes = row_numbers(indices, adata), gene_numbers(gene_list, adata)
         require_memory(
             4 * len(rows) * len(genes) * (1 + return_std),
@@ -136,7 +148,7 @@ class CompletionMixin(LGDiSTBase):
         *,
         quantiles: Sequence[float] = (0.025, 0.5, 0.975),
         depth: float | None = None,
-        n_samples: int = N_SAMPLES,
+        n_samples: int | None = None,
         n_steps: int = N_STEPS,
         seed: int = 0,
         batch_size: int = BATCH_SIZE,

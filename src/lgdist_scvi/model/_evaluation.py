@@ -16,7 +16,7 @@ from lgdist_scvi.metrics import deviance_explained, gene_pearson, masked_mse
 
 from ._base import LGDiSTBase
 from ._guards import digest_of, holds_some_of, warn_if_no_better_than_means, warn_if_trained_on
-from ._options import N_SAMPLES, N_STEPS, Reading
+from ._options import N_STEPS
 from ._reader import Reader
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lgdist_scvi.data._view import SpotView
+
+    from ._options import Reading
 
 NEIGHBOR_HOPS = 2
 
@@ -36,7 +38,7 @@ class EvaluationMixin(LGDiSTBase):
         adata: AnnData | None = None,
         *,
         fraction: float = 0.05,
-        n_samples: int = N_SAMPLES,
+        n_samples: int | None = None,
         n_steps: int = N_STEPS,
         use_image: bool = True,
         seed: int = 0,
@@ -87,7 +89,7 @@ class EvaluationMixin(LGDiSTBase):
         >>> list(scores.index)
         ['lgdist', 'gene mean', 'spatial neighbours']
         """
-        reading = Reading(n_samples, n_steps, use_image=use_image, seed=seed)
+        reading = self._reading(n_samples, n_steps=n_steps, use_image=use_image, seed=seed)
         truth, hidden, view, rows = self._hide(adata, fraction, reading)
         predictions = {
             "lgdist": Reader(self.module, view, reading).hidden(rows, silent=silent)[::2],
@@ -116,7 +118,7 @@ class EvaluationMixin(LGDiSTBase):
         adata: AnnData | None = None,
         *,
         fraction: float = 0.05,
-        n_samples: int = N_SAMPLES,
+        n_samples: int | None = None,
         n_steps: int = N_STEPS,
         use_image: bool = True,
         seed: int = 0,
@@ -150,7 +152,7 @@ class EvaluationMixin(LGDiSTBase):
         >>> ax = lgdist_scvi.pl.coverage(entries)
         """
         source = self.adata if adata is None else adata
-        reading = Reading(n_samples, n_steps, use_image=use_image, seed=seed)
+        reading = self._reading(n_samples, n_steps=n_steps, return_std=True, use_image=use_image, seed=seed)
         truth, hidden, view, rows = self._hide(adata, fraction, reading)
         predicted = Reader(self.module, view, reading).hidden(rows, silent=silent)
         row, gene = hidden[rows].nonzero()

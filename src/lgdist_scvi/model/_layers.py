@@ -19,7 +19,6 @@ from lgdist_scvi._memory import require_memory
 from lgdist_scvi.data._regions import annotating_table
 
 from ._base import LGDiSTBase
-from ._options import Reading
 from ._reader import Reader
 from ._spatialdata import put_into_table, write_layers
 from ._streaming import Blocks, fill, imputed, write_extended
@@ -27,6 +26,8 @@ from ._streaming import Blocks, fill, imputed, write_extended
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
+
+    from ._options import Reading
 
 _TECHNICAL = ("batch_size", "return_std")
 
@@ -67,7 +68,7 @@ class LayersMixin(LGDiSTBase):
         >>> values.dtype, imputed.dtype
         (dtype('float32'), dtype('bool'))
         """
-        reading = Reading(**options)
+        reading = self._reading(**options)
         adata, view = self._trained_view(adata, diffusion=reading.n_samples > 0, use_image=reading.use_image)
         _check_key(adata, key_added)
         require_memory(
@@ -197,7 +198,7 @@ class LayersMixin(LGDiSTBase):
             raise FileNotFoundError(f"The folder {path.parent} does not exist; create it first.")
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists; choose another name or pass overwrite=True.")
-        reading = Reading(**options)
+        reading = self._reading(**options)
         adata, view = self._trained_view(adata, diffusion=reading.n_samples > 0, use_image=reading.use_image)
         _check_key(adata, key_added)
         job = {**asdict(reading), **self._provenance(reading), "weights": self._weights_hash(), "data": view.digest()}

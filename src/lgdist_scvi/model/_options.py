@@ -31,6 +31,7 @@ paper's public code, such as letting the codes of the neighbours see the spot to
 Scale = Literal["log1p", "rate", "counts"]
 
 N_SAMPLES = 4
+"""Samples of the diffusion where there is no latent field. Where there is one they change no score, and are not drawn."""
 N_STEPS = 4
 BATCH_SIZE = 256
 
@@ -45,7 +46,7 @@ class Reading:
         If an option is out of range.
     """
 
-    n_samples: int = N_SAMPLES
+    n_samples: int = 0
     n_steps: int = N_STEPS
     keep_observed: bool = True
     return_std: bool = False

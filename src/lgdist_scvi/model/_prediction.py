@@ -17,7 +17,7 @@ from lgdist_scvi.data._validation import validate_places
 from lgdist_scvi.data._view import SpotView
 
 from ._base import LGDiSTBase
-from ._options import BATCH_SIZE, N_SAMPLES, N_STEPS, Reading, gene_numbers
+from ._options import BATCH_SIZE, N_STEPS, gene_numbers
 from ._reader import Reader
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class PredictionMixin(LGDiSTBase):
         adata: AnnData,
         gene_list: Sequence[str] | None = None,
         *,
-        n_samples: int = N_SAMPLES,
+        n_samples: int | None = None,
         n_steps: int = N_STEPS,
         return_std: bool = False,
         scale: DepthlessScale = "log1p",
@@ -87,8 +87,10 @@ class PredictionMixin(LGDiSTBase):
         (60, 2)
         """
         check_choice("scale", scale, get_args(DepthlessScale))
-        reading = Reading(n_samples, n_steps, return_std=return_std, scale=scale, seed=seed, batch_size=batch_size)
-        self._check_trained(diffusion=n_samples > 0)
+        reading = self._reading(
+            n_samples, n_steps=n_steps, return_std=return_std, scale=scale, seed=seed, batch_size=batch_size
+        )
+        self._check_trained(diffusion=reading.n_samples > 0)
         setup = self.adata_manager.registry["setup_args"]
         if setup["image_key"] is None:
             raise ValueError(

@@ -58,7 +58,7 @@ class Reader:
         self._module, self._view, self._reading = module, view, reading
         # Of all spots, whichever are read: each is a part of the surroundings of others.
         folds = READ_OUTS[reading.read_out].given_detection
-        solve_field(module, view, folds=folds, n_draws=n_draws, seed=reading.seed)
+        solve_field(module, view, folds=folds, spread=reading.return_std, n_draws=n_draws, seed=reading.seed)
         self._noise: torch.Tensor | None = None
         if reading.n_samples:
             n_latent = len(module.denoiser.code_std)
@@ -160,7 +160,8 @@ class Reader:
         rate, std, log_value = (np.empty((len(rows), self._view.n_genes), dtype=np.float32) for _ in range(3))
         for place, batch in self._gathered(rows, silent):
             prediction = self._predict(batch, observed=False, detected=True)
-            _, variance = posterior(prediction, self._module, known=torch.zeros_like(prediction.batch.observed))
+            given = posterior(prediction, self._module, known=torch.zeros_like(prediction.batch.observed))
+            variance = given.variance(prediction.log_variance)
             rate[place], std[place], log_value[place] = (
                 values.cpu().numpy() for values in (prediction.rate, variance.sqrt(), prediction.detected)
             )

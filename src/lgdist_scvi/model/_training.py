@@ -22,7 +22,7 @@ from lgdist_scvi.train._statistics import clean_codes, fit_code_statistics, fit_
 
 from ._base import LGDiSTBase
 from ._guards import digest_of, holds_some_of, sample_of, warn_if_collapsed
-from ._options import Reading
+from ._options import N_SAMPLES, Reading
 from ._reader import Reader
 
 if TYPE_CHECKING:
@@ -76,15 +76,16 @@ class TrainingMixin(LGDiSTBase):
         diffusion_plan_kwargs: dict[str, Any] | None = None,
         **trainer_kwargs: Any,
     ) -> None:
-        """Train the autoencoder, then the diffusion in its latent space.
+        """Train the autoencoder and fit the latent field; then train the diffusion, where it is used.
 
-        A second call continues from the weights of the first, with the same held-out entries.
+        With the latent field the diffusion improves no score, so by default it is trained only for a model without one
+        (:data:`~lgdist_scvi.PUBLISHED`), or if its epochs are given. A second call continues from the weights of the first, with the same held-out entries.
 
         Parameters
         ----------
         max_epochs
-            Epochs of each phase; by default as many as make 300 steps (autoencoder) or 100 (diffusion), times
-            ``(n / 3000)**0.75`` for ``n > 3000`` spots, and at least 10.
+            Epochs of each phase; by default as many as make 180 steps (autoencoder) or 100 (diffusion, where there is no
+            latent field), times ``(n / 3000)**0.75`` for ``n > 3000`` spots, and at least 9.
         autoencoder_max_epochs, diffusion_max_epochs
             The same for one phase.
         accelerator, devices
@@ -143,7 +144,8 @@ class TrainingMixin(LGDiSTBase):
             **trainer_kwargs,
         }
         self.train_autoencoder(autoencoder_max_epochs or max_epochs, plan_kwargs=autoencoder_plan_kwargs, **shared)
-        self.train_diffusion(diffusion_max_epochs or max_epochs, plan_kwargs=diffusion_plan_kwargs, **shared)
+        if self.module.field is None or diffusion_max_epochs or max_epochs:
+            self.train_diffusion(diffusion_max_epochs or max_epochs, plan_kwargs=diffusion_plan_kwargs, **shared)
 
     def train_autoencoder(
         self,
@@ -274,7 +276,7 @@ class TrainingMixin(LGDiSTBase):
         data = CodeDataModule(self._training_data(self.held_out_, batch_size), self.held_out_, self.seed_)
 
         def completed_counts(rows: NDArray[np.int64]) -> NDArray[np.float32]:
-            return Reader(self.module, data.view, Reading(scale="counts")).read(rows).values
+            return Reader(self.module, data.view, Reading(N_SAMPLES, scale="counts")).read(rows).values
 
         for number in range(1, self.n_rounds_ + 1):
             data.view.clean = clean_codes(self.module, data.view, completed_counts if number > 1 else None)

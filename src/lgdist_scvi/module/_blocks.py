@@ -49,14 +49,16 @@ class Attention(nn.Module):
 
 
 class Dropout(nn.Dropout):
-    """Dropout that is fast on CPUs, where PyTorch draws Bernoulli numbers one by one."""
+    """Dropout that is fast on CPUs, where PyTorch draws one number at a time: one draw makes eight, of 256 values each."""
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Drop a random part of `values` in training, and scale up the rest."""
         if not self.training or values.device.type != "cpu":
             return super().forward(values)
-        # In place, and without booleans, which would be converted.
-        return values * torch.rand_like(values).ge_(self.p).mul_(1 / (1 - self.p))
+        dropped = min(round(256 * self.p), 255)
+        drawn = torch.empty(-(-values.numel() // 8), dtype=torch.int64).random_(-(1 << 63), None)
+        kept = drawn.view(torch.uint8)[: values.numel()].view(values.shape) >= dropped
+        return values * kept.to(values.dtype).mul_(256 / (256 - dropped))
 
 
 def feed_forward(n_hidden: int, dropout: float) -> nn.Sequential:

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from lgdist_scvi.data._batch import Batch
     from lgdist_scvi.data._tissue import Spots, Tissue
 
-SOLVE_SWEEPS = 8
-"""Newton steps of the codes; they start at the mean of the field."""
+SOLVE_SWEEPS, FOLD_SWEEPS = 8, 5
+"""Newton steps of the codes, which start at the mean of the field; fewer of those without a fold of the genes, by which only
+the read-out given detection is calibrated."""
 FEW_COUNTS = 10.0
 """Counts of a spot at which the network has half of the weight that it has in a spot with many."""
 # Shares in the log rate of a spot without counts: of the latent field, and of what is counted within one and within two hops.
@@ -114,7 +115,7 @@ class LatentField(nn.Module):
         """
         codes = self.loadings.new_zeros(tissue.n_spots, self.n_factors)
         covariance = codes.new_zeros(tissue.n_spots, self.n_factors, self.n_factors)
-        for _ in range(SOLVE_SWEEPS):
+        for _ in range(SOLVE_SWEEPS if left_out is None else FOLD_SWEEPS):
             information, target = self.information(tissue, codes, covariance, share, left_out)
             precision = Precision(information, tissue, self.stiffness, self.smoothness)
             codes = codes + (precision.solve(target, codes, EXACTLY) - codes).clamp(-LONGEST_STEP, LONGEST_STEP)
@@ -153,6 +154,21 @@ class LatentField(nn.Module):
         known = self._known(batch, visible)
         rate = known * log_rate + (1 - known) * _beside_counts(log_rate, batch, share, chosen)
         return FieldRates(rate, log_value_of_one(batch.depth) + detected, self._weight(batch, known))
+
+    @torch.no_grad()
+    def log_variance(
+        self, batch: Batch, visible: torch.Tensor, share: torch.Tensor, genes: torch.Tensor | slice = slice(None)
+    ) -> torch.Tensor:
+        """Variance of the log rates, ``(n_spots, n_genes)``: of codes, loadings and levels; 0 if the batch has no `spread`."""
+        if not batch.spread.shape[1]:
+            return torch.zeros_like(batch.counts[:, genes])
+        _, variance = self.moments(batch.field[:, 0], self.covariance(batch, visible, share), genes)
+        return variance + self.level_variance[genes]
+
+    def covariance(self, batch: Batch, visible: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+        """Covariance of the codes, those of the neighbours being uncertain as well, ``(n_spots, n_factors, n_factors)``."""
+        local = self.given_neighbours(batch, visible, share)
+        return local + local @ (batch.spread[..., None] * local)
 
     def fit_detection(self, blocks: Iterable[tuple[torch.Tensor, Batch]]) -> None:
         """Regress the log values of each gene's detected entries on predictions made without them.

@@ -56,7 +56,15 @@ def fit_field(module: LGDiSTModule, view: SpotView, seed: int) -> None:
     _field_fit.fit(module.field, Tissue(view, rows, module.device), module.share, seed)
 
 
-def solve_field(module: LGDiSTModule, view: SpotView, *, folds: bool = False, n_draws: int = 0, seed: int = 0) -> None:
+def solve_field(
+    module: LGDiSTModule,
+    view: SpotView,
+    *,
+    folds: bool = False,
+    spread: bool = False,
+    n_draws: int = 0,
+    seed: int = 0,
+) -> None:
     """Solve the codes of all spots of the view from its visible entries.
 
     Parameters
@@ -67,8 +75,10 @@ def solve_field(module: LGDiSTModule, view: SpotView, *, folds: bool = False, n_
         Visible counts; its codes are set, ``(n_spots, 1, n_factors)``, or with `folds` ``(n_spots, n_parts, n_factors)``.
     folds
         Also solve codes from which a fold of the genes is left out in all spots, which know no entry of these genes.
+    spread
+        Also estimate the variance of what the neighbours say of the codes, ``(n_spots, n_factors)``.
     n_draws, seed
-        Also draw from the posterior around the codes, jointly over the spots, ``(n_spots, n_draws, n_factors)``.
+        Estimate it, and also draw from the posterior around the codes, jointly over the spots, ``(n_spots, n_draws, n_factors)``.
     """
     field = module.field
     if field is None:
@@ -78,19 +88,20 @@ def solve_field(module: LGDiSTModule, view: SpotView, *, folds: bool = False, n_
         left_out += [(gene_folds(view.n_genes) == fold).to(module.device) for fold in range(N_FOLDS)]
     codes = np.empty((view.n_spots, len(left_out), field.n_factors), dtype=np.float32)
     draws = np.empty((view.n_spots, n_draws, field.n_factors), dtype=np.float32)
-    spread = np.empty((view.n_spots, field.n_factors if n_draws else 0), dtype=np.float32)
+    spread = spread or n_draws > 0
+    spreads = np.empty((view.n_spots, field.n_factors if spread else 0), dtype=np.float32)
     for rows, core in _strips(view):
         tissue = Tissue(view, rows, module.device)
         kept = torch.from_numpy(core)
         for part, genes in enumerate(left_out):
             solved = field.solve(tissue, module.share, genes)
             codes[rows[core], part] = solved.codes[kept].cpu().numpy()
-            if n_draws and genes is None:
+            if spread and genes is None:
                 noise = (noise_of(tissue, field.n_factors, seed, draw) for draw in range(max(n_draws, SPREAD_DRAWS)))
                 drawn = torch.stack([solved.precision.sample(one) for one in noise], dim=1)
                 draws[rows[core]] = drawn[kept, :n_draws].cpu().numpy()
-                spread[rows[core]] = solved.precision.spread(drawn)[kept].cpu().numpy()
-    view.field, view.draws, view.spread = codes, draws, spread
+                spreads[rows[core]] = solved.precision.spread(drawn)[kept].cpu().numpy()
+    view.field, view.draws, view.spread = codes, draws, spreads
 
 
 def _strips(view: SpotView) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:

@@ -67,31 +67,22 @@ class ExpressionSamples:
         rows
             Numbers of the spots, ``(n_spots,)``, to which the random numbers of their entries belong.
         """
-        module, seen, genes = self._module, prediction.batch, prediction.genes
-        depth = seen.depth[:, None]
-        weight = prediction.weight
-        size = (1 - weight) * module.dispersion[genes].log() + weight * self._field.dispersion[genes].log()
-        size = size.exp()
-        shape = size + seen.counts * seen.observed
-        mean, _ = posterior(prediction, module)
+        given = posterior(prediction, self._module)
         around = [
-            _gammas(self._seed, row, one, len(self._loadings)) for row, one in zip(rows, shape.cpu(), strict=True)
+            _gammas(self._seed, row, one, len(self._loadings)) for row, one in zip(rows, given.shape.cpu(), strict=True)
         ]
-        gammas = torch.from_numpy(np.stack(around, axis=1)).to(size)
-        expected = prediction.rate * depth * seen.observed
-        for deviation, gamma in zip(self._deviations(batch, genes), gammas, strict=True):
+        gammas = torch.from_numpy(np.stack(around, axis=1)).to(given.mean)
+        for deviation, gamma in zip(self._deviations(batch, prediction.genes), gammas, strict=True):
             # What the deviation leaves of itself where the own count is known.
             ratio = deviation.exp()
-            yield mean * (gamma / shape) * ratio * (size + expected) / (size + expected * ratio)
+            yield given.mean * (gamma / given.shape) * ratio / (1 + given.own * (ratio - 1))
 
     def _deviations(self, batch: Batch, genes: torch.Tensor | slice) -> Iterator[torch.Tensor]:
         """Draws of the log rates around those expected, each ``(n_spots, n_genes)``; the expectation of a rate is kept."""
-        field = self._field
-        local = field.given_neighbours(batch, self._module.condition.visible(batch), self._module.share)
-        covariance = local + local @ (batch.spread[..., None] * local)
-        codes = batch.field[:, 0]
-        linear, variance = field.moments(codes, covariance, genes)
-        expected = linear + (variance + field.level_variance[genes]) / 2
+        field, codes = self._field, batch.field[:, 0]
+        visible = self._module.condition.visible(batch)
+        variance = field.log_variance(batch, visible, self._module.share, genes)
+        expected = codes @ field.loadings[genes].T + variance / 2
         for draw, loadings, level in zip(batch.draws.unbind(dim=1), self._loadings, self._levels, strict=True):
             yield bounded((codes + draw) @ loadings[genes].T + level[genes] - expected)
 

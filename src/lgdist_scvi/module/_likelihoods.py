@@ -80,14 +80,6 @@ class LogLikelihood(nn.Module):
         expected = rate * batch.depth[:, None]
         return torch.where(known, expected / (expected + size), 0)
 
-    @staticmethod
-    def variance(
-        rate: torch.Tensor, own: torch.Tensor, batch: Batch, known: torch.Tensor, size: torch.Tensor
-    ) -> torch.Tensor:
-        """Variance of the rate around its posterior mean; `own` is :meth:`own_weight`, and the rest as there."""
-        depth = batch.depth[:, None]
-        return torch.where(known, (batch.counts + size) * own**2 / depth**2, rate**2 / size)
-
 
 class CountLikelihood(LogLikelihood):
     """Negative-binomial likelihood of counts, beside the squared error of detected log values."""

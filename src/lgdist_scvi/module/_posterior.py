@@ -27,8 +27,9 @@ class Prediction(NamedTuple):
     network: torch.Tensor
     """Rate of the network: expected share of the gene in the depth of the spot, predicted without the own count,
     ``(n_spots, n_genes)``."""
-    network_variance: torch.Tensor
-    """Its variance over samples, ``(n_spots, n_genes)``."""
+    log_variance: torch.Tensor
+    """Variance of the log of the rate, from what is not known of the codes, ``(n_spots, n_genes)``: over the samples of the
+    diffusion; with a latent field that of its posterior, or 0 where no draws of it are at hand."""
     field: torch.Tensor
     """The field's rate, ``(n_spots, n_genes)``. The codes of the spots are solved from all visible counts, so that the rate of a
     visible entry knows the entry's own count."""
@@ -150,16 +151,36 @@ def predict(
         for whole, found in results:
             whole[:, place] = torch.where(wanted, found, whole[:, place])
     field, weight = network, network.new_zeros(len(network), 1)
+    log_variance = torch.log1p(variance / network.clamp_min(_TINY) ** 2)
     if module.field is not None:
         smooth = module.field(batch, visible, module.share, chosen)
         field, weight = smooth.log_rate.exp(), smooth.weight
-    return Prediction(batch.of_genes(chosen), chosen, network, variance, field, weight, log_value)
+        log_variance = module.field.log_variance(batch, visible, module.share, chosen)
+    return Prediction(batch.of_genes(chosen), chosen, network, log_variance, field, weight, log_value)
 
 
-def posterior(
-    prediction: Prediction, module: LGDiSTModule, known: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Posterior mean and variance of the rate, given the own count of an entry if known.
+class Posterior(NamedTuple):
+    """Posterior of the rate of each entry, each ``(n_spots, n_genes)``.
+
+    The rate is gamma distributed, of the given shape, around an expectation whose own log has a normal deviation. Where the own
+    count is known it counts for as much as the overdispersion leaves to it, and the deviation for that much less.
+    """
+
+    mean: torch.Tensor
+    """Share of the depth."""
+    shape: torch.Tensor
+    """Shape of the gamma distribution."""
+    own: torch.Tensor
+    """Weight of the own count, 0 where it is not known."""
+
+    def variance(self, log_variance: torch.Tensor) -> torch.Tensor:
+        """Variance of the share of the depth, given that of the deviation."""
+        moved = (1 - self.own) ** 2 * log_variance.expm1()
+        return self.mean**2 * ((1 + 1 / self.shape) * (1 + moved) - 1)
+
+
+def posterior(prediction: Prediction, module: LGDiSTModule, known: torch.Tensor | None = None) -> Posterior:
+    """Posterior of the rate, given the own count of an entry if known.
 
     The posteriors of the network and of the field are averaged in the log.
 
@@ -171,28 +192,21 @@ def posterior(
         Trained and calibrated module.
     known
         True where the own count is known, ``(n_spots, n_genes)``; by default where the entry was observed.
-
-    Returns
-    -------
-    Mean and variance of the share of the depth, each ``(n_spots, n_genes)``.
     """
     batch, likelihood, size = prediction.batch, module.likelihood, module.dispersion[prediction.genes]
     known = batch.observed if known is None else known
     counted = batch.counts / batch.depth[:, None]
 
-    def given_count(rate: torch.Tensor, size: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        own = likelihood.own_weight(rate, batch, known, size)
-        return rate + own * (counted - rate), own
+    def given_count(rate: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
+        return rate + likelihood.own_weight(rate, batch, known, size) * (counted - rate)
 
-    network, own = given_count(prediction.network, size)
-    mean = network
+    mean = given_count(prediction.network, size)
     if module.field is not None:
-        field, _ = given_count(prediction.field, module.field.dispersion[prediction.genes])
-        mean = _mix(network, field, prediction.weight)
-    # Variance of the predicted mean, reduced by the weight of the own count, and of the rate around that mean.
-    around = likelihood.variance(prediction.network, own, batch, known, size)
-    variance = (1 - own) ** 2 * prediction.network_variance + around
-    return mean, variance * (mean / network.clamp_min(_TINY)) ** 2
+        field_size = module.field.dispersion[prediction.genes]
+        mean = _mix(mean, given_count(prediction.field, field_size), prediction.weight)
+        size = _mix(size, field_size, prediction.weight)
+    own = likelihood.own_weight(prediction.rate, batch, known, size)
+    return Posterior(mean, size + batch.counts * known, own)
 
 
 def _decode_samples(

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 def expected(prediction: Prediction, module: LGDiSTModule) -> tuple[torch.Tensor, torch.Tensor]:
     """Posterior mean of the expression and its variance, the own count included where the entry was observed."""
-    return posterior(prediction, module)
+    given = posterior(prediction, module)
+    return given.mean, given.variance(prediction.log_variance)
 
 
 def detected(prediction: Prediction, module: LGDiSTModule) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lgdist_scvi.dataloaders._neighborhood import NeighborhoodDataModule
     from lgdist_scvi.module._lgdist import LGDiSTModule
 
-CALIBRATION_SPOTS = 2000
+CALIBRATION_SPOTS = 1200
 """Number of spots used to estimate the overdispersion."""
 _BLOCK_SPOTS = 256
 # Prior weights of network and field in the read-out given detection, and the number of entries that the prior is

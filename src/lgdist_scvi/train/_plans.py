@@ -173,7 +173,7 @@ class AutoencoderPlan(PhasePlan):
 
     phase = "autoencoder"
     trained = ("encoder", "decoder", "likelihood")
-    default_steps = 200
+    default_steps = 180
 
     def loss(self, batch: Batch) -> LossOutput:
         """Loss on randomly masked entries."""

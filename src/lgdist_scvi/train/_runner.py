@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 SECTION_SPOTS = 3000
 """Spots of a Visium section. With more spots, defaults of training and the number of factors change."""
-MIN_EPOCHS = 10
+MIN_EPOCHS = 9
 VALIDATIONS = 25
-"""Number of validations per phase."""
+"""Number of validations per phase; fewer in one of few epochs, of which each would take a quarter longer."""
 PATIENCE = 6
 """Validations without improvement after which a phase stops."""
 
@@ -75,6 +75,9 @@ class PhaseRunner:
         n_steps = data.n_steps(n_devices * trainer_kwargs.get("num_nodes", 1))
         size = relative_size(data.view.n_spots)
         epochs = max_epochs or max(MIN_EPOCHS, math.ceil(plan_cls.default_steps * size**0.75 / n_steps))
+        interval = max(1, round(epochs / VALIDATIONS), min(3, epochs // 3))
+        if max_epochs is None:
+            epochs = interval * math.ceil(epochs / interval)  # so that what the last has learnt is validated
         self.plan = plan_cls(self.module, **({"weight_decay": WEIGHT_DECAY / size} | plan_kwargs))
         early_stopping = bool(trainer_kwargs.pop("early_stopping")) and data.n_val > 0
         # A copy, because the trainer appends to it and both phases use the list of the user.
@@ -82,7 +85,7 @@ class PhaseRunner:
         if trainer_kwargs.get("enable_progress_bar", True):
             callbacks.append(PhaseProgressBar(title.capitalize()))
         defaults = {
-            "check_val_every_n_epoch": max(1, round(epochs / VALIDATIONS)),
+            "check_val_every_n_epoch": interval,
             "early_stopping_monitor": "validation_loss",
             "early_stopping_patience": PATIENCE,
             "benchmark": False,
