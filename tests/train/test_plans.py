@@ -60,9 +60,11 @@ def test_rates_warm_up_and_fall(small, model):
         type(model)._autoencoder_plan_cls = before
     rates = np.array(rates)
     assert len(rates) == 120
-    np.testing.assert_allclose(rates[:WARMUP_STEPS], 1e-3 * np.arange(1, WARMUP_STEPS + 1) / WARMUP_STEPS, rtol=1e-5)
+    np.testing.assert_allclose(
+        rates[:WARMUP_STEPS], Plan.peak_lr * np.arange(1, WARMUP_STEPS + 1) / WARMUP_STEPS, rtol=1e-5
+    )
     fallen = np.arange(120 - WARMUP_STEPS) / (120 - WARMUP_STEPS)
-    expected = 1e-3 * (0.01 + 0.99 * (1 + np.cos(np.pi * fallen)) / 2)
+    expected = Plan.peak_lr * (0.01 + 0.99 * (1 + np.cos(np.pi * fallen)) / 2)
     np.testing.assert_allclose(rates[WARMUP_STEPS:], expected, rtol=1e-3)
 
 

@@ -151,9 +151,10 @@ class LatentField(nn.Module):
         linear, variance = self.moments(codes, self.given_neighbours(batch, visible, share, part), chosen)
         log_rate = self.level[chosen] + bounded(linear + variance / 2)
         detected = (detection_features(log_rate, batch) * self.detection[chosen]).sum(-1)
-        known = self._known(batch, visible)
-        rate = known * log_rate + (1 - known) * _beside_counts(log_rate, batch, share, chosen)
-        return FieldRates(rate, log_value_of_one(batch.depth) + detected, self._weight(batch, known))
+        counts = (batch.counts * visible).sum(dim=1, keepdim=True)
+        unseen = 1 / (1 + counts.square())  # a few counts say more than the neighbours
+        rate = log_rate + unseen * (_beside_counts(log_rate, batch, share, chosen) - log_rate)
+        return FieldRates(rate, log_value_of_one(batch.depth) + detected, self._weight(batch, counts, unseen))
 
     @torch.no_grad()
     def log_variance(
@@ -189,18 +190,14 @@ class LatentField(nn.Module):
         prior = torch.diag_embed(self.stiffness + self.smoothness * degree)
         return inverse(self.full(weight @ self.products) + prior)
 
-    @staticmethod
-    def _known(batch: Batch, visible: torch.Tensor) -> torch.Tensor:
-        """How far the own counts speak for a spot, from 0 to 1, ``(n_spots, 1)``."""
-        counts = (batch.counts * visible).sum(dim=1, keepdim=True)
-        return counts / (counts + FEW_COUNTS)
-
-    def _weight(self, batch: Batch, known: torch.Tensor) -> torch.Tensor:
-        """Share of the field; the network alone knows what has neither counts nor any around it."""
+    def _weight(self, batch: Batch, counts: torch.Tensor, unseen: torch.Tensor) -> torch.Tensor:
+        """Share of the field, more of it in a spot of few counts; the network alone knows what has neither counts nor any around it."""
+        known = counts / (counts + FEW_COUNTS)
         imaged = batch.image_mask[:, :1] & (batch.image.shape[2] > 0)
-        informed = (known > 0) | (batch.pooled != 0).flatten(1).any(dim=1, keepdim=True)
-        unseen = torch.where(imaged, _BESIDE_IMAGE, _UNSEEN_FIELD + sum(_UNSEEN_NEAR))
-        return informed * (known * self.mixing + (1 - known) * unseen)
+        informed = (counts > 0) | (batch.pooled != 0).flatten(1).any(dim=1, keepdim=True)
+        few = known * self.mixing + (1 - known) * torch.where(imaged, _BESIDE_IMAGE, 1.0)
+        none = torch.where(imaged, _BESIDE_IMAGE, _UNSEEN_FIELD + sum(_UNSEEN_NEAR))
+        return informed * ((1 - unseen) * few + unseen * none)
 
     def working(
         self,

@@ -40,7 +40,8 @@ class PhasePlan(pl.LightningModule):
     module
         Module to train.
     lr, weight_decay
-        Peak learning rate, which falls to zero during training, and weight decay of the weight matrices.
+        Peak learning rate, by default :attr:`peak_lr`, which falls to zero during training, and weight decay of the weight
+        matrices.
     ema_decay
         Decay per step of the averaged weights.
     """
@@ -48,17 +49,18 @@ class PhasePlan(pl.LightningModule):
     phase: Phase
     trained: tuple[str, ...]
     default_steps: int
+    peak_lr: float
 
     def __init__(
         self,
         module: LGDiSTModule,
-        lr: float = 1e-3,
+        lr: float | None = None,
         weight_decay: float = WEIGHT_DECAY,
         ema_decay: float = 0.99,
     ) -> None:
         super().__init__()
         self.module = module
-        self.lr, self.weight_decay = lr, weight_decay
+        self.lr, self.weight_decay = self.peak_lr if lr is None else lr, weight_decay
         self._average_over_steps = get_ema_multi_avg_fn(ema_decay)
         self._start = self._copy()
         self._averaged: Weights = self._copy()
@@ -174,6 +176,7 @@ class AutoencoderPlan(PhasePlan):
     phase = "autoencoder"
     trained = ("encoder", "decoder", "likelihood")
     default_steps = 180
+    peak_lr = 2e-3
 
     def loss(self, batch: Batch) -> LossOutput:
         """Loss on randomly masked entries."""
@@ -193,6 +196,7 @@ class DiffusionPlan(PhasePlan):
     phase = "diffusion"
     trained = ("denoiser",)
     default_steps = 100
+    peak_lr = 1e-3
 
     def loss(self, batch: Batch) -> LossOutput:
         """Denoising loss at random noise levels and masks."""
