@@ -50,7 +50,9 @@ def sums(model: LGDiST, train: anndata.AnnData, truth: dict[str, Any], rate: np.
             for group in groups
         ]
         seen, mean, around = (np.concatenate(part, axis=-1) for part in zip(*parts, strict=True))
-        found[kind] = verdict(seen, mean, around, levels, random)
+        # Of the molecules of one spot, genes share what was drawn.
+        total = np.tile(truth["lib"], len(groups)) if axis else None
+        found[kind] = verdict(seen, mean, around, levels, random, total)
     return found
 
 
@@ -72,7 +74,12 @@ def kinds(
 
 
 def verdict(
-    seen: np.ndarray, mean: np.ndarray, around: np.ndarray, levels: list[float], random: np.random.Generator
+    seen: np.ndarray,
+    mean: np.ndarray,
+    around: np.ndarray,
+    levels: list[float],
+    random: np.random.Generator,
+    total: np.ndarray | None = None,
 ) -> Record:
     """Coverage of sums, and their excess variance relative to that claimed.
 
@@ -84,9 +91,15 @@ def verdict(
         Samples of the expected counts, ``(n_samples, n_sums)``.
     levels, random
         Promised coverages, and generator of the noise of counting.
+    total
+        Molecules that each sum was counted among, ``(n_sums,)``; None for so many that the noise is that of Poisson.
     """
     around = around + (mean - around.mean(axis=0))  # the samples are few, and their mean is known
-    repeated = random.poisson(np.maximum(around, 0))
+    if total is None:
+        repeated, noise = random.poisson(np.maximum(around, 0)), mean
+    else:
+        repeated = random.binomial(total.astype(int), (around / total).clip(0, 1))
+        noise = mean * (1 - mean / total)
     # A count is covered as far as its own step lies in the interval.
     below, equal = (repeated < seen).mean(axis=0), (repeated == seen).mean(axis=0)
     coverage = {}
@@ -98,7 +111,7 @@ def verdict(
     claimed = around.var(axis=0).sum()
     return {
         "coverage": coverage,
-        "excess": float(((seen - mean) ** 2 - mean).sum() / claimed),
-        "share": float(claimed / (claimed + mean.sum())),
+        "excess": float(((seen - mean) ** 2 - noise).sum() / claimed),
+        "share": float(claimed / (claimed + noise.sum())),
         "n": int(seen.size),
     }

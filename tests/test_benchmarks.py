@@ -394,6 +394,35 @@ def test_every_variant_of_the_ablation_runs(report, section, briefly):
         assert np.isfinite(completed.to_numpy()).all() and (completed.to_numpy() >= 0).all(), name
 
 
+def test_sums_over_genes_share_the_molecules_of_a_spot(report):
+    verdict, random = importlib.import_module("sums").verdict, np.random.default_rng(0)
+    total = np.full(4000, 100.0)
+    share = 0.6 + 0.05 * random.standard_normal(4000)
+    seen, around = random.binomial(100, share), 60 + 5 * random.standard_normal((200, 4000))
+    found = verdict(seen, np.full(4000, 60.0), around, [0.8], random, total)
+    assert found["excess"] == pytest.approx(1, rel=0.1) and found["coverage"]["0.8"] == pytest.approx(0.8, abs=0.01)
+    assert verdict(seen, np.full(4000, 60.0), around, [0.8], random)["excess"] < 0.5
+
+
+@pytest.mark.parametrize(("width", "best"), [(0.3, False), (1.0, True), (3.0, False)])
+def test_joint_scores_prefer_samples_of_the_true_spread(report, width, best):
+    hidden, random = importlib.import_module("hidden"), np.random.default_rng(0)
+    # A factor that all genes share, as a part of the mean.
+    mean = np.full((60, 12), 20.0)
+    counts = random.poisson(mean * np.exp(0.4 * random.standard_normal((60, 1))))
+    sets = [np.arange(4), np.arange(12)]
+
+    def scored(width):
+        return hidden.joint(counts, mean * np.exp(0.4 * width * random.standard_normal((400, 60, 1))), sets, 0)
+
+    found, right = scored(width), scored(1.0)
+    for score in ("energy", "log", "crps"):
+        assert (found[score] < right[score] * 1.01) == best, score
+    # A normal distribution fitted to errors like these is as good as the truth.
+    fitted = hidden.joint(counts, hidden.gaussian([(counts[:30], mean[:30])], mean, 0), sets, 0)
+    assert fitted["log"] == pytest.approx(right["log"], abs=0.5) and abs(right["coverage"] - 0.95) < 0.06
+
+
 @pytest.mark.parametrize("claimed", [0.5, 1.0, 2.0])
 def test_sums_that_are_too_certain_are_seen(report, claimed):
     """Errors of a known spread, of which samples claim a part or more."""

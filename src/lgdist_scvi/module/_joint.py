@@ -72,17 +72,15 @@ class ExpressionSamples:
             _gammas(self._seed, row, one, len(self._loadings)) for row, one in zip(rows, given.shape.cpu(), strict=True)
         ]
         gammas = torch.from_numpy(np.stack(around, axis=1)).to(given.mean)
-        for deviation, gamma in zip(self._deviations(batch, prediction.genes), gammas, strict=True):
+        for deviation, gamma in zip(self._deviations(batch, prediction), gammas, strict=True):
             # What the deviation leaves of itself where the own count is known.
             ratio = deviation.exp()
             yield given.mean * (gamma / given.shape) * ratio / (1 + given.own * (ratio - 1))
 
-    def _deviations(self, batch: Batch, genes: torch.Tensor | slice) -> Iterator[torch.Tensor]:
+    def _deviations(self, batch: Batch, prediction: Prediction) -> Iterator[torch.Tensor]:
         """Draws of the log rates around those expected, each ``(n_spots, n_genes)``; the expectation of a rate is kept."""
-        field, codes = self._field, batch.field[:, 0]
-        visible = self._module.condition.visible(batch)
-        variance = field.log_variance(batch, visible, self._module.share, genes)
-        expected = codes @ field.loadings[genes].T + variance / 2
+        codes, genes = batch.field[:, 0], prediction.genes
+        expected = codes @ self._field.loadings[genes].T + prediction.log_variance / 2
         for draw, loadings, level in zip(batch.draws.unbind(dim=1), self._loadings, self._levels, strict=True):
             yield bounded((codes + draw) @ loadings[genes].T + level[genes] - expected)
 
