@@ -204,7 +204,7 @@ def test_without_samples_the_autoencoder_predicts(small):
         model.get_completed_expression(n_samples=4)
 
 
-@pytest.mark.parametrize(("options", "used"), [({}, 0), ({"n_factors": 0}, 4)])
+@pytest.mark.parametrize(("options", "used"), [({}, 0), ({"n_factors": 0}, 4), ({"n_rounds": 2}, 4)])
 def test_samples_are_drawn_where_there_is_no_field(small, options, used):
     """And the diffusion is trained there by default, of as many steps as ever."""
     model = small.build(small.tissue(n_spots=100, n_genes=12), options)

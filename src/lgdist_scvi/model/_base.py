@@ -71,10 +71,15 @@ class LGDiSTBase(ForgettingMixin, BaseModelClass):
         view.image_mask &= use_image
         return adata, view
 
+    @property
+    def _diffuses(self) -> bool:
+        """Whether the diffusion is trained and drawn from by default: where nothing else knows the tissue, or where it was asked for."""
+        return self.module.field is None or self.n_rounds_ > 1
+
     def _reading(self, n_samples: int | None = None, **options: Any) -> Reading:
         """Options of a read-out, with the default number of samples of this model."""
         if n_samples is None:
-            n_samples = N_SAMPLES if self.module.field is None else 0
+            n_samples = N_SAMPLES if self._diffuses else 0
         return Reading(n_samples, **options)
 
     def _check_trained(self, *, diffusion: bool) -> None:

@@ -60,8 +60,8 @@ class CompletionMixin(LGDiSTBase):
         gene_list
             Genes to return, in this order; all by default.
         n_samples
-            Codes drawn from the diffusion and averaged per spot; 0 decodes the autoencoder's own code. By default 0, and 4 for a
-            model without a latent field (:data:`~lgdist_scvi.PUBLISHED`).
+            Codes drawn from the diffusion and averaged per spot; 0 decodes the autoencoder's own code. By default 4 where
+            :meth:`train` trains the diffusion without being asked for its epochs, else 0.
         n_steps
             Sampler steps per code.
         keep_observed

@@ -51,8 +51,10 @@ class LGDiST(
 ):
     """Latent gene diffusion for spatial transcriptomics completion (LGDiST, arXiv 2509.01864).
 
-    A neighbourhood transformer encodes a spot, with part of its entries hidden, and its neighbours; a diffusion model
-    draws the code that the spot would have with everything visible; a decoder turns codes into rates of all genes.
+    A neighbourhood transformer encodes a spot, with part of its entries hidden, and its neighbours; a decoder turns the code into
+    rates of all genes; a latent field over the tissue is averaged with them. In the published convention
+    (:data:`~lgdist_scvi.PUBLISHED`) there is no field, and a diffusion model draws the code that the spot would have with everything
+    visible.
 
     Parameters
     ----------

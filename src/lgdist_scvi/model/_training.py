@@ -79,7 +79,7 @@ class TrainingMixin(LGDiSTBase):
         """Train the autoencoder and fit the latent field; then train the diffusion, where it is used.
 
         With the latent field the diffusion improves no score, so by default it is trained only for a model without one
-        (:data:`~lgdist_scvi.PUBLISHED`), or if its epochs are given. A second call continues from the weights of the first, with the same held-out entries.
+        (:data:`~lgdist_scvi.PUBLISHED`), with ``n_rounds > 1``, or if its epochs are given. A second call continues from the weights of the first, with the same held-out entries.
 
         Parameters
         ----------
@@ -144,7 +144,7 @@ class TrainingMixin(LGDiSTBase):
             **trainer_kwargs,
         }
         self.train_autoencoder(autoencoder_max_epochs or max_epochs, plan_kwargs=autoencoder_plan_kwargs, **shared)
-        if self.module.field is None or diffusion_max_epochs or max_epochs:
+        if self._diffuses or diffusion_max_epochs or max_epochs:
             self.train_diffusion(diffusion_max_epochs or max_epochs, plan_kwargs=diffusion_plan_kwargs, **shared)
 
     def train_autoencoder(

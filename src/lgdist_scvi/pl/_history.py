@@ -44,7 +44,7 @@ def history(
 
     Examples
     --------
-    >>> autoencoder, diffusion = lgdist_scvi.pl.history(model)
+    >>> axes = lgdist_scvi.pl.history(model)
     """
     phases = getattr(model_or_history, "history", model_or_history)
     curves = {phase: _losses(logged or {}) for phase, logged in (phases or {}).items()}
