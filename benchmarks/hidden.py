@@ -133,9 +133,9 @@ def explained(
 def gaussian(errors: list[tuple[np.ndarray, np.ndarray]], expected: np.ndarray, seed: int) -> np.ndarray:
     """Samples around expected counts whose logs have the covariance of the errors of others beyond the noise of counting."""
     excess = sum((y - mu).T @ (y - mu) - np.diag(mu.sum(0)) for y, mu in errors)
-    values, vectors = np.linalg.eigh(excess / sum(mu.T @ mu for _, mu in errors))
-    covariance = (vectors * values.clip(min=0)) @ vectors.T
-    log = np.log1p(covariance)
+    # In the log, and of the genes that are rare in all folds no more than can be said of them.
+    ratio = excess / sum(mu.T @ mu for _, mu in errors)
+    log = np.log1p(ratio.clip(-0.5, 3))
     draws = np.random.default_rng(seed).standard_normal((N_SAMPLES, *expected.shape))
     values, vectors = np.linalg.eigh(log)
     deviation = draws * np.sqrt(values.clip(min=0)) @ vectors.T
@@ -218,7 +218,7 @@ def page() -> str:
             means = {m: float(np.mean([s[m] for s in scores[name, patch]])) for m in scores[name, patch][0]}
             best = max(value for method, value in means.items() if method != "lgdist")
             values = [f"{value:.4f}" for value in means.values()]
-            rows.append([DENSE[name].title, *values, f"{means['lgdist'] - best:+.4f}", len(scores[name, patch])])
+            rows.append([DENSE[name].title, *values, f"{means['lgdist'] - best:+.4f}", str(len(scores[name, patch]))])
             for method, label in (("lgdist", "joint samples"), ("normal", "normal, covariance of errors")):
                 kept = samples[name, patch][method]
                 measured = [np.mean([one[score] for one in kept]) for score in ("energy", "crps", "log")]
@@ -228,7 +228,7 @@ def page() -> str:
                 )
         if rows:
             head = ["section", *means, "LGDiST less the best other", "folds"]
-            lines += [f"## {title}", "", table(head, rows), ""]
+            lines += [f"## {title}", "", *table(head, rows), ""]
             head = [
                 "section",
                 "samples",
@@ -238,7 +238,7 @@ def page() -> str:
                 "95% of gene sets, %",
                 "95% of panel totals, %",
             ]
-            lines += [table(head, joint_rows), ""]
+            lines += [*table(head, joint_rows), ""]
     return "\n".join(lines)
 
 

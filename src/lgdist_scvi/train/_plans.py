@@ -56,7 +56,7 @@ class PhasePlan(pl.LightningModule):
         module: LGDiSTModule,
         lr: float | None = None,
         weight_decay: float = WEIGHT_DECAY,
-        ema_decay: float = 0.99,
+        ema_decay: float = 0.97,
     ) -> None:
         super().__init__()
         self.module = module
