@@ -50,7 +50,7 @@ class TrainingMixin(LGDiSTBase):
         Examples
         --------
         >>> list(model.history)
-        ['autoencoder', 'diffusion']
+        ['autoencoder']
         >>> losses = model.history["autoencoder"]["validation_loss"]
         """
         return {
