@@ -72,13 +72,6 @@ class OneSample(Diffusion):
     n_samples = 1
 
 
-class TwoRounds(Diffusion):
-    """The diffusion is trained a second time, on the first completion."""
-
-    def __init__(self, adata: anndata.AnnData, **arguments: Any) -> None:
-        super().__init__(adata, n_rounds=2, **arguments)
-
-
 class OnlyField(LatentField):
     """Counts for the whole of every rate, the network for nothing."""
 
@@ -172,7 +165,7 @@ VARIANTS: dict[str, tuple[str, type[LGDiST]]] = {
     "default": ("as it is", LGDiST),
     "diffusion": ("with the diffusion: the mean of four samples", Diffusion),
     "one_sample": ("one sample of the diffusion instead of the mean of several", OneSample),
-    "two_rounds": ("a second round of diffusion, taught by the completed spots", TwoRounds),
+    "two_rounds": ("a second round of diffusion, taught by the completed spots", with_options(n_rounds=2)),
     "no_field": ("without the latent field: the network alone", with_options(n_factors=0)),
     "field": ("the latent field alone", FieldAlone),
     "no_context": ("without the context genes: the 128 target genes only", LGDiST),

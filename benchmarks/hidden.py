@@ -27,6 +27,7 @@ from report import table
 from scipy.spatial import cKDTree
 from scoring import Record
 from sets import DENSE, QUICK
+from sums import N_GENE_SETS, SET_GENES, gene_sets
 
 from lgdist_scvi import LGDiST
 from lgdist_scvi.metrics import deviance_explained
@@ -41,7 +42,6 @@ NEIGHBOURS = (6, 18, 60)
 PRIORS = (0, 0.1, 0.3, 1, 3)
 """Weights of the gene means in a mean of neighbours, in spots of the typical depth."""
 N_SAMPLES = 400
-N_GENE_SETS, SET_GENES = 20, 20
 SMOOTH = "spatial_factors_eb"
 
 
@@ -185,9 +185,8 @@ def run(train: anndata.AnnData, patch: int, seed: int, n_folds: int, peer: Calla
         kept.append(values)
         print(f"  fold {fold}", {name: round(value, 4) for name, value in score.items()}, flush=True)
     chosen = train.X[:, train.var["eval"].to_numpy()].toarray()
-    together = np.nan_to_num(np.corrcoef(np.log1p(1e4 * chosen / train.obs["lib"].to_numpy()[:, None]), rowvar=False))
-    some = np.random.default_rng(0).permutation(len(together))[:N_GENE_SETS]
-    sets = [np.argsort(-together[gene])[:SET_GENES] for gene in some] + [np.arange(len(together))]
+    rate = chosen / train.obs["lib"].to_numpy()[:, None]
+    sets = [*gene_sets(rate, np.random.default_rng(0)), np.arange(rate.shape[1])]
     both: dict[str, list[Record]] = {"lgdist": [], "normal": []}
     for fold, (counts, expected, samples) in enumerate(kept):
         errors = [(y, mu) for other, (y, mu, _) in enumerate(kept) if other != fold]

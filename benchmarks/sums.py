@@ -68,9 +68,14 @@ def kinds(
     if "layer" in train.obs:
         layers = train.obs.groupby("layer", observed=True).indices.values()
         yield "layer", [rows for rows in layers if len(rows) > max(PATCHES)], 0
+    yield f"{SET_GENES} genes of a spot", gene_sets(rate, random), 1
+
+
+def gene_sets(rate: np.ndarray, random: np.random.Generator) -> list[np.ndarray]:
+    """Some genes, each with those that vary most together with it."""
     together = np.nan_to_num(np.corrcoef(np.log1p(1e4 * rate), rowvar=False))
     chosen = random.permutation(rate.shape[1])[:N_GENE_SETS]
-    yield f"{SET_GENES} genes of a spot", [np.argsort(-together[gene])[:SET_GENES] for gene in chosen], 1
+    return [np.argsort(-together[gene])[:SET_GENES] for gene in chosen]
 
 
 def verdict(

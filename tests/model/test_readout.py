@@ -271,7 +271,7 @@ def test_detected_entries_that_were_hidden_are_read_out_without_bias(small, opti
     """Hiding non-zero entries only, as one protocol does, leaves their genes with too few detections."""
     adata = small.tissue(n_spots=600)
     counts = adata.layers["counts"].toarray()
-    adata.layers["observed"] = (counts == 0) | (np.random.default_rng(0).random(counts.shape) >= 0.3)
+    adata.layers["observed"] = (counts == 0) | (np.random.default_rng(0).random(counts.shape) >= 0.4)
     model = small.fit(small.build(adata, options, observed_layer="observed"), max_epochs=20)
     hidden = ~adata.layers["observed"]
     read_out = model.get_completed_expression(read_out="detected", **(small.READ | {"return_numpy": True}))
@@ -280,7 +280,7 @@ def test_detected_entries_that_were_hidden_are_read_out_without_bias(small, opti
     assert abs(error.mean()) < 0.04 * error.std()
     # The rate alone would be too low for them.
     rate = model.get_completed_expression(**(small.READ | {"return_numpy": True}))
-    assert (rate - np.log1p(counts / depth * 1e4))[hidden].mean() < -0.06
+    assert (rate - np.log1p(counts / depth * 1e4))[hidden].mean() < -0.1
 
 
 def test_calibration_on_a_part_of_the_spots_is_settled_by_the_seed(small, monkeypatch):

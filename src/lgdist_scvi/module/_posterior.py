@@ -150,9 +150,10 @@ def predict(
         wanted = visible[:, numbers] == part.of_visible
         for whole, found in results:
             whole[:, place] = torch.where(wanted, found, whole[:, place])
-    field, weight = network, network.new_zeros(len(network), 1)
-    log_variance = torch.log1p(variance / network.clamp_min(_TINY) ** 2)
-    if module.field is not None:
+    if module.field is None:
+        field, weight = network, network.new_zeros(len(network), 1)
+        log_variance = torch.log1p(variance / network.clamp_min(_TINY) ** 2)
+    else:
         smooth = module.field(batch, visible, module.share, chosen)
         field, weight = smooth.log_rate.exp(), smooth.weight
         log_variance = module.field.log_variance(batch, visible, module.share, chosen)
