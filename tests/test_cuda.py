@@ -134,7 +134,7 @@ def completion(work):
 def calibration(work):
     data = SimpleNamespace(
         n_train=60,
-        view=SimpleNamespace(gather=lambda rows: work.batch, n_genes=40),
+        view=SimpleNamespace(gather=lambda rows: work.batch, n_genes=40, similar=None),
         val_dataloader=lambda: [work.validation],
     )
     _calibration.fit_calibration(work.module, data, 0)

@@ -174,6 +174,7 @@ def test_minibatches():
         "field": (b, 1, 0),
         "draws": (b, 0, 0),
         "spread": (b, 0),
+        "similar": (b, 0, 0),
         "clean": (b, 0),
     }
     assert {name: tuple(getattr(batch, name).shape) for name in Batch._fields} == shapes

@@ -262,7 +262,7 @@ def test_calibration_is_of_the_predictions_asked_for(monkeypatch):
     data = SimpleNamespace(n_train=5, view=SimpleNamespace(gather=lambda rows: None))
     for options in ((), ("noise", 7)):
         with pytest.raises(Stop):
-            _calibration.fit_calibration(SimpleNamespace(dispersion=torch.ones(3)), data, 0, *options)
+            _calibration.fit_calibration(SimpleNamespace(field=None, dispersion=torch.ones(3)), data, 0, *options)
     assert asked == [(None, 1), ("noise", 7)]
 
 

@@ -57,6 +57,7 @@ def make_batch(seed=0):
         field=torch.zeros(B, 6, 20),
         draws=torch.zeros(B, 0, 0),
         spread=torch.zeros(B, 0),
+        similar=torch.zeros(B, 0, 0),
         clean=torch.zeros(B, 0),
     )
 

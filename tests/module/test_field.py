@@ -41,6 +41,7 @@ def tissue_of(counts, hidden, depth=None):
     view = SimpleNamespace(
         counts=kept, hidden=entries, depth=depth.astype(np.float32), graph=grid(), n_genes=G, n_spots=N
     )
+    view.section, view.around = np.zeros(N, dtype=int), lambda codes: (grid() @ codes / 4).astype(np.float32)
     return view, Tissue(view, np.arange(N), CPU)
 
 
@@ -70,6 +71,7 @@ class Simulated:
             "field": codes[:, None],
         }
         unused |= {"depth": torch.from_numpy(self.view.depth), "neighbor_mask": torch.ones(N, 4, dtype=torch.bool)}
+        unused |= {"similar": torch.zeros(N, 0, 0)}
         unused |= {"image": torch.zeros(N, 1, 0), "image_mask": torch.zeros(N, 1, dtype=torch.bool)}
         # Of the neighbours alone, relative to the share of all spots.
         seen = [grid() @ part for part in (self.view.counts.toarray(), ~self.hidden * self.view.depth[:, None])]

@@ -40,6 +40,9 @@ class Batch(NamedTuple):
     """Draws from the posterior of these codes, around them, ``(n_spots, n_draws, n_factors)``; without draws ``(n_spots, 0, 0)``."""
     spread: torch.Tensor
     """Variance of what the neighbours say of the codes, ``(n_spots, n_factors)``; without draws ``(n_spots, 0)``."""
+    similar: torch.Tensor
+    """Log ratio of what was counted in similar spots to what the latent field expects there, from all visible entries, and from those
+    without the gene's fold, ``(n_spots, n_kinds, n_genes)``; ``(n_spots, 0, 0)`` where they are not looked for."""
     clean: torch.Tensor
     """Codes that the diffusion learns to draw, ``(n_spots, n_latent)``; ``(n_spots, 0)`` outside its training."""
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from scvi.data import AnnDataManager
 
     from ._entries import Matrix
+    from ._similar import SimilarSpots
 
 SILENT_COUNTS = 0.5
 """Counts that a gene without a count is taken to have, so that its share is above 0."""
@@ -93,6 +94,7 @@ class SpotView:
         self.field = np.zeros((self.n_spots, 1, 0), dtype=np.float32)
         self.draws = np.zeros((self.n_spots, 0, 0), dtype=np.float32)
         self.spread = np.zeros((self.n_spots, 0), dtype=np.float32)
+        self.similar: SimilarSpots | None = None
         self.clean = np.zeros((self.n_spots, 0), dtype=np.float32)
         self.share = _shares(counts, self.hidden, self.depth) if share is None else np.asarray(share, dtype=np.float64)
         self._radii = radii_of(connectivities) if radii is None else radii
@@ -225,9 +227,15 @@ class SpotView:
             self.field[rows],
             self.draws[rows],
             self.spread[rows],
+            np.zeros((b, 0, 0), dtype=np.float32) if self.similar is None else self.similar.of(rows),
             self.clean[rows],
         )
         return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+
+    def around(self, codes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Mean of the codes within the widest radius of each spot, 0 for a spot on its own, ``(n_spots, n_factors)``."""
+        wide = self._radii[-1]
+        return (wide @ codes / np.maximum(wide.getnnz(axis=1), 1)[:, None]).astype(np.float32)
 
     def measured_share(self) -> NDArray[np.float64]:
         """Share of each gene in the depth of these spots, ``(n_genes,)``, independent of the training data."""

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import nn
 
+from lgdist_scvi.data._similar import N_SIMILAR
+
 from ._detection import detection_features, fit_detection
 from ._dispersion import FIRST_SIZE
 from ._markov import EXACTLY, Precision, inverse
@@ -31,6 +33,8 @@ _BESIDE_IMAGE = 0.5
 LONGEST_STEP = 1.0
 """Largest change of a number in a Newton step."""
 _MAX_LOG_RATIO = 8.0
+# Pseudo-counts of a ratio that is 1 whatever was counted.
+_NO_SIMILARITY = 1e6
 _MAX_VARIANCE = 4.0
 
 
@@ -83,6 +87,7 @@ class LatentField(nn.Module):
     mixing: torch.Tensor
     detection: torch.Tensor
     dispersion: torch.Tensor
+    similarity: torch.Tensor
 
     def __init__(self, n_genes: int, n_factors: int) -> None:
         super().__init__()
@@ -99,6 +104,7 @@ class LatentField(nn.Module):
         self.register_buffer("mixing", torch.tensor(0.6))
         self.register_buffer("detection", torch.zeros(n_genes, 3))
         self.register_buffer("dispersion", torch.ones(n_genes))
+        self.register_buffer("similarity", torch.full((len(N_SIMILAR), n_genes), _NO_SIMILARITY))
 
     @torch.no_grad()
     def solve(self, tissue: Tissue, share: torch.Tensor, left_out: torch.Tensor | None = None) -> Solved:
@@ -150,6 +156,8 @@ class LatentField(nn.Module):
         codes = batch.field[:, part]
         linear, variance = self.moments(codes, self.given_neighbours(batch, visible, share, part), chosen)
         log_rate = self.level[chosen] + bounded(linear + variance / 2)
+        if batch.similar.shape[1]:
+            log_rate = log_rate + batch.similar[:, min(part, 1), chosen]
         detected = (detection_features(log_rate, batch) * self.detection[chosen]).sum(-1)
         counts = (batch.counts * visible).sum(dim=1, keepdim=True)
         unseen = 1 / (1 + counts.square())  # a few counts say more than the neighbours
@@ -212,11 +220,18 @@ class LatentField(nn.Module):
             visible = spots.observed if left_out is None else spots.observed & ~left_out
             depth = spots.depth if left_out is None else visible_depth(spots, visible, share)
             linear, variance = self.moments(codes[place], covariance[place])
-            log_mean = self.level + depth.clamp_min(1e-6).log()[:, None] + bounded(linear + variance / 2)
-            mean = log_mean.exp()
+            mean = (self.level + bounded(linear + variance / 2)).exp() * depth.clamp_min(1e-6)[:, None]
             certain = visible * self.size / (self.size + mean)
             weight = mean * certain
             yield place, spots, mean * visible, weight, weight * linear + certain * (spots.counts - mean)
+
+    def expected(
+        self, spots: Spots, codes: torch.Tensor, covariance: torch.Tensor, genes: torch.Tensor
+    ) -> torch.Tensor:
+        """Expected counts of visible entries given the codes of the spots, ``(n_spots, n_chosen)``."""
+        linear, variance = self.moments(codes, covariance, genes)
+        rate = (self.level[genes] + bounded(linear + variance / 2)).exp()
+        return rate * spots.depth[:, None] * spots.observed[:, genes]
 
     def information(
         self,

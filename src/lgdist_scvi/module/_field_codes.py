@@ -12,6 +12,7 @@ from lgdist_scvi.data._tissue import Tissue, in_strips
 from . import _field_fit
 from ._folds import N_FOLDS, gene_folds
 from ._noise import noise_of
+from ._similarity import References
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,18 +91,21 @@ def solve_field(
     draws = np.empty((view.n_spots, n_draws, field.n_factors), dtype=np.float32)
     spread = spread or n_draws > 0
     spreads = np.empty((view.n_spots, field.n_factors if spread else 0), dtype=np.float32)
+    references = References(view, left_out)
     for rows, core in _strips(view):
         tissue = Tissue(view, rows, module.device)
         kept = torch.from_numpy(core)
         for part, genes in enumerate(left_out):
             solved = field.solve(tissue, module.share, genes)
             codes[rows[core], part] = solved.codes[kept].cpu().numpy()
+            references.add(field, tissue, core, solved, part)
             if spread and genes is None:
                 noise = (noise_of(tissue, field.n_factors, seed, draw) for draw in range(max(n_draws, SPREAD_DRAWS)))
                 drawn = torch.stack([solved.precision.sample(one) for one in noise], dim=1)
                 draws[rows[core]] = drawn[kept, :n_draws].cpu().numpy()
                 spreads[rows[core]] = solved.precision.spread(drawn)[kept].cpu().numpy()
     view.field, view.draws, view.spread = codes, draws, spreads
+    view.similar = references.similar(view, field, module.share)
 
 
 def _strips(view: SpotView) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:

@@ -10,6 +10,7 @@ import torch
 from lgdist_scvi.module._dispersion import Overdispersion
 from lgdist_scvi.module._normalisation import log_normalise
 from lgdist_scvi.module._posterior import passes, predict
+from lgdist_scvi.module._similarity import fit_similarity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,6 +58,8 @@ def fit_calibration(
     """
     rows = np.random.default_rng(seed).permutation(data.n_train)[:CALIBRATION_SPOTS]
     blocks = np.array_split(np.sort(rows), max(1, len(rows) // _BLOCK_SPOTS))
+    if module.field is not None:
+        fit_similarity(module.field, data.view, np.sort(rows))
     network, field = Overdispersion(module.dispersion), Overdispersion(module.dispersion)
     for block in blocks:
         prediction = predict(module, data.view.gather(block), noise, n_steps)

@@ -1,0 +1,107 @@
+"""What spots with similar codes say of a gene beyond the latent field, which is linear in the codes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from lgdist_scvi.data._similar import Comparison, SimilarSpots, most_similar, shrunk
+from lgdist_scvi.data._tissue import Spots
+
+from ._dispersion import Overdispersion
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from lgdist_scvi.data._tissue import Tissue
+    from lgdist_scvi.data._view import SpotView
+
+    from ._field import LatentField, Solved
+
+REFERENCE_ENTRIES = 1 << 24
+"""Maximum number of entries that are compared with what is expected of them."""
+_SURROUNDINGS = 0.7
+"""Weight of the mean code around a spot beside its own, in the distance between spots."""
+_SHARE_OF_STRENGTH = 0.25
+"""Share of the strengths of the prior that the visible counts suggest, as these have been fitted to."""
+
+
+class References:
+    """Spots whose counts are compared with what the field expects, which is collected while the codes are solved.
+
+    Parameters
+    ----------
+    view
+        Visible counts.
+    left_out
+        For each part of the codes, True for the genes of which they know nothing, ``(n_genes,)``; None if they know all.
+    """
+
+    def __init__(self, view: SpotView, left_out: list[torch.Tensor | None]) -> None:
+        rows, most = np.flatnonzero(view.counts.getnnz(axis=1)), max(1, REFERENCE_ENTRIES // view.n_genes)
+        if len(rows) > most:
+            # The same ones every time, or results would differ from call to call.
+            rows = np.sort(np.random.default_rng(0).permutation(rows)[:most])
+        self.rows = rows
+        self._row_of = np.full(view.n_spots, -1)
+        self._row_of[rows] = np.arange(len(rows))
+        every = torch.arange(view.n_genes)
+        self._genes = [every if genes is None else every[genes.cpu()] for genes in left_out]
+        self._expected = [torch.zeros(len(rows) + 1, len(genes)) for genes in self._genes]
+
+    def add(self, field: LatentField, tissue: Tissue, core: NDArray[np.int64], solved: Solved, part: int) -> None:
+        """Add what is expected in the core of a tissue, given the codes of one part."""
+        row = torch.full((tissue.n_spots,), -1)
+        row[torch.from_numpy(core)] = torch.from_numpy(self._row_of[tissue.rows[core]])
+        genes, covariance = self._genes[part].to(solved.codes.device), solved.precision.local_covariance
+        for place, spots in tissue.blocks():
+            expected = field.expected(spots, solved.codes[place], covariance[place], genes).cpu()
+            self._expected[part][row[place][row[place] >= 0]] = expected[row[place] >= 0]
+
+    def similar(self, view: SpotView, field: LatentField, share: torch.Tensor) -> SimilarSpots | None:
+        """The spots similar to each by their codes; None where no spot has counts."""
+        if not len(self.rows):
+            return None
+        # Distances are those of the expected log rates, weighted by abundance.
+        values, vectors = torch.linalg.eigh(field.loadings.T @ (share[:, None] * field.loadings))
+        scale = vectors * values.clamp_min(0).sqrt()
+        section, reference = torch.from_numpy(view.section), torch.from_numpy(self.rows)
+        counts = torch.zeros_like(self._expected[0])
+        counts[:-1] = torch.from_numpy(view.counts[self.rows].toarray())
+        comparisons = []
+        for part, (genes, expected) in enumerate(zip(self._genes, self._expected, strict=True)):
+            codes = view.field[:, part]
+            pair = (torch.from_numpy(codes), _SURROUNDINGS * torch.from_numpy(view.around(codes)))
+            nearest = most_similar(torch.cat([one.to(scale) @ scale for one in pair], dim=1), section, reference)
+            comparisons.append(Comparison(genes, nearest, counts[:, genes], expected))
+        kinds = [comparisons[:1], comparisons[1:]] if len(comparisons) > 1 else [comparisons]
+        return SimilarSpots(kinds, field.similarity.cpu())
+
+
+@torch.no_grad()
+def fit_similarity(field: LatentField, view: SpotView, rows: NDArray[np.int64]) -> None:
+    """Learn how much the ratio of counted to expected differs between spots, gene by gene.
+
+    Parameters
+    ----------
+    field
+        Changed in place.
+    view
+        Visible counts, with codes that leave out folds of the genes.
+    rows
+        Spots to learn from, ``(n_rows,)``.
+    """
+    if view.similar is None:
+        return
+    log_ratio = torch.zeros(())
+    sums = view.similar.sums(rows, kind=1)
+    for i in reversed(range(len(sums))):
+        counted, expected = sums[i, 0], sums[i, 1] * log_ratio.exp()
+        found = Overdispersion(field.level.cpu())
+        found.add(expected, Spots(counted, torch.ones_like(counted, dtype=torch.bool), counted.sum(1)))
+        pseudo_counts = _SHARE_OF_STRENGTH * found.size()
+        log_ratio = log_ratio + shrunk(counted, expected, pseudo_counts)
+        field.similarity[i] = pseudo_counts
+    view.similar.pseudo_counts = field.similarity.cpu()
