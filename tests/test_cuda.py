@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     FakeTensor,
@@ -132,10 +133,15 @@ def completion(work):
 
 
 def calibration(work):
+    some = sparse.random(60, 40, 0.1, format="csr", random_state=0)
     data = SimpleNamespace(
         n_train=60,
         view=SimpleNamespace(gather=lambda rows: work.batch, n_genes=40, similar=None),
         val_dataloader=lambda: [work.validation],
+        val_idx=np.arange(60),
+        n_val=60,
+        truth=SimpleNamespace(counts=some),
+        held_out=some > 0,
     )
     _calibration.fit_calibration(work.module, data, 0)
     assert work.module.dispersion.device == DEVICE

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import sparse, stats
 
 from lgdist_scvi.data._batch import Batch
 from lgdist_scvi.module._autoencoder import Rates
@@ -198,32 +198,69 @@ def test_value_given_detection_of_network_and_field(field):
     torch.testing.assert_close(torch.log1p(rate * 1e4), found)
 
 
+class Held:
+    """Held-out entries with the given share of the field, corrected by similar spots as they say or not at all."""
+
+    def __init__(self, best, similar=False):
+        rng = np.random.default_rng(0)
+        shape = (400, 3)
+        network, field, ratio = torch.from_numpy(rng.normal((-6, -6, 0), 0.5, (*shape, 3))).float().unbind(-1)
+        depth, held_out = torch.full((400,), 5000.0), torch.from_numpy(rng.random(shape) < 0.5)
+        corrected = field + similar * ratio
+        log_rate = network + torch.where(held_out, best, 1 - best) * (corrected - network)
+        counts = rng.poisson(log_rate.exp() * 5000)
+        self.module = SimpleNamespace(
+            device="cpu",
+            condition=SimpleNamespace(visible=lambda batch: None),
+            encode=lambda batch, visible: SimpleNamespace(centre=None),
+            decode=lambda code, batch: SimpleNamespace(log_rate=network[batch.rows]),
+            share=None,
+        )
+
+        class Field:
+            mixing, similarity = torch.tensor(0.6), torch.ones(2, 3)
+
+            def __call__(self, batch, visible, share):
+                return SimpleNamespace(log_rate=field[batch.rows])
+
+        class Rows(SimpleNamespace):
+            def _replace(self, similar):
+                return self
+
+            def to(self, device):
+                return self
+
+        def gather(rows):
+            return Rows(depth=depth[rows], rows=rows, similar=torch.zeros(len(rows), 1, 3))
+
+        self.module.field = Field()
+        # The first number of spots says it all: with one pseudo-count, all of the ratio but for a hundredth.
+        expected = torch.full((400, 3), 100.0)
+        sums = torch.stack([torch.stack([expected * ratio.exp(), expected]), torch.zeros(2, 400, 3)])
+        self.similar = SimpleNamespace(sums=lambda rows, kind: sums[:, :, rows], pseudo_counts=torch.ones(2, 3))
+        view = SimpleNamespace(gather=gather, similar=self.similar)
+        truth = SimpleNamespace(counts=sparse.csr_matrix(counts))
+        held = sparse.csr_matrix(held_out.numpy())
+        self.data = SimpleNamespace(view=view, truth=truth, held_out=held, val_idx=np.arange(400), n_val=400)
+
+
 @pytest.mark.parametrize("best", [0.0, 0.35, 1.0])
 def test_share_of_the_field_is_what_held_out_counts_ask_for(best):
     """Not what the entries ask for that training has seen."""
-    rng = np.random.default_rng(0)
-    network, field = torch.from_numpy(rng.normal(-6, 0.5, (2, 400, 3))).float()
-    depth, held_out = torch.full((400,), 5000.0), torch.from_numpy(rng.random((400, 3)) < 0.5)
-    log_rate = network + torch.where(held_out, best, 1 - best) * (field - network)
-    counts = torch.from_numpy(rng.poisson(log_rate.exp() * 5000)).float()
-    module = SimpleNamespace(
-        device="cpu",
-        condition=SimpleNamespace(visible=lambda batch: None),
-        encode=lambda batch, visible: SimpleNamespace(centre=None),
-        decode=lambda code, batch: SimpleNamespace(log_rate=network),
-        share=None,
-    )
+    held = Held(best)
+    held.data.view.similar = None
+    _calibration._fit_shares(held.module, held.data)
+    assert float(held.module.field.mixing) == pytest.approx(best, abs=0.051)
 
-    class Field:
-        mixing = torch.tensor(0.6)
 
-        def __call__(self, batch, visible, share):
-            return SimpleNamespace(log_rate=field)
-
-    module.field = Field()
-    batch = batch_of(depth=depth)
-    _calibration._fit_mixing(module, SimpleNamespace(val_dataloader=lambda: [(batch, counts, held_out)]))
-    assert float(module.field.mixing) == pytest.approx(best, abs=0.051)
+@pytest.mark.parametrize("similar", [True, False])
+def test_similar_spots_weigh_what_held_out_counts_ask_for(similar):
+    held = Held(0.5, similar)
+    _calibration._fit_shares(held.module, held.data)
+    found = held.module.field.similarity
+    assert (found <= 1).all() if similar else (found == 1e4).all()
+    assert torch.equal(found, held.similar.pseudo_counts)
+    assert float(held.module.field.mixing) == pytest.approx(0.5, abs=0.101)
 
 
 def test_field_is_calibrated_without_the_own_counts():

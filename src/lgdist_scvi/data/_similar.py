@@ -59,14 +59,9 @@ class SimilarSpots:
         self._kinds, self.pseudo_counts = kinds, pseudo_counts
 
     def of(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Log ratios, shrunk to 0 as far as little is expected, ``(n_rows, n_kinds, n_genes)``."""
-        found = []
-        for kind in range(len(self._kinds)):
-            log_ratio, sums = torch.zeros(()), self.sums(rows, kind)
-            for (counted, expected), pseudo in zip(sums.flip(0), self.pseudo_counts.flip(0), strict=True):
-                log_ratio = log_ratio + shrunk(counted, expected * log_ratio.exp(), pseudo)
-            found.append(log_ratio)
-        return torch.stack(found, dim=1).numpy()
+        """Log ratios, ``(n_rows, n_kinds, n_genes)``."""
+        kinds = range(len(self._kinds))
+        return torch.stack([log_ratio(self.sums(rows, kind), self.pseudo_counts) for kind in kinds], dim=1).numpy()
 
     def sums(self, rows: NDArray[np.int64], kind: int) -> torch.Tensor:
         """Counted and expected sums by one kind of codes, ``(n_numbers, 2, n_rows, n_genes)``."""
@@ -75,6 +70,14 @@ class SimilarSpots:
         for comparison in self._kinds[kind]:
             sums[..., comparison.genes] = comparison.sums(torch.from_numpy(rows))
         return sums
+
+
+def log_ratio(sums: torch.Tensor, pseudo_counts: torch.Tensor) -> torch.Tensor:
+    """Log ratios of counted to expected sums, ``(n_numbers, 2, n_rows, n_genes)``, from the most spots to the fewest."""
+    found = torch.zeros(())
+    for (counted, expected), pseudo in zip(sums.flip(0), pseudo_counts.flip(0), strict=True):
+        found = found + shrunk(counted, expected * found.exp(), pseudo)
+    return found
 
 
 def shrunk(counted: torch.Tensor, expected: torch.Tensor, pseudo_counts: torch.Tensor) -> torch.Tensor:

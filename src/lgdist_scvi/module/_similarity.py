@@ -24,8 +24,6 @@ REFERENCE_ENTRIES = 1 << 24
 """Maximum number of entries that are compared with what is expected of them."""
 _SURROUNDINGS = 0.7
 """Weight of the mean code around a spot beside its own, in the distance between spots."""
-_SHARE_OF_STRENGTH = 0.25
-"""Share of the strengths of the prior that the visible counts suggest, as these have been fitted to."""
 
 
 class References:
@@ -101,7 +99,7 @@ def fit_similarity(field: LatentField, view: SpotView, rows: NDArray[np.int64]) 
         counted, expected = sums[i, 0], sums[i, 1] * log_ratio.exp()
         found = Overdispersion(field.level.cpu())
         found.add(expected, Spots(counted, torch.ones_like(counted, dtype=torch.bool), counted.sum(1)))
-        pseudo_counts = _SHARE_OF_STRENGTH * found.size()
+        pseudo_counts = found.size()
         log_ratio = log_ratio + shrunk(counted, expected, pseudo_counts)
         field.similarity[i] = pseudo_counts
     view.similar.pseudo_counts = field.similarity.cpu()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from lgdist_scvi.data._similar import log_ratio
 from lgdist_scvi.module._dispersion import Overdispersion
 from lgdist_scvi.module._normalisation import log_normalise
 from lgdist_scvi.module._posterior import passes, predict
@@ -30,6 +31,9 @@ _DETECTED_PRIOR = (0.65, 0.35)
 _DETECTED_PRIOR_ENTRIES = 10.0
 # Share of the field in the log of a rate that is expected, and the deviance that a share one away from it has beforehand.
 _SHARE_PRIOR, _SHARE_PRIOR_WEIGHT = 0.6, 10.0
+SIMILARITY_SCALES, EXPECTED_SCALE = (1 / 16, 1 / 4, 1.0, 4.0, 16.0, 1e4), 1 / 4
+"""Factors of the pseudo-counts of similar spots, which leave them less and less weight, and the one that is expected."""
+_SCALE_PRIOR_WEIGHT = 1.0  # deviance that each step away from it has beforehand
 
 
 def fit_calibration(
@@ -60,6 +64,7 @@ def fit_calibration(
     blocks = np.array_split(np.sort(rows), max(1, len(rows) // _BLOCK_SPOTS))
     if module.field is not None:
         fit_similarity(module.field, data.view, np.sort(rows))
+        _fit_shares(module, data)
     network, field = Overdispersion(module.dispersion), Overdispersion(module.dispersion)
     for block in blocks:
         prediction = predict(module, data.view.gather(block), noise, n_steps)
@@ -71,7 +76,6 @@ def fit_calibration(
     if module.field is not None:
         module.field.dispersion.copy_(field.size())
         module.field.fit_detection(_field_blocks(module, data, blocks))
-        _fit_mixing(module, data)
     _fit_detected(module, data)
 
 
@@ -92,26 +96,40 @@ def _field_blocks(
         yield log_rate, batch
 
 
-def _fit_mixing(module: LGDiSTModule, data: NeighborhoodDataModule) -> None:
-    """Set the share of the field beside the network to that with the lowest Poisson deviance of held-out counts.
+def _fit_shares(module: LGDiSTModule, data: NeighborhoodDataModule) -> None:
+    """Set the share of the field beside the network, and the weight of similar spots, by the Poisson deviance of held-out counts.
 
-    So the network, which starts from less, is never listened to more than held-out entries support.
+    So the network, which starts from less, is never listened to more than held-out entries support, and neither are similar spots.
     """
-    assert module.field is not None
-    shares = torch.linspace(0, 1, 21, dtype=torch.float64)
-    deviance = _SHARE_PRIOR_WEIGHT * (shares - _SHARE_PRIOR).square()
-    for seen, counts, held_out in data.val_dataloader():
-        batch = seen.to(module.device)
+    field, similar = module.field, data.view.similar
+    assert field is not None
+    shares, scales = torch.linspace(0, 1, 21, dtype=torch.float64), torch.tensor(SIMILARITY_SCALES)
+    away = torch.arange(len(scales), dtype=torch.float64)[:, None] - SIMILARITY_SCALES.index(EXPECTED_SCALE)
+    deviance = _SHARE_PRIOR_WEIGHT * (shares - _SHARE_PRIOR).square() + _SCALE_PRIOR_WEIGHT * away.abs()
+    for start in range(0, data.n_val, _BLOCK_SPOTS):
+        rows = data.val_idx[start : start + _BLOCK_SPOTS]
+        seen, held_out = data.view.gather(rows), data.held_out[rows].nonzero()
+        counts = torch.from_numpy(np.asarray(data.truth.counts[rows][held_out], dtype=np.float64).ravel())
+        batch = seen._replace(similar=seen.similar[:, :0]).to(module.device)
         visible = module.condition.visible(batch)
         with torch.no_grad():
             network = module.decode(module.encode(batch, visible).centre, batch).log_rate
-        field = module.field(batch, visible, module.share).log_rate
+        alone = field(batch, visible, module.share).log_rate
         # On the CPU, in double precision, which not every device has.
-        network, field = (rate.cpu().double() + seen.depth.double().log()[:, None] for rate in (network, field))
-        for i in range(len(shares)):
-            log_mean = network + shares[i] * (field - network)
-            deviance[i] += ((log_mean.exp() - counts * log_mean) * held_out).sum()
-    module.field.mixing.copy_(shares[deviance.argmin(dim=0, keepdim=True)][0])
+        log_depth = seen.depth.double().log()[:, None]
+        network, alone = ((rate.cpu().double() + log_depth)[held_out] for rate in (network, alone))
+        ratios = [torch.zeros(())] * len(scales)
+        if similar is not None:
+            sums, pseudo_counts = similar.sums(rows, kind=0)[..., *held_out], similar.pseudo_counts[:, held_out[1]]
+            ratios = [log_ratio(sums, scale * pseudo_counts) for scale in SIMILARITY_SCALES]
+        for i, ratio in enumerate(ratios):
+            log_mean = network + shares[:, None] * (alone + ratio - network)
+            deviance[i] += (log_mean.exp() - counts * log_mean).sum(1)
+    best = deviance.flatten().argmin(dim=0, keepdim=True)
+    field.mixing.copy_(shares[best % len(shares)][0])
+    field.similarity.mul_(scales[best // len(shares)].to(field.similarity))
+    if similar is not None:
+        similar.pseudo_counts = field.similarity.cpu()
 
 
 def _fit_detected(module: LGDiSTModule, data: NeighborhoodDataModule) -> None:
