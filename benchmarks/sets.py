@@ -39,6 +39,12 @@ class Sections:
     arguments: tuple[str, ...] = ()
     protocols: tuple[str, ...] = ("A", "B")
 
+    @property
+    def options(self) -> dict[str, float]:
+        """The arguments of the harness as those of its functions."""
+        names = (name.removeprefix("--").replace("-", "_") for name in self.arguments[::2])
+        return {name: float(value) for name, value in zip(names, self.arguments[1::2], strict=True)}
+
 
 def _files(pattern: str, *sections: int) -> tuple[str, ...]:
     return tuple(pattern.format(section) for section in sections)
