@@ -41,7 +41,7 @@ def tissue_of(counts, hidden, depth=None):
     view = SimpleNamespace(
         counts=kept, hidden=entries, depth=depth.astype(np.float32), graph=grid(), n_genes=G, n_spots=N
     )
-    view.section, view.around = np.zeros(N, dtype=int), lambda codes: (grid() @ codes / 4).astype(np.float32)
+    view.section, view.wide = np.zeros(N, dtype=int), grid()
     return view, Tissue(view, np.arange(N), CPU)
 
 

@@ -86,7 +86,7 @@ def test_what_is_not_linear_is_found_at_hidden_entries(work, simulated):
     others = np.arange(G) != ODD
     assert with_similar[others].mean() < without[others].mean() + 0.01
     # The read-out of what is visible leaves out the own count, and has it as well.
-    fold = next(part for part, one in enumerate(view.similar._kinds[1], start=1) if ODD in one.genes)
+    fold = next(one.part for one in view.similar._kinds[1] if ODD in one.genes)
     assert errors(module, view, simulated, fold)[ODD] < 0.6 * without[ODD]
 
 
@@ -121,7 +121,7 @@ def test_the_own_count_of_a_visible_entry_does_not_matter(work, simulated):
     depth[spot] += 50
     other = simulated.view(counts, depth)
     solve_field(module, other, folds=True)
-    fold = next(part for part, one in enumerate(view.similar._kinds[1], start=1) if ODD in one.genes)
+    fold = next(one.part for one in view.similar._kinds[1] if ODD in one.genes)
     left_out = torch.isin(torch.arange(G), view.similar._kinds[1][fold - 1].genes)
     batches = [some.gather([spot]) for some in (view, other)]
     before, after = (

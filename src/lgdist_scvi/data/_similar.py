@@ -4,43 +4,110 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
+    from scipy import sparse
 
 N_SIMILAR = (30, 120)
 """Numbers of the most similar spots that are looked at; the fewer are some of the more."""
-DISTANCES = 1 << 24
-"""Distances that are computed together."""
+SURROUNDINGS = 0.7
+"""Weight of the mean code around a spot beside its own, in the distance between spots."""
+
+
+CACHE_BYTES = 1 << 28
+"""The similar spots are kept, once found, where those of all spots take no more memory than this."""
+
+
+class CodeSpace:
+    """Codes of the spots, and which spots of the same section are nearest to each in them.
+
+    Parameters
+    ----------
+    codes
+        Codes of every part, ``(n_spots, n_parts, n_factors)``.
+    wide
+        Marks the spots around each, ``(n_spots, n_spots)``.
+    section
+        Section of every spot, ``(n_spots,)``.
+    reference
+        Spots among which the nearest are sought, ``(n_reference,)``.
+    scale
+        Matrix by which codes become vectors whose distances can be compared, ``(n_factors, n_factors)``.
+    """
+
+    def __init__(
+        self,
+        codes: NDArray[np.float32],
+        wide: sparse.csr_matrix,
+        section: NDArray,
+        reference: NDArray[np.int64],
+        scale: NDArray[np.float64],
+    ) -> None:
+        self._codes, self._wide, self._section, self._scale = codes, wide, section, scale
+        self.reference = reference
+        n_spots, n_parts, _ = codes.shape
+        kept = (n_parts, n_spots if n_spots * n_parts * max(N_SIMILAR) * 4 <= CACHE_BYTES else 0)
+        self._cache, self._cached = np.empty((*kept, max(N_SIMILAR)), dtype=np.int32), np.zeros(kept, dtype=bool)
+        self._known = [self._places(reference, part) for part in range(codes.shape[1])]
+
+    def nearest(self, rows: NDArray[np.int64], part: int) -> torch.Tensor:
+        """Reference spots nearest to each, without itself, the nearest first; the length of the reference where a section has too few.
+
+        Parameters
+        ----------
+        rows
+            Spots, ``(n_rows,)``.
+        part
+            Part of the codes.
+
+        Returns
+        -------
+        Places in the reference, ``(n_rows, n_similar)``.
+        """
+        if not self._cached.size:
+            return self._sought(rows, part)
+        cache, cached = self._cache[part], self._cached[part]
+        missing = np.unique(rows[~cached[rows]])
+        cache[missing] = self._sought(missing, part).numpy()
+        cached[missing] = True
+        return torch.from_numpy(cache[rows]).long()
+
+    def _sought(self, rows: NDArray[np.int64], part: int) -> torch.Tensor:
+        n_similar, n_reference = max(N_SIMILAR), len(self.reference)
+        # In double precision, so that the order does not depend on what else is computed with it.
+        distance = torch.cdist(self._places(rows, part), self._known[part])
+        same = torch.from_numpy(self._section[rows][:, None] == self._section[self.reference])
+        own = torch.from_numpy(rows[:, None] == self.reference)
+        distance = torch.where(same & ~own, distance, torch.inf)
+        length, place = distance.topk(min(n_similar, n_reference), largest=False)
+        return F.pad(
+            torch.where(length < torch.inf, place, n_reference), (0, n_similar - place.shape[1]), value=n_reference
+        )
+
+    def _places(self, rows: NDArray[np.int64], part: int) -> torch.Tensor:
+        codes, wide = self._codes[:, part], self._wide[rows]
+        around = wide @ codes / np.maximum(wide.getnnz(axis=1), 1)[:, None]
+        own = codes[rows].astype(np.float64) @ self._scale
+        return torch.from_numpy(np.concatenate([own, SURROUNDINGS * around @ self._scale], axis=1))
 
 
 class Comparison(NamedTuple):
-    """Counted and expected in reference spots, and which of these are similar to each spot."""
+    """Counted and expected in the reference spots, of some genes."""
 
+    part: int
+    """Part of the codes that tell which spots are similar."""
     genes: torch.Tensor
     """Numbers of the genes, ``(n_chosen,)``."""
-    nearest: torch.Tensor
-    """Rows of the most similar reference spots, the nearest first, ``(n_spots, n_similar)``; the last row where there is none."""
     counted: torch.Tensor
-    """Visible counts of the reference spots, and a row of zeros, ``(n_reference, n_chosen)``."""
+    """Visible counts, and a row of zeros, ``(n_reference, n_chosen)``."""
     expected: torch.Tensor
-    """Expected counts of their visible entries, and a row of zeros, ``(n_reference, n_chosen)``."""
-
-    def sums(self, rows: torch.Tensor) -> torch.Tensor:
-        """Counted and expected, summed over each number of similar spots, ``(n_numbers, 2, n_rows, n_chosen)``."""
-        tables = self.counted, self.expected
-        sums = self.counted.new_zeros(len(N_SIMILAR), len(tables), len(rows), len(self.genes))
-        nearest, done = self.nearest[rows].long(), 0
-        for i, number in enumerate(N_SIMILAR):
-            further = nearest[:, done:number].contiguous()
-            sums[i:] += torch.stack([F.embedding_bag(further, table, mode="sum") for table in tables])
-            done = number
-        return sums
+    """Expected counts of the visible entries, and a row of zeros, ``(n_reference, n_chosen)``."""
 
 
 class SimilarSpots:
@@ -48,6 +115,8 @@ class SimilarSpots:
 
     Parameters
     ----------
+    space
+        Codes.
     kinds
         Comparisons of all genes by the codes from all visible entries; and, if they are needed, comparisons that together are of
         all genes, each by codes that know nothing of its genes.
@@ -55,8 +124,8 @@ class SimilarSpots:
         Expected counts that the prior of a ratio is worth, for each of the :data:`N_SIMILAR`, ``(n_numbers, n_genes)``.
     """
 
-    def __init__(self, kinds: Sequence[Sequence[Comparison]], pseudo_counts: torch.Tensor) -> None:
-        self._kinds, self.pseudo_counts = kinds, pseudo_counts
+    def __init__(self, space: CodeSpace, kinds: Sequence[Sequence[Comparison]], pseudo_counts: torch.Tensor) -> None:
+        self._space, self._kinds, self.pseudo_counts = space, kinds, pseudo_counts
 
     def of(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Log ratios, ``(n_rows, n_kinds, n_genes)``."""
@@ -64,11 +133,16 @@ class SimilarSpots:
         return torch.stack([log_ratio(self.sums(rows, kind), self.pseudo_counts) for kind in kinds], dim=1).numpy()
 
     def sums(self, rows: NDArray[np.int64], kind: int) -> torch.Tensor:
-        """Counted and expected sums by one kind of codes, ``(n_numbers, 2, n_rows, n_genes)``."""
+        """Counted and expected, summed over each number of similar spots, ``(n_numbers, 2, n_rows, n_genes)``."""
         n_numbers, n_genes = self.pseudo_counts.shape
-        sums = torch.empty(n_numbers, 2, len(rows), n_genes)
-        for comparison in self._kinds[kind]:
-            sums[..., comparison.genes] = comparison.sums(torch.from_numpy(rows))
+        sums = torch.zeros(n_numbers, 2, len(rows), n_genes)
+        for part, genes, *tables in self._kinds[kind]:
+            nearest, done = self._space.nearest(rows, part), 0
+            for i, number in enumerate(N_SIMILAR):
+                further = nearest[:, done:number].contiguous()
+                found = torch.stack([F.embedding_bag(further, table, mode="sum") for table in tables])
+                sums[i:, :, :, genes] += found
+                done = number
         return sums
 
 
@@ -83,32 +157,3 @@ def log_ratio(sums: torch.Tensor, pseudo_counts: torch.Tensor) -> torch.Tensor:
 def shrunk(counted: torch.Tensor, expected: torch.Tensor, pseudo_counts: torch.Tensor) -> torch.Tensor:
     """Log of the gamma-Poisson posterior mean of a ratio whose prior, of mean 1, is worth these expected counts."""
     return ((counted + pseudo_counts) / (expected + pseudo_counts)).log()
-
-
-def most_similar(codes: torch.Tensor, section: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Reference spots of the same section nearest to each spot, itself left out, the nearest first.
-
-    Parameters
-    ----------
-    codes
-        Codes in units in which distances can be compared, ``(n_spots, n_factors)``.
-    section
-        Section of every spot, ``(n_spots,)``.
-    reference
-        Numbers of the reference spots, ``(n_reference,)``.
-
-    Returns
-    -------
-    Their places in `reference`, ``(n_spots, n_similar)``; its length where a section has too few.
-    """
-    section, reference = section.to(codes.device), reference.to(codes.device)
-    n_reference, n_similar = len(reference), max(N_SIMILAR)
-    step, found = max(1, DISTANCES // n_reference), []
-    for start in range(0, len(codes), step):
-        rows = torch.arange(start, min(start + step, len(codes)), device=codes.device)
-        distance = torch.cdist(codes[rows], codes[reference])
-        others = (rows[:, None] != reference) & (section[rows][:, None] == section[reference])
-        length, place = torch.where(others, distance, torch.inf).topk(min(n_similar, n_reference), largest=False)
-        place = torch.where(length < torch.inf, place, n_reference).int().cpu()
-        found.append(F.pad(place, (0, n_similar - place.shape[1]), value=n_reference))
-    return torch.cat(found)

@@ -157,6 +157,11 @@ class SpotView:
         return self._graph[0]
 
     @property
+    def wide(self) -> sparse.csr_matrix:
+        """Marks the spots within the widest radius of each, ``(n_spots, n_spots)``."""
+        return self._radii[-1]
+
+    @property
     def n_spots(self) -> int:
         """Number of spots."""
         return self.counts.shape[0]
@@ -231,11 +236,6 @@ class SpotView:
             self.clean[rows],
         )
         return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
-
-    def around(self, codes: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Mean of the codes within the widest radius of each spot, 0 for a spot on its own, ``(n_spots, n_factors)``."""
-        wide = self._radii[-1]
-        return (wide @ codes / np.maximum(wide.getnnz(axis=1), 1)[:, None]).astype(np.float32)
 
     def measured_share(self) -> NDArray[np.float64]:
         """Share of each gene in the depth of these spots, ``(n_genes,)``, independent of the training data."""

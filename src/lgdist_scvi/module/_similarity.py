@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from lgdist_scvi.data._similar import Comparison, SimilarSpots, most_similar, shrunk
+from lgdist_scvi.data._similar import CodeSpace, Comparison, SimilarSpots, shrunk
 from lgdist_scvi.data._tissue import Spots
 
 from ._dispersion import Overdispersion
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 REFERENCE_ENTRIES = 1 << 24
 """Maximum number of entries that are compared with what is expected of them."""
-_SURROUNDINGS = 0.7
-"""Weight of the mean code around a spot beside its own, in the distance between spots."""
 
 
 class References:
@@ -65,17 +63,13 @@ class References:
         # Distances are those of the expected log rates, weighted by abundance.
         values, vectors = torch.linalg.eigh(field.loadings.T @ (share[:, None] * field.loadings))
         scale = vectors * values.clamp_min(0).sqrt()
-        section, reference = torch.from_numpy(view.section), torch.from_numpy(self.rows)
+        space = CodeSpace(view.field, view.wide, view.section, self.rows, scale.cpu().numpy().astype(np.float64))
         counts = torch.zeros_like(self._expected[0])
         counts[:-1] = torch.from_numpy(view.counts[self.rows].toarray())
-        comparisons = []
-        for part, (genes, expected) in enumerate(zip(self._genes, self._expected, strict=True)):
-            codes = view.field[:, part]
-            pair = (torch.from_numpy(codes), _SURROUNDINGS * torch.from_numpy(view.around(codes)))
-            nearest = most_similar(torch.cat([one.to(scale) @ scale for one in pair], dim=1), section, reference)
-            comparisons.append(Comparison(genes, nearest, counts[:, genes], expected))
+        parts = enumerate(zip(self._genes, self._expected, strict=True))
+        comparisons = [Comparison(part, genes, counts[:, genes], expected) for part, (genes, expected) in parts]
         kinds = [comparisons[:1], comparisons[1:]] if len(comparisons) > 1 else [comparisons]
-        return SimilarSpots(kinds, field.similarity.cpu())
+        return SimilarSpots(space, kinds, field.similarity.cpu())
 
 
 @torch.no_grad()
