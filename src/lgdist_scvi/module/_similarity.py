@@ -67,7 +67,10 @@ class References:
         counts = torch.zeros_like(self._expected[0])
         counts[:-1] = torch.from_numpy(view.counts[self.rows].toarray())
         parts = enumerate(zip(self._genes, self._expected, strict=True))
-        comparisons = [Comparison(part, genes, counts[:, genes], expected) for part, (genes, expected) in parts]
+        # There may be fewer genes than folds.
+        comparisons = [
+            Comparison(part, genes, counts[:, genes], expected) for part, (genes, expected) in parts if len(genes)
+        ]
         kinds = [comparisons[:1], comparisons[1:]] if len(comparisons) > 1 else [comparisons]
         return SimilarSpots(space, kinds, field.similarity.cpu())
 
