@@ -195,7 +195,6 @@ def test_held_out_counts_change_no_weight(small, monkeypatch):
         "detected_calibration",
         "field.mixing",
         "field.similarity",
-        "dispersion",
         "field.dispersion",
         "field.detection",
     }

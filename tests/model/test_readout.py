@@ -224,21 +224,18 @@ class Held:
                 return SimpleNamespace(log_rate=field[batch.rows])
 
         class Rows(SimpleNamespace):
-            def _replace(self, similar):
-                return self
-
             def to(self, device):
                 return self
 
         def gather(rows):
-            return Rows(depth=depth[rows], rows=rows, similar=torch.zeros(len(rows), 1, 3))
+            return Rows(depth=depth[rows], rows=rows)
 
         self.module.field = Field()
         # The first number of spots says it all: with one pseudo-count, all of the ratio but for a hundredth.
         expected = torch.full((400, 3), 100.0)
         sums = torch.stack([torch.stack([expected * ratio.exp(), expected]), torch.zeros(2, 400, 3)])
         self.similar = SimpleNamespace(sums=lambda rows, kind: sums[:, :, rows], pseudo_counts=torch.ones(2, 3))
-        view = SimpleNamespace(gather=gather, similar=self.similar)
+        view = SimpleNamespace(gather=gather)
         truth = SimpleNamespace(counts=sparse.csr_matrix(counts))
         held = sparse.csr_matrix(held_out.numpy())
         self.data = SimpleNamespace(view=view, truth=truth, held_out=held, val_idx=np.arange(400), n_val=400)
@@ -248,15 +245,14 @@ class Held:
 def test_share_of_the_field_is_what_held_out_counts_ask_for(best):
     """Not what the entries ask for that training has seen."""
     held = Held(best)
-    held.data.view.similar = None
-    _calibration._fit_shares(held.module, held.data)
+    _calibration._fit_shares(held.module, held.data, None)
     assert float(held.module.field.mixing) == pytest.approx(best, abs=0.051)
 
 
 @pytest.mark.parametrize("similar", [True, False])
 def test_similar_spots_weigh_what_held_out_counts_ask_for(similar):
     held = Held(0.5, similar)
-    _calibration._fit_shares(held.module, held.data)
+    _calibration._fit_shares(held.module, held.data, held.similar)
     found = held.module.field.similarity
     assert (found <= 1).all() if similar else (found == 1e4).all()
     assert torch.equal(found, held.similar.pseudo_counts)

@@ -63,7 +63,7 @@ def simulated():
 def work(simulated):
     view = simulated.view()
     module = simulated.module(view)
-    fit_similarity(module.field, view, np.arange(0, N, 2))
+    fit_similarity(module.field, view.similar, np.arange(0, N, 2))
     return module, view
 
 
@@ -100,14 +100,14 @@ def test_a_field_that_is_right_stays_as_it_is():
     simulated = Simulated(bent=False)
     view = simulated.view()
     module = simulated.module(view)
-    fit_similarity(module.field, view, np.arange(N))
+    fit_similarity(module.field, view.similar, np.arange(N))
     assert np.abs(view.similar.of(np.arange(N))[:, 0]).mean() < 0.08
 
 
 def test_hidden_counts_do_not_matter(work, simulated):
     other = simulated.view(np.where(simulated.hidden, 500, simulated.counts))
     module = simulated.module(other)
-    fit_similarity(module.field, other, np.arange(0, N, 2))
+    fit_similarity(module.field, other.similar, np.arange(0, N, 2))
     assert torch.equal(module.field.similarity, work[0].field.similarity)
     np.testing.assert_array_equal(other.similar.of(np.arange(N)), work[1].similar.of(np.arange(N)))
 

@@ -18,8 +18,6 @@ N_SIMILAR = (30, 120)
 """Numbers of the most similar spots that are looked at; the fewer are some of the more."""
 SURROUNDINGS = 0.7
 """Weight of the mean code around a spot beside its own, in the distance between spots."""
-
-
 CACHE_BYTES = 1 << 28
 """The similar spots are kept, once found, where those of all spots take no more memory than this."""
 
@@ -50,11 +48,11 @@ class CodeSpace:
         scale: NDArray[np.float64],
     ) -> None:
         self._codes, self._wide, self._section, self._scale = codes, wide, section, scale
-        self.reference = reference
+        self._reference = reference
         n_spots, n_parts, _ = codes.shape
         kept = (n_parts, n_spots if n_spots * n_parts * max(N_SIMILAR) * 4 <= CACHE_BYTES else 0)
         self._cache, self._cached = np.empty((*kept, max(N_SIMILAR)), dtype=np.int32), np.zeros(kept, dtype=bool)
-        self._known = [self._places(reference, part) for part in range(codes.shape[1])]
+        self._known = [self._places(reference, part) for part in range(n_parts)]
 
     def nearest(self, rows: NDArray[np.int64], part: int) -> torch.Tensor:
         """Reference spots nearest to each, without itself, the nearest first; the length of the reference where a section has too few.
@@ -79,11 +77,11 @@ class CodeSpace:
         return torch.from_numpy(cache[rows]).long()
 
     def _sought(self, rows: NDArray[np.int64], part: int) -> torch.Tensor:
-        n_similar, n_reference = max(N_SIMILAR), len(self.reference)
+        n_similar, n_reference = max(N_SIMILAR), len(self._reference)
         # In double precision, so that the order does not depend on what else is computed with it.
         distance = torch.cdist(self._places(rows, part), self._known[part])
-        same = torch.from_numpy(self._section[rows][:, None] == self._section[self.reference])
-        own = torch.from_numpy(rows[:, None] == self.reference)
+        same = torch.from_numpy(self._section[rows][:, None] == self._section[self._reference])
+        own = torch.from_numpy(rows[:, None] == self._reference)
         distance = torch.where(same & ~own, distance, torch.inf)
         length, place = distance.topk(min(n_similar, n_reference), largest=False)
         return F.pad(

@@ -155,7 +155,7 @@ class LatentField(nn.Module):
         chosen = slice(None) if genes is None else genes
         codes = batch.field[:, part]
         linear, variance = self.moments(codes, self.given_neighbours(batch, visible, share, part), chosen)
-        log_rate = self.level[chosen] + bounded(linear + variance / 2)
+        log_rate = self._log_rate(linear, variance, chosen)
         if batch.similar.shape[1]:
             log_rate = log_rate + batch.similar[:, min(part, 1), chosen]
         detected = (detection_features(log_rate, batch) * self.detection[chosen]).sum(-1)
@@ -220,7 +220,7 @@ class LatentField(nn.Module):
             visible = spots.observed if left_out is None else spots.observed & ~left_out
             depth = spots.depth if left_out is None else visible_depth(spots, visible, share)
             linear, variance = self.moments(codes[place], covariance[place])
-            mean = (self.level + bounded(linear + variance / 2)).exp() * depth.clamp_min(1e-6)[:, None]
+            mean = self._log_rate(linear, variance).exp() * depth.clamp_min(1e-6)[:, None]
             certain = visible * self.size / (self.size + mean)
             weight = mean * certain
             yield place, spots, mean * visible, weight, weight * linear + certain * (spots.counts - mean)
@@ -229,9 +229,14 @@ class LatentField(nn.Module):
         self, spots: Spots, codes: torch.Tensor, covariance: torch.Tensor, genes: torch.Tensor
     ) -> torch.Tensor:
         """Expected counts of visible entries given the codes of the spots, ``(n_spots, n_chosen)``."""
-        linear, variance = self.moments(codes, covariance, genes)
-        rate = (self.level[genes] + bounded(linear + variance / 2)).exp()
+        rate = self._log_rate(*self.moments(codes, covariance, genes), genes).exp()
         return rate * spots.depth[:, None] * spots.observed[:, genes]
+
+    def _log_rate(
+        self, linear: torch.Tensor, variance: torch.Tensor, genes: torch.Tensor | slice = slice(None)
+    ) -> torch.Tensor:
+        """Log of the expected rate, given the moments of the log of its ratio to the level."""
+        return self.level[genes] + bounded(linear + variance / 2)
 
     def information(
         self,

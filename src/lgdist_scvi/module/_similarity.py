@@ -76,22 +76,20 @@ class References:
 
 
 @torch.no_grad()
-def fit_similarity(field: LatentField, view: SpotView, rows: NDArray[np.int64]) -> None:
+def fit_similarity(field: LatentField, similar: SimilarSpots, rows: NDArray[np.int64]) -> None:
     """Learn how much the ratio of counted to expected differs between spots, gene by gene.
 
     Parameters
     ----------
     field
         Changed in place.
-    view
-        Visible counts, with codes that leave out folds of the genes.
+    similar
+        Similar spots, also by codes that leave out folds of the genes.
     rows
         Spots to learn from, ``(n_rows,)``.
     """
-    if view.similar is None:
-        return
     log_ratio = torch.zeros(())
-    sums = view.similar.sums(rows, kind=1)
+    sums = similar.sums(rows, kind=1)
     for i in reversed(range(len(sums))):
         counted, expected = sums[i, 0], sums[i, 1] * log_ratio.exp()
         found = Overdispersion(field.level.cpu())
@@ -99,4 +97,4 @@ def fit_similarity(field: LatentField, view: SpotView, rows: NDArray[np.int64]) 
         pseudo_counts = found.size()
         log_ratio = log_ratio + shrunk(counted, expected, pseudo_counts)
         field.similarity[i] = pseudo_counts
-    view.similar.pseudo_counts = field.similarity.cpu()
+    similar.pseudo_counts = field.similarity.cpu()

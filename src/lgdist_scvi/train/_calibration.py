@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lgdist_scvi.data._batch import Batch
+    from lgdist_scvi.data._similar import SimilarSpots
     from lgdist_scvi.dataloaders._neighborhood import NeighborhoodDataModule
     from lgdist_scvi.module._lgdist import LGDiSTModule
 
@@ -43,7 +44,7 @@ def fit_calibration(
     noise: torch.Tensor | None = None,
     n_steps: int = 1,
 ) -> None:
-    """Set the overdispersion around the predicted rates, the share of the field, and the scale of the read-out given detection.
+    """Set the overdispersion around the predicted rates, the shares of the field and of similar spots, and the scale of the read-out given detection.
 
     Overdispersion is estimated on visible entries, around predictions of the network without the own count and of the factor
     model with it. The share of the field and the read-out given detection are fitted to held-out entries: among the entries seen
@@ -60,11 +61,15 @@ def fit_calibration(
     noise, n_steps
         As in :func:`~lgdist_scvi.module._posterior.predict`; by default the autoencoder's own predictions.
     """
-    rows = np.random.default_rng(seed).permutation(data.n_train)[:CALIBRATION_SPOTS]
-    blocks = np.array_split(np.sort(rows), max(1, len(rows) // _BLOCK_SPOTS))
+    rows = np.sort(np.random.default_rng(seed).permutation(data.n_train)[:CALIBRATION_SPOTS])
+    blocks = np.array_split(rows, max(1, len(rows) // _BLOCK_SPOTS))
     if module.field is not None:
-        fit_similarity(module.field, data.view, np.sort(rows))
-        _fit_shares(module, data)
+        # No minibatch holds what similar spots say before it is known how much they are listened to.
+        similar, data.view.similar = data.view.similar, None
+        if similar is not None:
+            fit_similarity(module.field, similar, rows)
+        _fit_shares(module, data, similar)
+        data.view.similar = similar
     network, field = Overdispersion(module.dispersion), Overdispersion(module.dispersion)
     for block in blocks:
         prediction = predict(module, data.view.gather(block), noise, n_steps)
@@ -96,12 +101,12 @@ def _field_blocks(
         yield log_rate, batch
 
 
-def _fit_shares(module: LGDiSTModule, data: NeighborhoodDataModule) -> None:
+def _fit_shares(module: LGDiSTModule, data: NeighborhoodDataModule, similar: SimilarSpots | None) -> None:
     """Set the share of the field beside the network, and the weight of similar spots, by the Poisson deviance of held-out counts.
 
     So the network, which starts from less, is never listened to more than held-out entries support, and neither are similar spots.
     """
-    field, similar = module.field, data.view.similar
+    field = module.field
     assert field is not None
     shares, scales = torch.linspace(0, 1, 21, dtype=torch.float64), torch.tensor(SIMILARITY_SCALES)
     away = torch.arange(len(scales), dtype=torch.float64)[:, None] - SIMILARITY_SCALES.index(EXPECTED_SCALE)
@@ -110,7 +115,7 @@ def _fit_shares(module: LGDiSTModule, data: NeighborhoodDataModule) -> None:
         rows = data.val_idx[start : start + _BLOCK_SPOTS]
         seen, held_out = data.view.gather(rows), data.held_out[rows].nonzero()
         counts = torch.from_numpy(np.asarray(data.truth.counts[rows][held_out], dtype=np.float64).ravel())
-        batch = seen._replace(similar=seen.similar[:, :0]).to(module.device)
+        batch = seen.to(module.device)
         visible = module.condition.visible(batch)
         with torch.no_grad():
             network = module.decode(module.encode(batch, visible).centre, batch).log_rate
