@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from ._view import SpotView
 
-BLOCK_ENTRIES = 1 << 22
-"""Entries of a block."""
+BLOCK_ENTRIES = 1 << 19
+"""Entries of a block: few enough that those of a step stay in the cache of a processor."""
 
 
 class Spots(NamedTuple):

@@ -131,13 +131,14 @@ def predict(
         Also compute `detected`; else it is 0.
     """
     visible = module.condition.visible(batch)
-    todo = passes(visible, genes, observed=observed)
-    chosen: torch.Tensor | slice = slice(None) if genes is None else genes.to(module.device)
-    batch, visible = batch.to(module.device), visible.to(module.device, non_blocking=True)
+    # Looked up once: every look goes through all parameters.
+    todo, device = passes(visible, genes, observed=observed), module.device
+    chosen: torch.Tensor | slice = slice(None) if genes is None else genes.to(device)
+    batch, visible = batch.to(device), visible.to(device, non_blocking=True)
     around = module.encoder.surroundings(batch)
     network, variance, log_value = (torch.zeros_like(batch.counts[:, chosen]) for _ in range(3))
     for part in todo:
-        left_out, numbers, place = (index.to(module.device, non_blocking=True) for index in part[:3])
+        left_out, numbers, place = (index.to(device, non_blocking=True) for index in part[:3])
         rest = visible & ~left_out
         codes = module.encode(batch, rest, around)
         samples = codes.centre[:, None]
