@@ -96,7 +96,7 @@ ROWS = {
     "magic": ("magic",),
     "knn_eb": ("knn_eb",),
     "scvi": ("scvi", "scvi_latent"),
-    OURS: (OURS, f"{OURS}_denoised", f"{OURS}_latent"),
+    OURS: (OURS, f"{OURS}_kept", f"{OURS}_latent"),
 }
 # Run in the peers' environment; and those whose results depend on a seed.
 PEERS = ("median", "magic", "knn_eb", "scvi")
@@ -192,7 +192,7 @@ def fit_lgdist(adata: anndata.AnnData) -> anndata.AnnData:
     model = LGDiST(adata, seed=int(adata.uns["seed"]))
     model.train(enable_progress_bar=False)
     completed = anndata.AnnData(model.get_completed_expression(silent=True))
-    completed.layers["denoised"] = model.get_completed_expression(keep_observed=False, silent=True)
+    completed.layers["kept"] = model.get_completed_expression(keep_observed=True, silent=True)
     completed.obsm["latent"] = model.get_latent_representation()
     return completed
 
@@ -228,7 +228,7 @@ def complete(
     values = np.asarray(completed.X, dtype=float)
     if completed.uns.get("space") == "rate":
         values = np.log1p(values * TARGET_SUM)
-    parts = (values, completed.layers.get("denoised"), completed.obsm.get("latent"))
+    parts = (values, completed.layers.get("kept"), completed.obsm.get("latent"))
     rows = dict(zip(ROWS[method], (part for part in parts if part is not None), strict=True))
     broken = [name for name, part in rows.items() if not np.isfinite(part).all()]
     return f"not finite: {', '.join(broken)}" if broken else rows
@@ -417,7 +417,7 @@ def outline(section: Section) -> Record:
 # recipe ends: what follows collects and renders results
 
 CASES = [Case(name, "biology", seed) for name in SECTIONS for seed in (0, 1, 2)]
-COMPLETED = (OURS, f"{OURS}_denoised")
+COMPLETED = (OURS, f"{OURS}_kept")
 ABOVE_RAW = 0.05
 RECIPES = {"kmeans": "k-means", "leiden": "Leiden"}
 # Told apart by the colour-blind, too (Okabe and Ito), in an order that sets neighbouring layers apart.
@@ -443,8 +443,8 @@ the highest in brackets; a section counts with the mean over its seeds.
 | `magic` | MAGIC: diffusion over spots with similar expression |
 | `knn_eb` | mean of neighbours in space and in expression, to which each spot's own counts are shrunk |
 | `scvi`, `scvi_latent` | scVI, negative binomial, 200 epochs: its normalised expression, and its code |
-| `{OURS}` | LGDiST with its defaults: detected entries as measured, the others completed |
-| `{OURS}_denoised` | the same with `keep_observed=False`: detected entries denoised as well |
+| `{OURS}` | LGDiST with its defaults: the expected expression of every entry |
+| `{OURS}_kept` | the same with `keep_observed=True`: detected entries as measured, the others completed |
 | `{OURS}_latent` | its code, `get_latent_representation()` |
 """
 CLUSTERING = f"""\
@@ -751,7 +751,7 @@ def plot(results: Results, store: Store) -> Figure | None:
         return None
     x, y = (np.array(info[axis].split(), dtype=float) for axis in "xy")
     layers = np.array([-1 if letter == "-" else int(letter) for letter in info["layers"]])
-    titles = {"raw": "raw", OURS: "LGDiST", f"{OURS}_denoised": "LGDiST, denoised"}
+    titles = {"raw": "raw", OURS: "LGDiST", f"{OURS}_kept": "LGDiST, measured kept"}
     figure = Figure(figsize=(8.2, 7.6), layout="constrained")
     panels = figure.subplots(1 + len(DRAWN_GENES), 2 + len(titles), width_ratios=[*[1] * (1 + len(titles)), 0.04])
 

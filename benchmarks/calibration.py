@@ -89,7 +89,7 @@ def held_out(
     yield SUMS, {"kinds": sums(model, train, truth, rate, list(LEVELS))}
     data = model._training_data(model.held_out_, 128)
     rows = data.val_idx
-    reading = Reading(keep_observed=False, return_std=True, scale="counts")
+    reading = Reading(return_std=True, scale="counts")
     _, mean, std = Reader(model.module, data.view, reading).read(rows)
     chosen = data.held_out[rows].toarray()
     yield "entries", coverages(data.truth.counts[rows].toarray()[chosen], mean[chosen], std[chosen])

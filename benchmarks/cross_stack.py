@@ -17,7 +17,7 @@ from lgdist_scvi.datasets import simulated_tissue
 
 SETUP = {"layer": "counts", "library_key": "library_id", "image_key": "X_image", "observed_layer": "observed"}
 SIZE = {"n_latent": 8, "n_hidden": 32, "n_heads": 2, "n_denoiser_hidden": 32}
-READ = {"n_samples": 2, "keep_observed": False, "return_std": True, "return_numpy": True, "silent": True}
+READ = {"n_samples": 2, "return_std": True, "return_numpy": True, "silent": True}
 
 
 def save(folder: Path) -> None:

@@ -46,7 +46,7 @@ def complete(adata: anndata.AnnData, model_cls: type[LGDiST] = LGDiST) -> tuple[
     genes = list(adata.var_names[adata.var["eval"]])
     if adata.uns["protocol"] == "A":
         return model.get_completed_expression(gene_list=genes, read_out="detected", silent=True), "log"
-    return model.get_completed_expression(gene_list=genes, scale="rate", keep_observed=False, silent=True), "rate"
+    return model.get_completed_expression(gene_list=genes, scale="rate", silent=True), "rate"
 
 
 def main() -> None:

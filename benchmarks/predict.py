@@ -87,10 +87,10 @@ is what they are trained on. Their options are the same for all targets and sets
 | `detected` (b) | the same, but the loss does not look at zeros |
 | `median` (c) | zeros filled with the first median of the surroundings, one to four hops wide, that is not zero |
 | `smoothed` (d) | mean of the log values of the spot and its six nearest spots |
-| `lgdist` (e) | detected entries as measured, zeros completed with the expected expression, the default |
+| `lgdist` (e) | the expected expression of every entry, the default |
+| `lgdist_kept` (e) | detected entries as measured, zeros completed with the expected expression (`keep_observed=True`) |
 | `lgdist_detected` (e) | the same with `read_out="detected"`: zeros completed with what would be seen if the gene were detected |
-| `lgdist_denoised` (e) | the expected expression of every entry, detected ones too (`keep_observed=False`) |
-| `lgdist_image`, `lgdist_image_detected`, `lgdist_image_denoised` (e) | the same by a model that is given the images |
+| `lgdist_image`, `lgdist_image_kept`, `lgdist_image_detected` (e) | the same by a model that is given the images |
 
 **Scores** are those of measured counts of sections never seen, never of completed ones.
 

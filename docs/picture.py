@@ -47,7 +47,7 @@ def main() -> None:
     LGDiST.setup_anndata(adata, layer="counts", size_factor_key="total_counts")
     model = LGDiST(adata)
     model.train(enable_progress_bar=False)
-    adata.layers["lgdist"] = model.get_completed_expression(keep_observed=False, return_numpy=True, silent=True)
+    adata.layers["lgdist"] = model.get_completed_expression(return_numpy=True, silent=True)
     measured = np.log1p(adata.layers["counts"].toarray() / adata.obs["total_counts"].to_numpy()[:, None] * 1e4)
 
     figure = Figure(figsize=(15, 5.6), layout="constrained")

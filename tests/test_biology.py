@@ -95,10 +95,10 @@ def test_page_says_whether_the_target_is_met_and_what_is_missing(biology, tmp_pa
     store = biology.Store(tmp_path / "results")
     for case, ours in zip(biology.CASES[:4:3], (0.5, 0.6), strict=True):
         kept = {"raw": record(raw=0.45), "smooth6": record(smooth6=0.52)}
-        kept["lgdist"] = record(lgdist=ours, lgdist_denoised=0.51)
+        kept["lgdist"] = record(lgdist=ours, lgdist_kept=0.51)
         store.merge(case, {}, kept)
     # Seeds are averaged within a section; what was scored on one section only is no peer on two.
-    store.merge(biology.CASES[1], {}, {"lgdist": record(lgdist=0.54, lgdist_denoised=0.51)})
+    store.merge(biology.CASES[1], {}, {"lgdist": record(lgdist=0.54, lgdist_kept=0.51)})
     store.merge(biology.CASES[0], {}, {"magic": record(magic=0.9), "scvi": {"error": "exit 1: no | luck"}})
 
     arguments = ["--render", "--out", str(store.folder), "--pages", str(tmp_path / "pages")]
@@ -107,7 +107,7 @@ def test_page_says_whether_the_target_is_met_and_what_is_missing(biology, tmp_pa
     assert set(rendered) == {"biology.md", "biology.csv"}
     page = rendered["biology.md"].decode()
     assert "| k-means | **`lgdist`** | 0.560 | +0.110 | `smooth6` | 0.520 | +0.040 | met so far |" in page
-    assert "| k-means | **`lgdist_denoised`** | 0.510 | +0.060 | `smooth6` | 0.520 | -0.010 | not met so far |" in page
+    assert "| k-means | **`lgdist_kept`** | 0.510 | +0.060 | `smooth6` | 0.520 | -0.010 | not met so far |" in page
     assert "| Leiden | **`lgdist`** | 0.460 | +0.010 | `smooth6` | 0.520 | -0.060 | not met so far |" in page
     assert "Met so far in 1 of 4" in page
     assert "| **`lgdist`** | 0.560 (0.520 to 0.600) | 0.500 (0.500 to 0.500) |" in page

@@ -15,7 +15,7 @@ from lgdist_scvi.datasets import simulated_tissue
 
 PREDICTORS = ("linear", "mlp", "transformer", "contrastive", "exemplar", "graph")
 SIMPLE = ("raw", "detected", "median", "smoothed")
-READ_OUTS = ("", "_detected", "_denoised")
+READ_OUTS = ("", "_kept", "_detected")
 COMPLETED = tuple(f"lgdist{image}{read_out}" for image in ("", "_image") for read_out in READ_OUTS)
 UNSEEN = "section_3"
 
@@ -244,7 +244,7 @@ def test_completions_are_kept(code, tissue, tmp_path, monkeypatch):
 
     def complete(panel, seed, image):
         calls.append((seed, image))
-        return {"expected": np.full((2, 2), seed), "detected": np.ones((2, 2)), "denoised": np.zeros((2, 2))}
+        return {"expected": np.full((2, 2), seed), "detected": np.ones((2, 2)), "kept": np.zeros((2, 2))}
 
     monkeypatch.setattr(code.targets, "complete", complete)
     panel = code.folds.split(tissue, [UNSEEN]).panel
@@ -348,7 +348,7 @@ def test_page_says_whether_the_goal_is_met(code, tmp_path):
         f"{bulb} | `lgdist` | 6 | 6 | 0 | 6 | 0 | -6.0% | -6.0%",
         "both sets | `lgdist_detected` | 6 | 6 | 0 | 6 | 0 | -50.0% | -50.0%",
         "both sets | `lgdist_image` | 6 | 6 | 6 | 6 | 6 | -4.0% | -4.0%",
-        "both sets | `lgdist_denoised` | 0 | 0 | 0 | 0 | 0 | +0.0% | +0.0%",
+        "both sets | `lgdist_kept` | 0 | 0 | 0 | 0 | 0 | +0.0% | +0.0%",
     ):
         assert f"| {row} |" in page
     assert f"- {breast}, `lgdist`: an advantage over `raw`, +0.008 on average and better in 75 of 90 pairs" in page

@@ -24,18 +24,18 @@ N_HOPS = 4
 # What is asked of LGDiST, beside its defaults.
 READ_OUTS: dict[str, dict[str, str | bool]] = {
     "expected": {},
-    "detected": {"read_out": "detected"},
-    "denoised": {"keep_observed": False},
+    "kept": {"keep_observed": True},
+    "detected": {"read_out": "detected", "keep_observed": True},
 }
 SIMPLE = ("raw", "detected", "median", "smoothed")
 # Image registered or not, and read-out.
 COMPLETED = {
     "lgdist": (False, "expected"),
+    "lgdist_kept": (False, "kept"),
     "lgdist_detected": (False, "detected"),
-    "lgdist_denoised": (False, "denoised"),
     "lgdist_image": (True, "expected"),
+    "lgdist_image_kept": (True, "kept"),
     "lgdist_image_detected": (True, "detected"),
-    "lgdist_image_denoised": (True, "denoised"),
 }
 TARGETS = (*SIMPLE, *COMPLETED)
 

@@ -101,7 +101,7 @@ def complete(options: argparse.Namespace) -> None:
 
     scores = model.evaluate_completion(silent=silent)
     model.add_completed_layer(
-        keep_observed=not options.denoise,
+        keep_observed=options.keep_observed,
         return_std=options.std,
         scale=options.scale,
         read_out=options.read_out,
@@ -166,7 +166,9 @@ def _parser() -> argparse.ArgumentParser:
     values = command.add_argument_group("completed values")
     values.add_argument("--scale", choices=get_args(Scale), default="log1p", help="(default: %(default)s)")
     values.add_argument("--read-out", choices=tuple(READ_OUTS), default="expected", help="(default: %(default)s)")
-    values.add_argument("--denoise", action="store_true", help="denoise detected entries instead of keeping them")
+    values.add_argument(
+        "--keep-observed", action="store_true", help="keep detected entries as measured; sums are then too high"
+    )
     values.add_argument("--std", action="store_true", help="also write the standard deviation")
     files = command.add_argument_group("files and messages")
     files.add_argument("--save-model", type=Path, metavar="DIR", help="also save the trained model")

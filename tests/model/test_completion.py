@@ -98,15 +98,15 @@ def test_scales_agree(trained, small, depth):
 @pytest.mark.parametrize("read_out", ["expected", "detected"])
 def test_detected_entries_stay_as_measured(trained, small, counts, depth, read_out):
     values, _, detected = counts
-    completed = read(trained, small, read_out=read_out)
+    completed = read(trained, small, read_out=read_out, keep_observed=True)
     measured = np.log1p(values / depth * 1e4)
     np.testing.assert_allclose(completed[detected], measured[detected], rtol=1e-6)
     assert (completed[~detected] > 0).all()
-    at_depth = read(trained, small, read_out=read_out, scale="counts")
+    at_depth = read(trained, small, read_out=read_out, keep_observed=True, scale="counts")
     np.testing.assert_allclose(at_depth[detected], values[detected], rtol=1e-6)
 
 
-def test_denoised_entries_are_posterior_means(trained, small, counts, depth):
+def test_completed_entries_are_posterior_means(trained, small, counts, depth):
     values, observed, _ = counts
     noise = draw_noise(2, small.OPTIONS["n_latent"], 0)
     view = trained._view(share=trained.module.share.numpy())
@@ -121,25 +121,25 @@ def test_denoised_entries_are_posterior_means(trained, small, counts, depth):
     assert ((weight > 0) & (weight <= 1)).all()
     expected = means[0] ** (1 - weight) * means[1] ** weight
     mu = prediction.rate.numpy() * depth
-    denoised = read(trained, small, scale="counts", keep_observed=False)
-    np.testing.assert_allclose(denoised, expected, rtol=1e-4)
+    completed = read(trained, small, scale="counts")
+    np.testing.assert_allclose(completed, expected, rtol=1e-4)
     # Without the own count an observed zero and an unobserved entry would be completed alike.
     zero = observed & (values == 0)
-    assert (denoised[zero] < mu[zero]).all()
-    kept = read(trained, small, scale="counts")
-    np.testing.assert_allclose(kept[zero], denoised[zero], rtol=1e-5)
+    assert (completed[zero] < mu[zero]).all()
+    kept = read(trained, small, scale="counts", keep_observed=True)
+    np.testing.assert_allclose(kept[zero], completed[zero], rtol=1e-5)
 
 
 def test_standard_deviation(trained, small, counts):
     values, observed, detected = counts
-    _, std = read(trained, small, return_std=True, scale="rate")
+    _, std = read(trained, small, return_std=True, scale="rate", keep_observed=True)
     assert np.isfinite(std).all()
     assert (std[detected] == 0).all()
     assert (std[~detected] > 0).all()
-    denoised, around = read(trained, small, return_std=True, scale="rate", keep_observed=False)
+    completed, around = read(trained, small, return_std=True, scale="rate")
     assert (around > 0).all()
     # An observation narrows what is known of a rate: half the data hidden is less certain.
-    relative = around / denoised
+    relative = around / completed
     assert np.median(relative[~observed]) > np.median(relative[detected])
 
 
@@ -149,9 +149,7 @@ def test_count_quantiles(trained, small, depth):
     median = trained.get_count_quantiles(quantiles=[0.5], gene_list=names, indices=[5, 2], **options)[0.5]
     assert list(median.columns) == names
     assert list(median.index) == list(trained.adata.obs_names[[5, 2]])
-    mean, std = trained.get_completed_expression(
-        scale="rate", keep_observed=False, return_std=True, return_numpy=True, **options
-    )
+    mean, std = trained.get_completed_expression(scale="rate", return_std=True, return_numpy=True, **options)
     for given, at in ((None, depth), (5e4, np.full_like(depth, 5e4))):
         quantiles = trained.get_count_quantiles(depth=given, **options)
         assert list(quantiles) == [0.025, 0.5, 0.975]
@@ -167,10 +165,10 @@ def test_count_quantiles(trained, small, depth):
 
 
 def test_minibatches_do_not_matter(trained, small):
-    whole = read(trained, small, keep_observed=False, batch_size=1000)
+    whole = read(trained, small, batch_size=1000)
     for size in (7, 64):
-        np.testing.assert_allclose(read(trained, small, keep_observed=False, batch_size=size), whole, atol=1e-5)
-    one_by_one = read(trained, small, keep_observed=False, batch_size=1, indices=range(60, 80))
+        np.testing.assert_allclose(read(trained, small, batch_size=size), whole, atol=1e-5)
+    one_by_one = read(trained, small, batch_size=1, indices=range(60, 80))
     np.testing.assert_allclose(one_by_one, whole[60:80], atol=1e-5)
     np.testing.assert_allclose(
         trained.get_latent_representation(batch_size=7), trained.get_latent_representation(), atol=1e-5
@@ -185,8 +183,8 @@ def test_seed_of_the_sampling(trained, small):
 
 
 def test_odd_and_many_samples(trained, small):
-    many = read(trained, small, n_samples=16, keep_observed=False)
-    other = read(trained, small, n_samples=15, seed=3, keep_observed=False)
+    many = read(trained, small, n_samples=16)
+    other = read(trained, small, n_samples=15, seed=3)
     assert np.abs(many - other).max() < 0.5
     noise = draw_noise(5, 8, 0)
     assert noise.shape == (1, 5, 8)
@@ -233,7 +231,7 @@ def test_untrained(small):
 def test_given_detection_there_is_at_least_one_count(trained, small, depth):
     one_count = np.log1p(1e4 / depth)
     for n_samples in (0, 2):
-        detected = read(trained, small, read_out="detected", keep_observed=False, n_samples=n_samples)
+        detected = read(trained, small, read_out="detected", n_samples=n_samples)
         assert (detected >= one_count - 1e-5).all()
 
 
@@ -302,9 +300,9 @@ def test_standard_deviation_of_an_earlier_completion_does_not_stay(fresh, small,
 
 def test_completed_layer_by_another_name(fresh, small):
     other = small.hide(small.tissue(n_spots=40, seed=3))
-    assert fresh.add_completed_layer(other, key_added="filled", keep_observed=False, **small.READ) is None
+    assert fresh.add_completed_layer(other, key_added="filled", keep_observed=True, **small.READ) is None
     assert {"filled", "filled_imputed"} <= set(other.layers)
-    assert other.uns["filled"]["keep_observed"] is False
+    assert other.uns["filled"]["keep_observed"] is True
     assert "filled" not in fresh.adata.layers and "filled" not in fresh.adata.uns
     with pytest.raises(TypeError):
         fresh.add_completed_layer(return_numpy=True)
@@ -380,14 +378,12 @@ def test_libraries_do_not_mix(small):
     second = (adata.obs["library_id"] == "section_2").to_numpy()
     changed = adata.copy()
     changed.layers["counts"][second] = changed.layers["counts"][second][::-1]
-    options = {"keep_observed": False, "indices": np.flatnonzero(~second)}
+    options = {"indices": np.flatnonzero(~second)}
     np.testing.assert_allclose(
         read(model, small, adata=changed, **options), read(model, small, **options), rtol=1e-4, atol=1e-4
     )
     alone = adata[~second].copy()
-    np.testing.assert_allclose(
-        read(model, small, adata=alone, keep_observed=False), read(model, small, **options), rtol=1e-4, atol=1e-4
-    )
+    np.testing.assert_allclose(read(model, small, adata=alone), read(model, small, **options), rtol=1e-4, atol=1e-4)
 
 
 def test_target_genes_weigh_more(small):
@@ -414,7 +410,7 @@ def test_published_convention(published, small):
     counts = adata.layers["counts"].toarray()
     view = published._view()
     np.testing.assert_array_equal(view.hidden[np.arange(view.n_spots)], counts == 0)
-    completed = read(published, small)
+    completed = read(published, small, keep_observed=True)
     depth = counts.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(completed[counts > 0], np.log1p(counts / depth * 1e4)[counts > 0], rtol=1e-6)
     # Zeros are taken for missing: they get what a detected entry has, at least about a count.

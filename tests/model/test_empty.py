@@ -44,12 +44,12 @@ def test_the_setup_warns_once_and_at_the_callers_line(small):
 @pytest.mark.filterwarnings("error:.*no count")
 def test_all_read_outs_are_finite(model, small):
     for scale in ("log1p", "rate", "counts"):
-        for options in ({}, {"keep_observed": False}, {"read_out": "detected"}, {"n_samples": 0}):
+        for options in ({}, {"keep_observed": True}, {"read_out": "detected"}, {"n_samples": 0}):
             values = read(model, small, scale=scale, **options)
             assert np.isfinite(values).all() and (values >= 0).all(), (scale, options)
-        mean, std = read(model, small, scale=scale, return_std=True, keep_observed=False)
+        mean, std = read(model, small, scale=scale, return_std=True)
         assert np.isfinite(std).all() and (std > 0).all()
-        np.testing.assert_array_equal(read(model, small, scale=scale, keep_observed=False), mean)
+        np.testing.assert_array_equal(read(model, small, scale=scale), mean)
     for quantile in model.get_count_quantiles(**small.READ).values():
         assert np.isfinite(quantile.to_numpy()).all()
     assert np.isfinite(model.get_latent_representation()).all()
@@ -59,7 +59,7 @@ def test_all_read_outs_are_finite(model, small):
 
 
 def test_genes_are_completed_as_close_to_zero(model, small):
-    counts = read(model, small, scale="counts", keep_observed=False)
+    counts = read(model, small, scale="counts")
     # Less than one count of each in the whole tissue.
     assert 0 < counts[:, GENES].sum(axis=0).min() <= counts[:, GENES].sum(axis=0).max() < 0.8
 
@@ -71,7 +71,7 @@ def test_spots_are_completed_as_if_they_were_not_observed(model, small):
     other = small.fit(small.build(adata, observed_layer="observed", **SETUP))
     np.testing.assert_array_equal(read(other, small), read(model, small))
     # So they are no poorer than the tissue around them.
-    counts = read(model, small, scale="counts", keep_observed=False).sum(axis=1)
+    counts = read(model, small, scale="counts").sum(axis=1)
     assert counts[SPOTS].min() > 0.5 * np.median(counts)
 
 
@@ -79,11 +79,11 @@ def test_spots_are_completed_as_if_they_were_not_observed(model, small):
 def test_a_depth_of_zero_is_unknown_and_another_is_known(model, small):
     adata = emptied(small.tissue(n_libraries=2))
     adata.obs["depth"] = np.asarray(adata.layers["counts"].sum(axis=1)).ravel()
-    counts = [read(model, small, scale="counts", keep_observed=False)]
+    counts = [read(model, small, scale="counts")]
     for depth in (0, 1500):
         adata.obs.loc[adata.obs_names[SPOTS], "depth"] = depth
         other = small.fit(small.build(adata, size_factor_key="depth", **SETUP))
-        counts.append(read(other, small, scale="counts", keep_observed=False))
+        counts.append(read(other, small, scale="counts"))
     np.testing.assert_array_equal(counts[1], counts[0])
     assert counts[2][SPOTS].sum() < 0.5 * counts[1][SPOTS].sum()
 
@@ -155,5 +155,5 @@ def test_hardly_any_count_is_enough(small):
         counts[np.arange(5) + 75 * library, np.arange(5)] = 1
     adata.layers["counts"] = sparse.csr_matrix(counts)
     model = small.fit(small.build(adata, **SETUP))
-    for options in ({}, {"scale": "counts", "keep_observed": False}, {"read_out": "detected"}):
+    for options in ({}, {"scale": "counts"}, {"read_out": "detected"}):
         assert np.isfinite(read(model, small, **options)).all()

@@ -29,7 +29,7 @@ def model(small):
 
 @pytest.fixture(scope="module")
 def reference(model):
-    return model.get_completed_expression(keep_observed=False, **READ)
+    return model.get_completed_expression(**READ)
 
 
 def shuffled(matrix, rng):
@@ -71,7 +71,7 @@ def test_form_order_and_batches_do_not_matter(
     before = adata.copy()
     rows = rng.permutation(len(order))[: 10 if batch_size == 1 else None]  # minibatches of one spot take long
     options = READ | {"batch_size": batch_size, "indices": rows}
-    completed = model.get_completed_expression(adata, keep_observed=False, **options)
+    completed = model.get_completed_expression(adata, **options)
     np.testing.assert_allclose(completed, reference[order[rows]], rtol=1e-4, atol=1e-5)
     for name, layer in before.layers.items():
         assert type(adata.layers[name]) is type(layer) and adata.layers[name].dtype == layer.dtype
@@ -85,7 +85,7 @@ def test_unrelated_sections_do_not_matter(model, reference):
     other.obsm["spatial"] = other.obsm["spatial"] * 31
     for beside in ([], [other]):
         adata = ad.concat([model.adata[first].copy(), *beside])
-        completed = model.get_completed_expression(adata, keep_observed=False, **READ)
+        completed = model.get_completed_expression(adata, **READ)
         np.testing.assert_allclose(completed[: len(first)], reference[first], rtol=1e-4, atol=1e-5)
 
 
@@ -198,7 +198,7 @@ def test_extremes_are_finite(small, extreme):
         warnings.simplefilter("ignore", UserWarning)  # few spots, or some without counts
         LGDiST.setup_anndata(adata, **setup)
         model = small.fit(LGDiST(adata, **small.OPTIONS), max_epochs=3)
-    for options in ({}, {"scale": "counts", "keep_observed": False}, {"read_out": "detected"}):
+    for options in ({}, {"scale": "counts"}, {"read_out": "detected"}):
         completed = model.get_completed_expression(**(READ | options))
         assert completed.shape == adata.shape and completed.dtype == np.float32
         assert np.isfinite(completed).all() and (completed >= 0).all(), options
@@ -216,5 +216,5 @@ def test_sections_of_one_spot_are_completed(model, reference):
     """Too little to train with, but enough to be read out."""
     adata = model.adata[:5].copy()
     adata.obs["library_id"] = [f"alone {i}" for i in range(5)]
-    completed = model.get_completed_expression(adata, keep_observed=False, **READ)
+    completed = model.get_completed_expression(adata, **READ)
     assert np.isfinite(completed).all() and np.abs(completed - reference[:5]).max() > 1e-3

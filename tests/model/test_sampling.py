@@ -11,7 +11,7 @@ QUIET = {"silent": True}
 
 
 def test_samples_average_to_the_completed_expression(trained):
-    options = {"n_samples": 0, "keep_observed": False, "return_numpy": True, "scale": "counts", "silent": True}
+    options = {"n_samples": 0, "return_numpy": True, "scale": "counts", "silent": True}
     expected = trained.get_completed_expression(**options)
     samples = trained.sample_expression(n_samples=400, scale="counts", **QUIET)
     assert samples.shape == (400, *expected.shape) and (samples >= 0).all()
@@ -22,7 +22,7 @@ def test_samples_average_to_the_completed_expression(trained):
 
 
 def test_standard_deviation_is_that_of_the_samples(trained):
-    options = {"keep_observed": False, "return_numpy": True, "scale": "counts", "silent": True}
+    options = {"return_numpy": True, "scale": "counts", "silent": True}
     _, std = trained.get_completed_expression(return_std=True, **options)
     sampled = trained.sample_expression(n_samples=600, scale="counts", **QUIET).std(0)
     hidden = ~trained.adata.layers["observed"]

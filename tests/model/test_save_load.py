@@ -30,7 +30,7 @@ def saved(small, tmp_path_factory):
 
 
 def read(model, small, adata=None, **options):
-    return model.get_completed_expression(adata, **(small.READ | {"keep_observed": False} | options))
+    return model.get_completed_expression(adata, **(small.READ | options))
 
 
 def new_section(small, **options):
@@ -164,7 +164,7 @@ def test_another_process(saved, small, tmp_path):
         "torch.set_num_threads(1)\n"
         "from lgdist_scvi import LGDiST\n"
         "model = LGDiST.load(sys.argv[1])\n"
-        "model.get_completed_expression(keep_observed=False, n_samples=2, n_steps=2, silent=True).to_pickle(sys.argv[2])\n"
+        "model.get_completed_expression(n_samples=2, n_steps=2, silent=True).to_pickle(sys.argv[2])\n"
     )
     out = tmp_path / "completed.pkl"
     subprocess.run([sys.executable, "-c", script, str(folder), str(out)], check=True, capture_output=True)

@@ -48,7 +48,7 @@ class Reading:
 
     n_samples: int = 0
     n_steps: int = N_STEPS
-    keep_observed: bool = True
+    keep_observed: bool = False
     return_std: bool = False
     scale: Scale = "log1p"
     read_out: str = "expected"
