@@ -276,7 +276,9 @@ class TrainingMixin(LGDiSTBase):
         data = CodeDataModule(self._training_data(self.held_out_, batch_size), self.held_out_, self.seed_)
 
         def completed_counts(rows: NDArray[np.int64]) -> NDArray[np.float32]:
-            return Reader(self.module, data.view, Reading(N_SAMPLES, keep_observed=True, scale="counts")).read(rows).values
+            return (
+                Reader(self.module, data.view, Reading(N_SAMPLES, keep_observed=True, scale="counts")).read(rows).values
+            )
 
         for number in range(1, self.n_rounds_ + 1):
             data.view.clean = clean_codes(self.module, data.view, completed_counts if number > 1 else None)
