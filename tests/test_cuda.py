@@ -135,8 +135,9 @@ def completion(work):
 def calibration(work):
     some = sparse.random(60, 40, 0.1, format="csr", random_state=0)
     data = SimpleNamespace(
-        n_train=60,
-        view=SimpleNamespace(gather=lambda rows: work.batch, n_genes=40, similar=None),
+        view=SimpleNamespace(
+            gather=lambda rows, folds=False: work.batch, n_genes=40, similar=None, field=np.zeros((60, 1, 1))
+        ),
         val_dataloader=lambda: [work.validation],
         val_idx=np.arange(60),
         n_val=60,

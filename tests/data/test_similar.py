@@ -69,14 +69,15 @@ def similar_spots(random, pseudo_counts):
     *_, space = space_of(random, np.zeros(N, dtype=int), np.arange(N), n_parts=3)
     genes = [torch.arange(G), torch.arange(0, G, 2), torch.arange(1, G, 2)]
     comparisons = [Comparison(part, g, counted[:, g], expected[:, g]) for part, g in enumerate(genes)]
-    return SimilarSpots(space, [comparisons[:1], comparisons[1:]], pseudo_counts), tables, space
+    return SimilarSpots([(space, comparisons[:1]), (space, comparisons[1:])], pseudo_counts), tables, space
 
 
 def test_ratios_by_hand(few):
     pseudo_counts = np.stack([np.full(G, 4.0), np.linspace(1, 6, G)])
     similar, (counted, expected), space = similar_spots(few, torch.from_numpy(pseudo_counts).float())
     rows = np.array([3, 31, 3])
-    found = similar.of(rows)
+    found = similar.of(rows, folds=True)
+    np.testing.assert_array_equal(similar.of(rows, folds=False), found[:, :1])
     assert found.shape == (3, 2, G) and found.dtype == np.float32
     for i in range(len(rows)):
         for gene in range(G):
@@ -90,4 +91,4 @@ def test_ratios_by_hand(few):
 
 def test_many_pseudo_counts_leave_nothing(few):
     similar, *_ = similar_spots(few, torch.full((2, G), 1e9))
-    assert np.abs(similar.of(np.arange(N))).max() < 1e-6
+    assert np.abs(similar.of(np.arange(N), folds=True)).max() < 1e-6

@@ -248,8 +248,10 @@ def test_what_a_prediction_knows_of_the_own_count(small):
         predictions = []
         for each in (adata, changed):
             _, view = model._trained_view(each, diffusion=True)
-            solve_field(model.module, view, folds=True)
-            predictions.append(predict(model.module, view.gather([4]), draw_noise(2, 8, 0), 2, detected=True))
+            solve_field(model.module, view, fold_strips=1)
+            predictions.append(
+                predict(model.module, view.gather([4], folds=True), draw_noise(2, 8, 0), 2, detected=True)
+            )
         one, other = predictions
         knows = {
             name

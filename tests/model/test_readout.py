@@ -275,7 +275,7 @@ def test_field_is_calibrated_without_the_own_counts():
         return SimpleNamespace(log_rate=genes.expand(4, -1) + 1.0)
 
     module = SimpleNamespace(device=torch.device("cpu"), field=field, share=None)
-    data = SimpleNamespace(view=SimpleNamespace(gather=lambda rows: batch))
+    data = SimpleNamespace(view=SimpleNamespace(gather=lambda rows, folds: batch))
     [(log_rate, seen)] = _calibration._field_blocks(module, data, [np.arange(4)])
     assert (asked == 1).all() and torch.equal(seen.observed, observed)
     torch.testing.assert_close(log_rate, torch.where(observed, torch.arange(1.0, 24.0), 0))
@@ -292,7 +292,7 @@ def test_calibration_is_of_the_predictions_asked_for(monkeypatch):
         raise Stop
 
     monkeypatch.setattr(_calibration, "predict", predict)
-    data = SimpleNamespace(n_train=5, view=SimpleNamespace(gather=lambda rows: None))
+    data = SimpleNamespace(view=SimpleNamespace(gather=lambda rows: None, field=np.zeros((5, 1, 0))))
     for options in ((), ("noise", 7)):
         with pytest.raises(Stop):
             _calibration.fit_calibration(SimpleNamespace(field=None, dispersion=torch.ones(3)), data, 0, *options)

@@ -10,7 +10,7 @@ from scipy import sparse
 from lgdist_scvi.data._hidden import Hidden
 from lgdist_scvi.data._neighbors import spatial_graph
 from lgdist_scvi.data._view import SpotView
-from lgdist_scvi.module import _similarity
+from lgdist_scvi.module import _field_codes, _similarity
 from lgdist_scvi.module._field import LatentField
 from lgdist_scvi.module._field_codes import fit_field, solve_field
 from lgdist_scvi.module._similarity import fit_similarity
@@ -50,7 +50,7 @@ class Simulated:
         torch.manual_seed(0)
         module = SimpleNamespace(field=LatentField(G, 2), share=torch.from_numpy(view.share).float(), device=CPU)
         fit_field(module, view, 0)
-        solve_field(module, view, folds=True)
+        solve_field(module, view, fold_strips=1)
         return module
 
 
@@ -69,7 +69,7 @@ def work(simulated):
 
 def errors(module, view, simulated, part=0):
     """Mean squared error of the log rates of every gene at its hidden entries."""
-    batch = view.gather(np.arange(N))
+    batch = view.gather(np.arange(N), folds=part > 0)
     log_rate = module.field(batch, batch.observed, module.share, part=part).log_rate.numpy()
     square = (log_rate - np.log(simulated.rate)) ** 2
     return np.array([square[simulated.hidden[:, gene], gene].mean() for gene in range(G)])
@@ -86,7 +86,7 @@ def test_what_is_not_linear_is_found_at_hidden_entries(work, simulated):
     others = np.arange(G) != ODD
     assert with_similar[others].mean() < without[others].mean() + 0.01
     # The read-out of what is visible leaves out the own count, and has it as well.
-    fold = next(one.part for one in view.similar._kinds[1] if ODD in one.genes)
+    fold = 1 + next(one.part for one in view.similar._kinds[1][1] if ODD in one.genes)
     assert errors(module, view, simulated, fold)[ODD] < 0.6 * without[ODD]
 
 
@@ -101,7 +101,7 @@ def test_a_field_that_is_right_stays_as_it_is():
     view = simulated.view()
     module = simulated.module(view)
     fit_similarity(module.field, view.similar, np.arange(N))
-    assert np.abs(view.similar.of(np.arange(N))[:, 0]).mean() < 0.08
+    assert np.abs(view.similar.of(np.arange(N), folds=False)[:, 0]).mean() < 0.08
 
 
 def test_hidden_counts_do_not_matter(work, simulated):
@@ -109,7 +109,9 @@ def test_hidden_counts_do_not_matter(work, simulated):
     module = simulated.module(other)
     fit_similarity(module.field, other.similar, np.arange(0, N, 2))
     assert torch.equal(module.field.similarity, work[0].field.similarity)
-    np.testing.assert_array_equal(other.similar.of(np.arange(N)), work[1].similar.of(np.arange(N)))
+    np.testing.assert_array_equal(
+        *(view.similar.of(np.arange(N), folds=True) for view in (other, work[1])),
+    )
 
 
 def test_the_own_count_of_a_visible_entry_does_not_matter(work, simulated):
@@ -120,16 +122,19 @@ def test_the_own_count_of_a_visible_entry_does_not_matter(work, simulated):
     counts[spot, ODD] += 50
     depth[spot] += 50
     other = simulated.view(counts, depth)
-    solve_field(module, other, folds=True)
-    fold = next(one.part for one in view.similar._kinds[1] if ODD in one.genes)
-    left_out = torch.isin(torch.arange(G), view.similar._kinds[1][fold - 1].genes)
-    batches = [some.gather([spot]) for some in (view, other)]
+    solve_field(module, other, fold_strips=1)
+    fold = 1 + next(one.part for one in view.similar._kinds[1][1] if ODD in one.genes)
+    left_out = torch.isin(torch.arange(G), view.similar._kinds[1][1][fold - 1].genes)
+    batches = [some.gather([spot], folds=True) for some in (view, other)]
     before, after = (
         float(module.field(batch, batch.observed & ~left_out, module.share, part=fold).log_rate[0, ODD])
         for batch in batches
     )
     assert after == pytest.approx(before, abs=1e-3)
-    assert abs(other.similar.of(np.arange(N))[:, 1, ODD] - view.similar.of(np.arange(N))[:, 1, ODD]).max() > 0.01
+    assert (
+        np.abs(np.subtract(*(some.similar.of(np.arange(N), folds=True)[:, 1, ODD] for some in (view, other)))).max()
+        > 0.01
+    )
 
 
 def test_large_tissue_is_compared_with_some_of_its_spots(work, monkeypatch, simulated):
@@ -137,11 +142,31 @@ def test_large_tissue_is_compared_with_some_of_its_spots(work, monkeypatch, simu
     monkeypatch.setattr(_similarity, "REFERENCE_ENTRIES", 500 * G)
     view = simulated.view()
     solve_field(module, view)
-    [comparison] = view.similar._kinds[0]
+    [comparison] = view.similar._kinds[0][1]
     assert comparison.counted.shape == (501, G) and not comparison.counted[-1].any()
     with_similar = errors(module, view, simulated)
     view.similar = None
     assert with_similar[ODD] < 0.6 * errors(module, view, simulated)[ODD]
+
+
+def test_codes_of_some_strips_are_compared_among_themselves(work, monkeypatch, simulated):
+    module, whole = work
+    monkeypatch.setattr(_field_codes, "STRIP_SPOTS", 300)
+    monkeypatch.setattr(_field_codes, "HALO_SPOTS", 150)
+    view = simulated.view()
+    solve_field(module, view, fold_strips=2)
+    known = np.flatnonzero(np.isfinite(view.field[:, 1, 0]))
+    assert len(known) < N
+    for kind, rows in enumerate((np.arange(N), known)):
+        space, comparisons = view.similar._kinds[kind]
+        np.testing.assert_array_equal(space._reference, rows)
+        assert all(len(one.counted) == len(rows) + 1 for one in comparisons)
+    # Neighbours without codes do not count.
+    ratios = view.similar.of(known, folds=True)
+    assert np.isfinite(ratios).all()
+    of_all = whole.similar.of(known, folds=True)
+    for kind in (0, 1):
+        assert np.corrcoef(ratios[:, kind, ODD], of_all[:, kind, ODD])[0, 1] > 0.8
 
 
 def test_nothing_counted_is_compared_with_nothing(work, simulated):

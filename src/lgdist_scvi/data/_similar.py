@@ -28,7 +28,7 @@ class CodeSpace:
     Parameters
     ----------
     codes
-        Codes of every part, ``(n_spots, n_parts, n_factors)``.
+        Codes of every part, ``(n_spots, n_parts, n_factors)``; NaN where they are not known.
     wide
         Marks the spots around each, ``(n_spots, n_spots)``.
     section
@@ -90,7 +90,8 @@ class CodeSpace:
 
     def _places(self, rows: NDArray[np.int64], part: int) -> torch.Tensor:
         codes, wide = self._codes[:, part], self._wide[rows]
-        around = wide @ codes / np.maximum(wide.getnnz(axis=1), 1)[:, None]
+        known = np.isfinite(codes[:, :1])
+        around = wide @ np.where(known, codes, 0) / np.maximum(wide @ known, 1)
         own = codes[rows].astype(np.float64) @ self._scale
         return torch.from_numpy(np.concatenate([own, SURROUNDINGS * around @ self._scale], axis=1))
 
@@ -113,29 +114,28 @@ class SimilarSpots:
 
     Parameters
     ----------
-    space
-        Codes.
     kinds
-        Comparisons of all genes by the codes from all visible entries; and, if they are needed, comparisons that together are of
-        all genes, each by codes that know nothing of its genes.
+        Codes from all visible entries, and the comparison of all genes by them; and, if they are needed, codes from which folds
+        of the genes are left out, and comparisons that together are of all genes, each by codes that know nothing of its genes.
     pseudo_counts
         Expected counts that the prior of a ratio is worth, for each of the :data:`N_SIMILAR`, ``(n_numbers, n_genes)``.
     """
 
-    def __init__(self, space: CodeSpace, kinds: Sequence[Sequence[Comparison]], pseudo_counts: torch.Tensor) -> None:
-        self._space, self._kinds, self.pseudo_counts = space, kinds, pseudo_counts
+    def __init__(self, kinds: Sequence[tuple[CodeSpace, Sequence[Comparison]]], pseudo_counts: torch.Tensor) -> None:
+        self._kinds, self.pseudo_counts = kinds, pseudo_counts
 
-    def of(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Log ratios, ``(n_rows, n_kinds, n_genes)``."""
-        kinds = range(len(self._kinds))
+    def of(self, rows: NDArray[np.int64], *, folds: bool) -> NDArray[np.float32]:
+        """Log ratios by the codes from all visible entries, with `folds` also by the others, ``(n_rows, n_kinds, n_genes)``."""
+        kinds = range(1 + folds)
         return torch.stack([log_ratio(self.sums(rows, kind), self.pseudo_counts) for kind in kinds], dim=1).numpy()
 
     def sums(self, rows: NDArray[np.int64], kind: int) -> torch.Tensor:
         """Counted and expected, summed over each number of similar spots, ``(n_numbers, 2, n_rows, n_genes)``."""
         n_numbers, n_genes = self.pseudo_counts.shape
         sums = torch.zeros(n_numbers, 2, len(rows), n_genes)
-        for part, genes, *tables in self._kinds[kind]:
-            nearest, done = self._space.nearest(rows, part), 0
+        space, comparisons = self._kinds[kind]
+        for part, genes, *tables in comparisons:
+            nearest, done = space.nearest(rows, part), 0
             for i, number in enumerate(N_SIMILAR):
                 further = nearest[:, done:number].contiguous()
                 found = torch.stack([F.embedding_bag(further, table, mode="sum") for table in tables])

@@ -196,13 +196,15 @@ class SpotView:
         filled = depth / (1 - lost)
         return SpotView(kept, hidden, filled, self.section, self.half, *self._graph, image, share, self._radii)
 
-    def gather(self, rows: NDArray[np.int64] | list[int]) -> Batch:
+    def gather(self, rows: NDArray[np.int64] | list[int], *, folds: bool = False) -> Batch:
         """Gather the minibatch of the given spots.
 
         Parameters
         ----------
         rows
             Spots, ``(n_spots,)``.
+        folds
+            Also gather what similar spots say by codes from which folds of the genes are left out.
         """
         rows = np.asarray(rows, dtype=np.int64)
         b, k = len(rows), self.neighbors.shape[1]
@@ -232,7 +234,7 @@ class SpotView:
             self.field[rows],
             self.draws[rows],
             self.spread[rows],
-            np.zeros((b, 0, 0), dtype=np.float32) if self.similar is None else self.similar.of(rows),
+            np.zeros((b, 0, 0), dtype=np.float32) if self.similar is None else self.similar.of(rows, folds=folds),
             self.clean[rows],
         )
         return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))

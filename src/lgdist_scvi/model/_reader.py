@@ -57,8 +57,9 @@ class Reader:
     def __init__(self, module: LGDiSTModule, view: SpotView, reading: Reading, n_draws: int = 0) -> None:
         self._module, self._view, self._reading = module, view, reading
         # Of all spots, whichever are read: each is a part of the surroundings of others.
-        folds = READ_OUTS[reading.read_out].given_detection
-        solve_field(module, view, folds=folds, spread=reading.return_std, n_draws=n_draws, seed=reading.seed)
+        self._folds = READ_OUTS[reading.read_out].given_detection
+        n_folded = view.n_spots if self._folds else 0
+        solve_field(module, view, fold_strips=n_folded, spread=reading.return_std, n_draws=n_draws, seed=reading.seed)
         self._noise: torch.Tensor | None = None
         if reading.n_samples:
             n_latent = len(module.denoiser.code_std)
@@ -188,9 +189,9 @@ class Reader:
         shown = track(places, description="Completing", style="tqdm", disable=silent)
         with smaller_batches_suggested():
             if self._module.device.type == "cuda":
-                yield from ahead(shown, lambda place: self._view.gather(rows[place]).pin_memory())
+                yield from ahead(shown, lambda place: self._view.gather(rows[place], folds=self._folds).pin_memory())
             else:
-                yield from ((place, self._view.gather(rows[place])) for place in shown)
+                yield from ((place, self._view.gather(rows[place], folds=self._folds)) for place in shown)
 
 
 def _scaled(rate: torch.Tensor, depth: torch.Tensor, scale: Scale) -> torch.Tensor:

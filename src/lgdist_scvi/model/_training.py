@@ -15,7 +15,7 @@ from lgdist_scvi.data._holdout import holdout_entries
 from lgdist_scvi.dataloaders._neighborhood import CodeDataModule, NeighborhoodDataModule
 from lgdist_scvi.module._field_codes import fit_field, solve_field
 from lgdist_scvi.train import AutoencoderPlan, DiffusionPlan
-from lgdist_scvi.train._calibration import fit_calibration
+from lgdist_scvi.train._calibration import CALIBRATION_STRIPS, fit_calibration
 from lgdist_scvi.train._runner import PhaseRunner
 from lgdist_scvi.train._seeds import seeded
 from lgdist_scvi.train._statistics import clean_codes, fit_code_statistics, fit_statistics
@@ -212,7 +212,7 @@ class TrainingMixin(LGDiSTBase):
             if "autoencoder" in self.history_:
                 # PyTorch's loaders draw a number.
                 with seeded(self.seed_):
-                    solve_field(self.module, data.view, folds=True)
+                    solve_field(self.module, data.view, fold_strips=CALIBRATION_STRIPS)
                     fit_calibration(self.module, data, self.seed_)
 
     def train_diffusion(

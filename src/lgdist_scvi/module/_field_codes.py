@@ -12,7 +12,7 @@ from lgdist_scvi.data._tissue import Tissue, in_strips
 from . import _field_fit
 from ._folds import N_FOLDS, gene_folds
 from ._noise import noise_of
-from ._similarity import References
+from ._similarity import References, similar_spots
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +27,7 @@ FIT_ENTRIES = 1 << 24
 """Maximum number of entries that the field is fitted to: 16,000 spots of 1,024 genes."""
 FIT_STRIPS = 4
 """Parts of a larger tissue that it is then fitted to."""
-STRIP_SPOTS = 16384
+STRIP_SPOTS = 32768
 """Spots whose codes are solved together. In a larger tissue they are solved in strips, each with what is beside it."""
 HALO_SPOTS = 4096
 SPREAD_DRAWS = 16
@@ -61,7 +61,7 @@ def solve_field(
     module: LGDiSTModule,
     view: SpotView,
     *,
-    folds: bool = False,
+    fold_strips: int = 0,
     spread: bool = False,
     n_draws: int = 0,
     seed: int = 0,
@@ -73,9 +73,10 @@ def solve_field(
     module
         Module with a fitted field, or without one.
     view
-        Visible counts; its codes are set, ``(n_spots, 1, n_factors)``, or with `folds` ``(n_spots, n_parts, n_factors)``.
-    folds
-        Also solve codes from which a fold of the genes is left out in all spots, which know no entry of these genes.
+        Visible counts; its codes are set, ``(n_spots, 1, n_factors)``, or with `fold_strips` ``(n_spots, n_parts, n_factors)``.
+    fold_strips
+        Maximum number of strips of the tissue, spread over it, for whose spots codes are also solved from which a fold of the genes
+        is left out in all spots, and which know no entry of these genes. They are NaN elsewhere.
     spread
         Also estimate the variance of what the neighbours say of the codes, ``(n_spots, n_factors)``.
     n_draws, seed
@@ -85,27 +86,31 @@ def solve_field(
     if field is None:
         return
     left_out: list[torch.Tensor | None] = [None]
-    if folds:
-        left_out += [(gene_folds(view.n_genes) == fold).to(module.device) for fold in range(N_FOLDS)]
-    codes = np.empty((view.n_spots, len(left_out), field.n_factors), dtype=np.float32)
+    strips, references = list(_strips(view)), [References(view, np.arange(view.n_spots), left_out)]
+    with_folds = set(np.linspace(0, len(strips) - 1, min(fold_strips, len(strips))).astype(int).tolist())
+    if with_folds:
+        folds = [(gene_folds(view.n_genes) == fold).to(module.device) for fold in range(N_FOLDS)]
+        known = np.sort(np.concatenate([rows[core] for rows, core in (strips[i] for i in with_folds)]))
+        references.append(References(view, known, folds))
+        left_out = [None, *folds]
+    codes = np.full((view.n_spots, len(left_out), field.n_factors), np.nan, dtype=np.float32)
     draws = np.empty((view.n_spots, n_draws, field.n_factors), dtype=np.float32)
     spread = spread or n_draws > 0
     spreads = np.empty((view.n_spots, field.n_factors if spread else 0), dtype=np.float32)
-    references = References(view, left_out)
-    for rows, core in _strips(view):
+    for number, (rows, core) in enumerate(strips):
         tissue = Tissue(view, rows, module.device)
         kept = torch.from_numpy(core)
-        for part, genes in enumerate(left_out):
+        for part, genes in enumerate(left_out if number in with_folds else left_out[:1]):
             solved = field.solve(tissue, module.share, genes)
             codes[rows[core], part] = solved.codes[kept].cpu().numpy()
-            references.add(field, tissue, core, solved, part)
+            references[min(part, 1)].add(field, tissue, core, solved, max(part - 1, 0))
             if spread and genes is None:
                 noise = (noise_of(tissue, field.n_factors, seed, draw) for draw in range(max(n_draws, SPREAD_DRAWS)))
                 drawn = torch.stack([solved.precision.sample(one) for one in noise], dim=1)
                 draws[rows[core]] = drawn[kept, :n_draws].cpu().numpy()
                 spreads[rows[core]] = solved.precision.spread(drawn)[kept].cpu().numpy()
     view.field, view.draws, view.spread = codes, draws, spreads
-    view.similar = references.similar(view, field, module.share)
+    view.similar = similar_spots(view, field, module.share, references)
 
 
 def _strips(view: SpotView) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:

@@ -31,12 +31,14 @@ class References:
     ----------
     view
         Visible counts.
+    rows
+        Spots whose codes are solved, ``(n_rows,)``.
     left_out
         For each part of the codes, True for the genes of which they know nothing, ``(n_genes,)``; None if they know all.
     """
 
-    def __init__(self, view: SpotView, left_out: list[torch.Tensor | None]) -> None:
-        rows, most = np.flatnonzero(view.counts.getnnz(axis=1)), max(1, REFERENCE_ENTRIES // view.n_genes)
+    def __init__(self, view: SpotView, rows: NDArray[np.int64], left_out: list[torch.Tensor | None]) -> None:
+        rows, most = rows[view.counts.getnnz(axis=1)[rows] > 0], max(1, REFERENCE_ENTRIES // view.n_genes)
         if len(rows) > most:
             # The same ones every time, or results would differ from call to call.
             rows = np.sort(np.random.default_rng(0).permutation(rows)[:most])
@@ -56,23 +58,42 @@ class References:
             expected = field.expected(spots, solved.codes[place], covariance[place], genes).cpu()
             self._expected[part][row[place][row[place] >= 0]] = expected[row[place] >= 0]
 
-    def similar(self, view: SpotView, field: LatentField, share: torch.Tensor) -> SimilarSpots | None:
-        """The spots similar to each by their codes; None where no spot has counts."""
-        if not len(self.rows):
-            return None
-        # Distances are those of the expected log rates, weighted by abundance.
-        values, vectors = torch.linalg.eigh(field.loadings.T @ (share[:, None] * field.loadings))
-        scale = vectors * values.clamp_min(0).sqrt()
-        space = CodeSpace(view.field, view.wide, view.section, self.rows, scale.cpu().numpy().astype(np.float64))
-        counts = torch.zeros_like(self._expected[0])
+    def comparisons(self, view: SpotView) -> list[Comparison]:
+        """What was counted, beside what is expected given the codes of each part."""
+        counts = torch.zeros(len(self.rows) + 1, view.n_genes)
         counts[:-1] = torch.from_numpy(view.counts[self.rows].toarray())
         parts = enumerate(zip(self._genes, self._expected, strict=True))
         # There may be fewer genes than folds.
-        comparisons = [
-            Comparison(part, genes, counts[:, genes], expected) for part, (genes, expected) in parts if len(genes)
-        ]
-        kinds = [comparisons[:1], comparisons[1:]] if len(comparisons) > 1 else [comparisons]
-        return SimilarSpots(space, kinds, field.similarity.cpu())
+        return [Comparison(part, genes, counts[:, genes], expected) for part, (genes, expected) in parts if len(genes)]
+
+
+def similar_spots(
+    view: SpotView, field: LatentField, share: torch.Tensor, references: list[References]
+) -> SimilarSpots | None:
+    """The spots similar to each by their codes; None where no spot has counts.
+
+    Parameters
+    ----------
+    view
+        Visible counts, with codes.
+    field
+        Fitted field.
+    share
+        Expected share of each gene in the depth, ``(n_genes,)``.
+    references
+        For the codes from all visible entries, and, if there are any, for those without a fold of the genes.
+    """
+    if not all(len(found.rows) for found in references):
+        return None
+    # Distances are those of the expected log rates, weighted by abundance.
+    values, vectors = torch.linalg.eigh(field.loadings.T @ (share[:, None] * field.loadings))
+    scale = (vectors * values.clamp_min(0).sqrt()).cpu().numpy().astype(np.float64)
+    parts = view.field[:, :1], view.field[:, 1:]
+    kinds = [
+        (CodeSpace(codes, view.wide, view.section, found.rows, scale), found.comparisons(view))
+        for codes, found in zip(parts, references, strict=False)
+    ]
+    return SimilarSpots(kinds, field.similarity.cpu())
 
 
 @torch.no_grad()

@@ -13,6 +13,8 @@ from lgdist_scvi.module._normalisation import log_normalise
 from lgdist_scvi.module._posterior import passes, predict
 from lgdist_scvi.module._similarity import fit_similarity
 
+from ._statistics import some_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
     from lgdist_scvi.dataloaders._neighborhood import NeighborhoodDataModule
     from lgdist_scvi.module._lgdist import LGDiSTModule
 
-CALIBRATION_SPOTS = 1200
-"""Number of spots used to estimate the overdispersion."""
+CALIBRATION_SPOTS, CALIBRATION_STRIPS = 1200, 2
+"""Number of spots used to estimate the overdispersion, and of the strips of a large tissue from which they are taken."""
 _BLOCK_SPOTS = 256
 # Prior weights of network and field in the read-out given detection, and the number of entries that the prior is
 # worth.
@@ -61,7 +63,9 @@ def fit_calibration(
     noise, n_steps
         As in :func:`~lgdist_scvi.module._posterior.predict`; by default the autoencoder's own predictions.
     """
-    rows = np.sort(np.random.default_rng(seed).permutation(data.n_train)[:CALIBRATION_SPOTS])
+    # In a large tissue the codes without a fold of the genes are solved in some strips only.
+    known = np.flatnonzero(np.isfinite(data.view.field[:, -1]).all(axis=1))
+    rows = some_of(known, CALIBRATION_SPOTS, seed)
     blocks = np.array_split(rows, max(1, len(rows) // _BLOCK_SPOTS))
     if module.field is not None:
         # No minibatch holds what similar spots say before it is known how much they are listened to.
@@ -90,7 +94,7 @@ def _field_blocks(
     """Log rates of the field without the own counts, with their minibatches."""
     assert module.field is not None
     for block in blocks:
-        gathered = data.view.gather(block)
+        gathered = data.view.gather(block, folds=True)
         todo = [part for part in passes(gathered.observed) if part.of_visible]
         batch = gathered.to(module.device)
         log_rate = torch.zeros_like(batch.counts)
