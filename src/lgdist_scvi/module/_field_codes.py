@@ -89,10 +89,9 @@ def solve_field(
     strips, references = list(_strips(view)), [References(view, np.arange(view.n_spots), left_out)]
     with_folds = set(np.linspace(0, len(strips) - 1, min(fold_strips, len(strips))).astype(int).tolist())
     if with_folds:
-        folds = [(gene_folds(view.n_genes) == fold).to(module.device) for fold in range(N_FOLDS)]
+        left_out += [(gene_folds(view.n_genes) == fold).to(module.device) for fold in range(N_FOLDS)]
         known = np.sort(np.concatenate([rows[core] for rows, core in (strips[i] for i in with_folds)]))
-        references.append(References(view, known, folds))
-        left_out = [None, *folds]
+        references.append(References(view, known, left_out[1:]))
     codes = np.full((view.n_spots, len(left_out), field.n_factors), np.nan, dtype=np.float32)
     draws = np.empty((view.n_spots, n_draws, field.n_factors), dtype=np.float32)
     spread = spread or n_draws > 0
