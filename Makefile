@@ -21,7 +21,7 @@ pip := $(bin)/python -m pip --disable-pip-version-check
 PEER_PYTHON ?= $(bin)/python
 BENCHMARK_ARGS ?=
 
-.PHONY: help install demo test test-all test-quick coverage errors lint format types docs linkcheck tutorials picture benchmark benchmark-quick benchmark-ablation benchmark-calibration \
+.PHONY: help install demo test test-all test-quick coverage errors lint format types docs linkcheck tutorials picture benchmark benchmark-quick benchmark-ablation benchmark-calibration benchmark-evidence \
 	benchmark-images benchmark-prediction benchmark-biology benchmark-speed clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -41,6 +41,7 @@ help:
 	@echo "make picture     draw the picture of the landing page"
 	@echo "make benchmark   the comparison with other methods, into benchmarks/results and docs/benchmarks; takes hours and"
 	@echo "                 goes on where it was stopped (make benchmark-quick: five small sets once, within an hour)"
+	@echo "make benchmark-evidence     totals and correlations beside molecules that were not given; half an hour"
 	@echo "make benchmark-ablation     what each part of the model is worth; about two hours"
 	@echo "make benchmark-calibration  whether intervals hold what they promise; some twenty minutes"
 	@echo "make benchmark-images  what the histology image adds; about two hours"
@@ -121,7 +122,7 @@ benchmark: $(VENV)/.stamp-package
 benchmark-quick: override BENCHMARK_ARGS += --quick
 benchmark-quick: benchmark
 
-benchmark-ablation benchmark-calibration benchmark-images: benchmark-%: $(VENV)/.stamp-package
+benchmark-ablation benchmark-calibration benchmark-evidence benchmark-images: benchmark-%: $(VENV)/.stamp-package
 	$(bin)/python benchmarks/$*.py $(BENCHMARK_ARGS)
 
 benchmark-prediction: $(VENV)/.stamp-package

@@ -74,6 +74,7 @@ SOURCES = {
         "townes2019glmpca",
     },
     "LGDiST.get_count_quantiles": {"greenwood1920inquiry"},
+    "LGDiST.get_gene_correlation": {"kunsch1989jackknife"},
     "LGDiST.get_latent_representation": {"cardenas2025lgdist"},
     "LGDiST.posterior_predictive_sample": set(),
     "LGDiST.sample_expression": {"papandreou2010gaussian"},

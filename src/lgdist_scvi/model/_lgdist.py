@@ -22,10 +22,10 @@ from lgdist_scvi.train._seeds import seeded
 
 from ._base import LGDiSTBase
 from ._completion import CompletionMixin
+from ._correlation import CorrelationMixin
 from ._evaluation import EvaluationMixin
 from ._layers import LayersMixin
 from ._prediction import PredictionMixin
-from ._sampling import SamplingMixin
 from ._saving import SavingMixin
 from ._spatialdata import SpatialDataMixin
 from ._training import TrainingMixin
@@ -44,7 +44,7 @@ class LGDiST(
     EvaluationMixin,
     LayersMixin,
     PredictionMixin,
-    SamplingMixin,
+    CorrelationMixin,
     SpatialDataMixin,
     SavingMixin,
     LGDiSTBase,
