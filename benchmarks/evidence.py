@@ -51,8 +51,8 @@ CORRELATIONS = """\
 
 Correlations of the scored genes over spots, by `get_gene_correlation`, by completed values, and by the given counts, of whose
 variance that of counting is subtracted. The truth is estimated from the other half of the molecules: its two quarters have
-independent noise, so the products of their errors are those of the estimate alone. Only genes whose true variance the other half
-determines are compared. The slope is that of the estimate on the truth; the error is the root of the mean squared one.
+independent noise, so the products of their errors are those of the estimate alone. Only genes whose true variance the two halves
+determine are compared. The slope is that of the estimate on the truth; the error is the root of the mean squared one.
 """
 
 
@@ -90,7 +90,10 @@ def correlations(model: LGDiST, train: anndata.AnnData, truth: Record, seed: int
     genes = train.var["eval"].to_numpy()
     first = np.random.default_rng(seed).binomial(truth["counts"].astype(np.int64), 0.5)
     quarters = [part / (truth["lib"][:, None] / 2) for part in (first, truth["counts"] - first)]
-    products = (quarters[0] - quarters[0].mean(axis=0)) * (quarters[1] - quarters[1].mean(axis=0))
+    given, depth = train.X[:, genes].toarray().astype(float), train.obs["lib"].to_numpy(dtype=float)[:, None]
+    # The two halves have independent noise.
+    halves = [given / depth, truth["counts"] / truth["lib"][:, None]]
+    products = (halves[0] - halves[0].mean(axis=0)) * (halves[1] - halves[1].mean(axis=0))
     variance = products.mean(axis=0)
     known = variance > DETERMINED * products.std(axis=0) / np.sqrt(len(products))
     deviation = np.sqrt(variance[known])
@@ -102,7 +105,6 @@ def correlations(model: LGDiST, train: anndata.AnnData, truth: Record, seed: int
     one, other = (
         covariance(part[:, known], part[:, known])[pairs] / np.outer(deviation, deviation)[pairs] for part in quarters
     )
-    given, depth = train.X[:, genes].toarray().astype(float), train.obs["lib"].to_numpy(dtype=float)[:, None]
     measured = covariance(given / depth, given / depth)
     names = list(train.var_names[genes])
     estimate, std = model.get_gene_correlation(gene_list=names, return_std=True, silent=True)

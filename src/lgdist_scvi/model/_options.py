@@ -65,7 +65,7 @@ class Reading:
             raise ValueError("return_std needs read_out='expected'; leave out one of the two.")
 
 
-def row_numbers(indices: Sequence[int] | None, adata: AnnData) -> NDArray[np.int64]:
+def row_numbers(indices: Sequence[int] | NDArray[np.int64] | None, adata: AnnData) -> NDArray[np.int64]:
     """Row numbers of the chosen spots of `adata`; all by default."""
     if indices is None:
         return np.arange(adata.n_obs)

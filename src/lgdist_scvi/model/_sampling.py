@@ -145,7 +145,7 @@ class SamplingMixin(LGDiSTBase):
     def _samples(
         self,
         adata: AnnData | None,
-        indices: Sequence[int] | None,
+        indices: Sequence[int] | NDArray[np.int64] | None,
         gene_list: Sequence[str] | None,
         n_samples: int,
         reading: Reading,
