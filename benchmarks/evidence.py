@@ -43,8 +43,8 @@ Written by `benchmarks/evidence.py`. The model is given half of the molecules of
 
 ## Totals
 
-The completed total of a gene over its measured one, over all spots and in {N_REGIONS} compact regions, of genes with {LEAST_COUNTS} counts and
-more there; the mean over genes, by their mean count per spot. *Kept* is `keep_observed=True`.
+The completed total of genes over the measured one, by their mean count per spot (the lower end of the class), where there are
+{LEAST_COUNTS} counts and more: over all spots, and the lowest and the highest of {N_REGIONS} compact regions. *Kept* is `keep_observed=True`.
 """
 CORRELATIONS = """\
 ## Correlation between genes
@@ -65,13 +65,15 @@ def totals(model: LGDiST, train: anndata.AnnData, seed: int) -> Record:
         completed = model.get_completed_expression(keep_observed=keep, scale="counts", return_numpy=True, silent=True)
         for where, groups in (("section", np.zeros_like(region)), ("region", region)):
             for low, high in zip(CLASSES[:-1], CLASSES[1:], strict=True):
-                genes, ratios = (mean >= low) & (mean < high), []
-                for group in np.unique(groups):
-                    seen = counts[groups == group][:, genes].sum(axis=0)
-                    given = completed[groups == group][:, genes].sum(axis=0)
-                    ratios += list(given[seen >= LEAST_COUNTS] / seen[seen >= LEAST_COUNTS])
+                genes = (mean >= low) & (mean < high)
+                # Genes together: if they were chosen by their counts in a region, chance would choose.
+                sums = [
+                    [values[groups == group][:, genes].sum() for values in (completed, counts)]
+                    for group in np.unique(groups)
+                ]
+                ratios = [given / seen for given, seen in sums if seen >= LEAST_COUNTS]
                 if ratios:
-                    found[f"{name} {where} {low}"] = {"ratio": float(np.mean(ratios)), "n": len(ratios)}
+                    found[f"{name} {where} {low}"] = [min(ratios), max(ratios)]
     return found
 
 
@@ -135,7 +137,7 @@ def page() -> str:
         for name in ("completed", "kept"):
             for where in ("section", "region"):
                 values = [record["totals"].get(f"{name} {where} {low}") for low in CLASSES[:-1]]
-                shown = [f"{value['ratio']:.3f}" if value else "" for value in values]
+                shown = [" to ".join(f"{end:.3f}" for end in dict.fromkeys(value)) if value else "" for value in values]
                 rows.append([DENSE[record["set"]].title, str(record["seed"]), f"{name}, {where}", *shown])
     lines = [INTRODUCTION, *table(head, rows), "", CORRELATIONS]
     methods = ("get_gene_correlation", "completed values", "counts, noise subtracted", "counts")
