@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,7 +29,7 @@ FIT_ENTRIES = 1 << 24
 FIT_STRIPS = 4
 """Parts of a larger tissue that it is then fitted to."""
 STRIP_SPOTS = 32768
-"""Spots whose codes are solved together. In a larger tissue they are solved in strips, each with what is beside it."""
+"""Maximum number of spots whose codes are solved together. A larger tissue is solved in strips, each with what is beside it."""
 HALO_SPOTS = 4096
 SPREAD_DRAWS = 16
 """Draws from which the variance of the posterior is estimated, if no more are asked for."""
@@ -117,7 +118,7 @@ def _strips(view: SpotView) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int6
     if view.n_spots <= STRIP_SPOTS:
         yield np.arange(view.n_spots), np.arange(view.n_spots)
         return
-    order = in_strips(view.graph)
-    for start in range(0, view.n_spots, STRIP_SPOTS):
-        first, last = max(0, start - HALO_SPOTS), min(start + STRIP_SPOTS, view.n_spots)
-        yield order[first : last + HALO_SPOTS], np.arange(start - first, last - first)
+    order, n_strips = in_strips(view.graph), -(-view.n_spots // STRIP_SPOTS)
+    for start, stop in pairwise(np.linspace(0, view.n_spots, n_strips + 1).astype(np.int64)):
+        first = max(0, start - HALO_SPOTS)
+        yield order[first : stop + HALO_SPOTS], np.arange(start - first, stop - first)
