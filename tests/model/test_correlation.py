@@ -35,11 +35,11 @@ def test_scales_differ(trained):
 def test_standard_errors_grow_with_dependence(trained, monkeypatch):
     """Spots of one part go together: with every spot twice, in the same part, the standard error stays."""
 
-    def doubled(adata, rows, *_):
+    def doubled(view, rows, *_):
         values = np.repeat(np.random.default_rng(0).normal(size=(1, len(rows) // 2, 2)), 5, axis=0)
         yield slice(0, len(rows)), None, np.repeat(values, 2, axis=1).astype(np.float32)
 
-    monkeypatch.setattr(type(trained), "_samples", lambda *arguments: (doubled(*arguments[1:]), None))
+    monkeypatch.setattr(type(trained), "_samples", lambda *arguments: doubled(*arguments[1:]))
     rows = np.arange(trained.adata.n_obs // (2 * N_PATCHES) * 2 * N_PATCHES)
     _, std = trained.get_gene_correlation(indices=rows, gene_list=GENES[:2], n_samples=5, return_std=True)
     assert std.iloc[0, 1] == pytest.approx(1 / np.sqrt(len(rows) / 2), rel=0.4)

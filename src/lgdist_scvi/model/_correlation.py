@@ -10,7 +10,7 @@ import pandas as pd
 from lgdist_scvi._memory import require_memory
 from lgdist_scvi.data._tissue import in_strips
 
-from ._options import BATCH_SIZE, Reading, gene_numbers, row_numbers
+from ._options import BATCH_SIZE, Reading
 from ._sampling import N_JOINT_SAMPLES, SamplingMixin
 
 if TYPE_CHECKING:
@@ -84,13 +84,12 @@ class CorrelationMixin(SamplingMixin):
         True
         """
         reading = Reading(n_samples=0, scale=scale, seed=seed, batch_size=batch_size)
-        spots, view = self._trained_view(adata, diffusion=False)
-        rows, genes = row_numbers(indices, spots), gene_numbers(gene_list, spots)
+        adata, view, rows, genes = self._to_sample(adata, indices, gene_list, n_samples)
         if len(rows) < LEAST_SPOTS:
             raise ValueError(f"A correlation over {len(rows)} spots says nothing; choose at least {LEAST_SPOTS}.")
         n_genes = len(genes)
         require_memory(
-            16 * (n_samples + 2 * N_PATCHES) * n_genes**2,
+            16 * (n_samples + 2 * N_PATCHES) * n_genes**2 + self._bytes_of_draws(n_samples, view),
             f"Correlations of {n_genes} genes",
             "Ask for fewer genes with `gene_list`.",
         )
@@ -98,15 +97,14 @@ class CorrelationMixin(SamplingMixin):
         rows = rows[np.argsort(np.argsort(in_strips(view.graph))[rows])]
         part_of = np.arange(len(rows)) * N_PATCHES // len(rows)
         of_samples, of_parts = (np.zeros((n, n_genes + 1, n_genes + 1)) for n in (n_samples, N_PATCHES))
-        parts, _ = self._samples(adata, rows, gene_list, n_samples, reading, silent)
-        for place, _, samples in parts:
+        for place, _, samples in self._samples(view, rows, genes, n_samples, reading, silent):
             # With ones in front, products of values hold number and sums as well.
             values = np.insert(samples.astype(np.float64), 0, 1.0, axis=2)
             of_samples += values.transpose(0, 2, 1) @ values
             for part in np.unique(part_of[place]):
                 some = values[:, part_of[place] == part].reshape(-1, n_genes + 1)
                 of_parts[part] += some.T @ some
-        labels = {"index": spots.var_names[genes], "columns": spots.var_names[genes]}
+        labels = {"index": adata.var_names[genes], "columns": adata.var_names[genes]}
         correlation = pd.DataFrame(_correlation(_covariance(of_samples).mean(axis=0)), **labels)
         if not return_std:
             return correlation

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
+    from lgdist_scvi.data._view import SpotView
+
     from ._options import Scale
 
 N_JOINT_SAMPLES = 25
@@ -88,9 +90,10 @@ class SamplingMixin(LGDiSTBase):
         >>> mean_of_section = samples.mean(axis=1)  # of each gene, in every sample
         """
         reading = Reading(n_samples=0, scale=scale, seed=seed, batch_size=batch_size)
-        parts, shape = self._samples(adata, indices, gene_list, n_samples, reading, silent)
-        samples = np.empty(shape, dtype=np.float32)
-        for place, _, part in parts:
+        _, view, rows, genes = self._to_sample(adata, indices, gene_list, n_samples)
+        self._require_samples(n_samples, view, rows, genes)
+        samples = np.empty((n_samples, len(rows), len(genes)), dtype=np.float32)
+        for place, _, part in self._samples(view, rows, genes, n_samples, reading, silent):
             samples[:, place] = part
         return samples
 
@@ -136,22 +139,22 @@ class SamplingMixin(LGDiSTBase):
         import sparse  # takes seconds, and nothing else needs it
 
         reading = Reading(n_samples=0, scale="counts", seed=seed, batch_size=batch_size)
-        parts, _ = self._samples(adata, indices, gene_list, n_samples, reading, silent)
+        _, view, rows, genes = self._to_sample(adata, indices, gene_list, n_samples)
+        self._require_samples(n_samples, view, rows, genes)
+        parts = self._samples(view, rows, genes, n_samples, reading, silent)
         generator = np.random.default_rng(seed)
         counts = [sparse.COO.from_numpy(generator.poisson(part).transpose(1, 2, 0)) for _, _, part in parts]
         joined = sparse.concatenate(counts, axis=0)
         return (joined if n_samples > 1 else joined[..., 0]).asformat("gcxs")
 
-    def _samples(
+    def _to_sample(
         self,
         adata: AnnData | None,
-        indices: Sequence[int] | NDArray[np.int64] | None,
+        indices: Sequence[int] | None,
         gene_list: Sequence[str] | None,
         n_samples: int,
-        reading: Reading,
-        silent: bool,
-    ) -> tuple[Iterator, tuple[int, int, int]]:
-        """Samples by minibatch, and the shape of all together."""
+    ) -> tuple[AnnData, SpotView, NDArray[np.int64], NDArray[np.int64]]:
+        """The AnnData, what may be seen of it, and the numbers of the spots and genes to sample."""
         check_whole(1, n_samples=n_samples)
         adata, view = self._trained_view(adata, diffusion=False)
         if self.module.field is None:
@@ -159,12 +162,33 @@ class SamplingMixin(LGDiSTBase):
                 "Joint samples are drawn from the latent field, and this model has none: train one with n_factors > 0 and "
                 "without the published convention."
             )
-        rows, genes = row_numbers(indices, adata), gene_numbers(gene_list, adata)
-        shape = (n_samples, len(rows), len(genes))
+        return adata, view, row_numbers(indices, adata), gene_numbers(gene_list, adata)
+
+    def _samples(
+        self,
+        view: SpotView,
+        rows: NDArray[np.int64],
+        genes: NDArray[np.int64],
+        n_samples: int,
+        reading: Reading,
+        silent: bool,
+    ) -> Iterator:
+        """Samples by minibatch."""
+        every = np.array_equal(genes, np.arange(view.n_genes))
+        reader = Reader(self.module, view, reading, n_samples)
+        return reader.samples(rows, None if every else genes, silent=silent)
+
+    def _require_samples(
+        self, n_samples: int, view: SpotView, rows: NDArray[np.int64], genes: NDArray[np.int64]
+    ) -> None:
+        """Refuse samples that together would take more than half of the memory."""
         require_memory(
-            4 * n_samples * (len(rows) * len(genes) + view.n_spots * self.module.field.n_factors),
+            4 * n_samples * len(rows) * len(genes) + self._bytes_of_draws(n_samples, view),
             f"{n_samples} samples of {len(rows)} spots and {len(genes)} genes",
             "Ask for part of it with `indices` or `gene_list`.",
         )
-        reader = Reader(self.module, view, reading, n_samples)
-        return reader.samples(rows, None if gene_list is None else genes, silent=silent), shape
+
+    def _bytes_of_draws(self, n_samples: int, view: SpotView) -> int:
+        """Memory of the codes of all samples."""
+        assert self.module.field is not None
+        return 4 * n_samples * view.n_spots * self.module.field.n_factors
