@@ -67,6 +67,12 @@ class Hidden:
             return self._entries[rows].toarray()
         return np.full((len(rows), self.shape[1]), self.everything)
 
+    def of(self, rows: NDArray) -> Hidden:
+        """The same of some rows alone."""
+        if self._entries is not None:
+            return Hidden((len(rows), self.shape[1]), self._entries[rows])
+        return Hidden.all((len(rows), self.shape[1])) if self.everything else Hidden((len(rows), self.shape[1]))
+
     def __or__(self, entries: sparse.csr_matrix) -> Hidden:
         """Hide further entries."""
         if self.everything:

@@ -196,6 +196,37 @@ class SpotView:
         filled = depth / (1 - lost)
         return SpotView(kept, hidden, filled, self.section, self.half, *self._graph, image, share, self._radii)
 
+    def halved(self, rows: NDArray[np.int64], seed: int) -> tuple[SpotView, sparse.csr_matrix]:
+        """View of some spots with half of their molecules, drawn one by one, and the counts of the other half.
+
+        Given the true rates the two halves are independent, so the other half tells the errors of what is said from the first.
+
+        Parameters
+        ----------
+        rows
+            Spots, ``(n_rows,)``; their neighbours among them remain neighbours.
+        seed
+            Seed of the draw.
+        """
+        counts = self.counts[rows]
+        kept = counts.copy()
+        kept.data = np.random.default_rng(seed).binomial(counts.data.astype(np.int64), 0.5).astype(np.float32)
+        other = (counts - kept).tocsr()
+        kept.eliminate_zeros()
+        connectivities, distances, n_neighbors = self._graph
+        view = SpotView(
+            kept,
+            self.hidden.of(rows),
+            self._counted[rows] / 2,
+            self.section[rows],
+            self.half[rows],
+            connectivities[rows][:, rows],
+            None if distances is None else sparse.csr_matrix(distances)[rows][:, rows],
+            n_neighbors,
+            np.where(self.image_mask[:, None], self.image, np.nan)[rows],
+        )
+        return view, other
+
     def gather(self, rows: NDArray[np.int64] | list[int], *, folds: bool = False) -> Batch:
         """Gather the minibatch of the given spots.
 

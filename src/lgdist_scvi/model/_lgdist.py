@@ -23,6 +23,7 @@ from lgdist_scvi.train._seeds import seeded
 from ._base import LGDiSTBase
 from ._completion import CompletionMixin
 from ._correlation import CorrelationMixin
+from ._differential import DifferentialMixin
 from ._evaluation import EvaluationMixin
 from ._layers import LayersMixin
 from ._prediction import PredictionMixin
@@ -45,6 +46,7 @@ class LGDiST(
     LayersMixin,
     PredictionMixin,
     CorrelationMixin,
+    DifferentialMixin,
     SpatialDataMixin,
     SavingMixin,
     LGDiSTBase,

@@ -13,7 +13,7 @@ from lgdist_scvi._memory import smaller_batches_suggested
 from lgdist_scvi.dataloaders._ahead import ahead
 from lgdist_scvi.module._field_codes import solve_field
 from lgdist_scvi.module._joint import ExpressionSamples
-from lgdist_scvi.module._posterior import Prediction, draw_noise, posterior, predict
+from lgdist_scvi.module._posterior import Posterior, Prediction, draw_noise, posterior, predict
 from lgdist_scvi.module._read_outs import READ_OUTS
 
 if TYPE_CHECKING:
@@ -144,6 +144,29 @@ class Reader:
             samples = drawn.draw(prediction, batch.to(module.device), rows[place])
             values = [_scaled(sample, seen.depth[:, None], reading.scale).cpu().numpy() for sample in samples]
             yield place, seen, np.stack(values)
+
+    def expectations(
+        self, rows: NDArray[np.int64], genes: NDArray[np.int64] | None, *, silent: bool
+    ) -> Iterator[tuple[slice, Batch, Posterior, Iterator[torch.Tensor]]]:
+        """What the joint samples of some spots are drawn from, a minibatch at a time.
+
+        Parameters
+        ----------
+        rows, genes, silent
+            As in :meth:`batches`.
+
+        Returns
+        -------
+        Places of the spots, the minibatch with the chosen genes, the posterior of the rates, and samples of their expectations,
+        each ``(n_spots, n_genes)``, around which rates of single entries are gamma distributed.
+        """
+        module = self._module
+        drawn = ExpressionSamples(module, self._view.draws.shape[1], self._reading.seed)
+        chosen = None if genes is None else torch.from_numpy(genes)
+        for place, batch in self._gathered(rows, silent):
+            prediction = self._predict(batch, genes=chosen)
+            given = posterior(prediction, module)
+            yield place, prediction.batch, given, drawn.expectations(given, prediction, batch.to(module.device))
 
     def hidden(self, rows: NDArray[np.int64], *, silent: bool = True) -> tuple[NDArray, NDArray, NDArray]:
         """Predict the hidden entries of some spots.

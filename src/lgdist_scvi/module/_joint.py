@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lgdist_scvi.data._batch import Batch
 
     from ._lgdist import LGDiSTModule
-    from ._posterior import Prediction
+    from ._posterior import Posterior, Prediction
 
 # Keeps roots of covariances real that are zero but for rounding.
 _JITTER = 1e-6
@@ -72,10 +72,24 @@ class ExpressionSamples:
             _gammas(self._seed, row, one, len(self._loadings)) for row, one in zip(rows, given.shape.cpu(), strict=True)
         ]
         gammas = torch.from_numpy(np.stack(around, axis=1)).to(given.mean)
-        for deviation, gamma in zip(self._deviations(batch, prediction), gammas, strict=True):
+        for expected, gamma in zip(self.expectations(given, prediction, batch), gammas, strict=True):
+            yield expected * gamma / given.shape
+
+    @torch.no_grad()
+    def expectations(self, given: Posterior, prediction: Prediction, batch: Batch) -> Iterator[torch.Tensor]:
+        """Samples of the expectations around which the rates of single entries are gamma distributed.
+
+        Parameters
+        ----------
+        given
+            Posterior of the prediction.
+        prediction, batch
+            As in :meth:`draw`.
+        """
+        for deviation in self._deviations(batch, prediction):
             # What the deviation leaves of itself where the own count is known.
             ratio = deviation.exp()
-            yield given.mean * (gamma / given.shape) * ratio / (1 + given.own * (ratio - 1))
+            yield given.mean * ratio / (1 + given.own * (ratio - 1))
 
     def _deviations(self, batch: Batch, prediction: Prediction) -> Iterator[torch.Tensor]:
         """Draws of the log rates around those expected, each ``(n_spots, n_genes)``; the expectation of a rate is kept."""

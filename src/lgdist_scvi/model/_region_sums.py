@@ -1,0 +1,229 @@
+"""Means over areas of tissue: measured, completed, and the two combined by their errors."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from scipy.special import gammaln
+
+from lgdist_scvi.data._areas import disjoint_patches
+from lgdist_scvi.data._tissue import in_strips
+from lgdist_scvi.module._field_codes import FIT_ENTRIES, fit_field
+
+from ._options import Reading
+from ._reader import Reader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+    from scipy import sparse
+
+    from lgdist_scvi.data._view import SpotView
+    from lgdist_scvi.module._lgdist import LGDiSTModule
+
+    Floats = NDArray[np.float64]
+
+N_DRAWS = 50
+PATCH_SIZES, TYPICAL_SIZE = (7, 19, 50, 150, 500), 50
+LEAST_PATCHES, MOST_ENTRIES = 4, 100_000
+SUM_BYTES = 1 << 29
+"""Memory for sums over areas that are computed at once."""
+_MOST_KNOWN = 0.95  # part of a count's variance that the claimed one may be
+_TINY = 1e-12
+_LOG_RANGE, _PENALTY = (-3.0, 3.0), 2.0
+
+
+class AreaSums(NamedTuple):
+    """Sums over areas and what they say, each ``(n_areas, n_genes)`` but for the depth."""
+
+    depth: Floats
+    """Depth of their spots, ``(n_areas, 1)``."""
+    counts: Floats
+    """Visible counts."""
+    exposure: Floats
+    """Depth of the spots where the gene is visible."""
+    mean: Floats
+    """Completed share of the depth."""
+    variance: Floats
+    """Variance of the latter that the joint samples claim."""
+
+
+class AreaMeans(NamedTuple):
+    """Posterior of the mean share of the depth in areas, each ``(n_areas, n_genes)``."""
+
+    mean: Floats
+    variance: Floats
+
+
+class Inflation(NamedTuple):
+    """How many times larger the variance of completed means is than claimed."""
+
+    level: float
+    """Log of it for a typical gene in patches of 50 spots."""
+    by_share: float
+    """Change with the log share of the gene."""
+    by_size: float
+    """Change with the log number of spots."""
+    typical: float
+    """Log share of a typical gene."""
+    largest: int
+    """Spots of the largest patches from which this is known."""
+
+    def of(self, share: NDArray, n_spots: NDArray) -> Floats:
+        """Factor for genes ``(n_genes,)`` and areas ``(n_areas,)``: ``(n_areas, n_genes)``, at least 1."""
+        size = np.log(np.clip(n_spots, PATCH_SIZES[0], self.largest) / TYPICAL_SIZE)
+        rarity = np.log(np.maximum(share, _TINY)) - self.typical
+        return np.exp(np.clip(self.level + self.by_share * rarity + self.by_size * size[:, None], 0, _LOG_RANGE[1]))
+
+
+def area_sums(
+    reader: Reader,
+    view: SpotView,
+    areas: sparse.csr_matrix,
+    genes: NDArray[np.int64],
+    *,
+    silent: bool,
+) -> Iterator[tuple[slice, AreaSums]]:
+    """Sums over some areas at a time.
+
+    Parameters
+    ----------
+    reader
+        Reader of the view that draws joint samples.
+    view
+        What may be seen.
+    areas
+        1 for the spots of an area, ``(n_areas, n_spots)``.
+    genes
+        Numbers of the genes.
+    silent
+        Show no progress bar.
+
+    Returns
+    -------
+    Places of the areas, and their sums.
+    """
+    size = max(1, SUM_BYTES // (8 * N_DRAWS * len(genes)))
+    every = np.array_equal(genes, np.arange(view.n_genes))
+    for start in range(0, areas.shape[0], size):
+        block = areas[start : start + size]
+        rows = np.unique(block.indices).astype(np.int64)
+        members = block[:, rows].tocsc()
+        shape = (block.shape[0], len(genes))
+        draws = np.zeros((N_DRAWS, *shape))
+        counts, exposure, mean, single = (np.zeros(shape) for _ in range(4))
+        for place, seen, given, samples in reader.expectations(rows, None if every else genes, silent=silent):
+            inside = members[:, place].tocsr()
+            weights = inside.multiply(view.depth[rows[place]]).tocsr()
+            squares = given.mean.new_zeros(given.mean.shape)
+            for draw, sample in zip(draws, samples, strict=True):
+                draw += weights @ sample.cpu().numpy()
+                squares += sample.square()
+            # The gamma distributions of single entries are added without sampling.
+            alone = (squares / (N_DRAWS * given.shape)).cpu().numpy()
+            single += weights.multiply(weights).tocsr() @ alone
+            mean += weights @ given.mean.cpu().numpy()
+            visible = seen.observed.cpu().numpy()
+            counts += inside @ (seen.counts.cpu().numpy() * visible)
+            exposure += weights @ visible
+        depth = np.asarray(block @ view.depth, dtype=np.float64)[:, None]
+        variance = (draws.var(axis=0, ddof=1) + single) / depth**2
+        yield slice(start, start + len(depth)), AreaSums(depth, counts, exposure, mean / depth, variance)
+
+
+def combined(sums: AreaSums, factor: Floats) -> AreaMeans:
+    """Completed means, moved towards the measured ones as far as their errors ask for.
+
+    A completed mean contains the measured one already, with the weight that its claimed variance implies. What its true variance
+    is larger by is an error that it does not know of, and for which the measured mean makes up.
+
+    Parameters
+    ----------
+    sums
+        Sums over areas.
+    factor
+        By how much the variance of the completed mean is larger than claimed, ``(n_areas, n_genes)``.
+    """
+    seen = np.maximum(sums.exposure, _TINY)
+    noise = np.maximum(sums.mean, _TINY) / seen
+    claimed = np.minimum(sums.variance, _MOST_KNOWN * noise)
+    left = 1 - claimed / noise
+    before = claimed / left  # variance of the completed mean before its own counts
+    unknown = (factor - 1) * claimed / left**2
+    share = unknown / (before + unknown + noise)
+    mean = np.maximum(sums.mean + share * (sums.counts / seen - sums.mean), _TINY)
+    return AreaMeans(mean, (before + unknown) * noise / (before + unknown + noise))
+
+
+def find_inflation(
+    module: LGDiSTModule, view: SpotView, positions: NDArray, section: NDArray[np.intp], *, seed: int, silent: bool
+) -> Inflation:
+    """Compare what the field says from half of the molecules with the other half, in disjoint patches of several sizes.
+
+    The field is fitted again, to that half alone: the trained one knows the other half.
+
+    Parameters
+    ----------
+    module
+        Trained module, which stays as it is.
+    view
+        What may be seen.
+    positions, section
+        Positions ``(n_spots, n_dimensions)`` and sections ``(n_spots,)`` of the spots.
+    seed
+        Seed of the molecules, patches and draws.
+    silent
+        Show no progress bar.
+    """
+    rows = np.arange(view.n_spots)
+    if len(rows) * view.n_genes > FIT_ENTRIES:
+        rows = np.sort(in_strips(view.graph)[: FIT_ENTRIES // view.n_genes])
+    half, other = view.halved(rows, seed)
+    module = copy.deepcopy(module)
+    module.share.copy_(torch.from_numpy(half.share))
+    fit_field(module, half, seed)
+    assert module.field is not None
+    module.field.mixing.fill_(1)  # the network knows the other half
+    reader = Reader(module, half, Reading(n_samples=0, scale="rate", seed=seed), N_DRAWS)
+    random = np.random.default_rng(seed)
+    sizes: list[NDArray] = []
+    patches: list[sparse.csr_matrix] = []
+    for size in PATCH_SIZES:
+        areas = disjoint_patches(positions[rows], section[rows], size, random)
+        if areas.shape[0] >= LEAST_PATCHES or not patches:
+            patches.append(areas)
+            sizes.append(np.full(areas.shape[0], size))
+    counts, claims = [], []
+    for areas in patches:
+        for place, sums in area_sums(reader, half, areas, np.arange(view.n_genes), silent=silent):
+            counts.append(np.asarray((areas[place] @ other).todense(), dtype=np.float64))
+            claims.append(sums)
+    together = AreaSums(*(np.concatenate(part) for part in zip(*claims, strict=True)))
+    return _fitted(half.share, np.concatenate(sizes), np.concatenate(counts), together, random)
+
+
+def _fitted(share: NDArray, n_spots: NDArray, counts: Floats, sums: AreaSums, random: np.random.Generator) -> Inflation:
+    """Inflation that makes the counts of the other half most likely, negative-binomial around the completed means."""
+    log_share = np.log(np.maximum(share, _TINY))
+    typical = float(log_share.mean())
+    patch, gene = np.nonzero(sums.exposure > 0)
+    if len(patch) > MOST_ENTRIES:
+        chosen = random.choice(len(patch), MOST_ENTRIES, replace=False)
+        patch, gene = patch[chosen], gene[chosen]
+    rarity, size, count = log_share[gene] - typical, np.log(n_spots[patch] / TYPICAL_SIZE), counts[patch, gene]
+    rate = np.maximum(sums.mean[patch, gene], _TINY)
+    mean, shape = rate * sums.exposure[patch, gene], rate**2 / np.maximum(sums.variance[patch, gene], _TINY**2)
+
+    def loss(values: Floats) -> float:
+        level, by_share, by_size = values
+        r = shape / np.exp(np.clip(level + by_share * rarity + by_size * size, *_LOG_RANGE))
+        likelihood = gammaln(count + r) - gammaln(r) + r * np.log(r / (r + mean)) + count * np.log(mean / (r + mean))
+        return -float(likelihood.sum()) + _PENALTY * float(values @ values)
+
+    level, by_share, by_size = minimize(loss, np.zeros(3), method="L-BFGS-B").x
+    return Inflation(float(level), float(by_share), float(by_size), typical, int(n_spots.max()))
