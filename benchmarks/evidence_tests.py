@@ -174,7 +174,7 @@ def powers(model: LGDiST, halves: Halves, seed: int) -> Record:
                 record[f"{name} false"] = float(called[halves.decoy].sum() / max(called.sum(), 1))
             groups = [group == name for name in "ab"]
             held_out = [halves.held_out[spots].sum(axis=0) for spots in groups]
-            known = (np.minimum(*held_out) >= LEAST_CHANGE_COUNTS) & ~halves.swapped
+            known = (np.minimum(*held_out) >= LEAST_CHANGE_COUNTS) & ~halves.swapped & ~halves.decoy
             rates = [
                 counts[known] / halves.held_out_depth[spots].sum()
                 for counts, spots in zip(held_out, groups, strict=True)
