@@ -58,7 +58,10 @@ def regions(model: LGDiST, train: anndata.AnnData, truth: Record, seed: int) -> 
         calls, probability = model.detect_expression(
             groupby="area", gene_list=genes, error=ERROR, return_probability=True, silent=True
         )
-        members = sparse.csr_matrix((np.ones((number >= 0).sum()), (number[number >= 0], np.flatnonzero(number >= 0))))
+        inside = np.flatnonzero(number >= 0)
+        members = sparse.csr_matrix(
+            (np.ones(len(inside)), (number[inside], inside)), shape=(number.max() + 1, train.n_obs)
+        )
         counts, depth = members @ truth["counts"], (members @ truth["lib"])[:, None]
         held_out = counts / depth
         noise = counts / depth**2
