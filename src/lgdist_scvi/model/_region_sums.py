@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from scipy.optimize import minimize
-from scipy.special import gammaln
+from scipy.special import gammaln, softmax
 
 from lgdist_scvi.data._areas import disjoint_patches
 from lgdist_scvi.data._tissue import in_strips
@@ -35,7 +35,10 @@ SUM_BYTES = 1 << 29
 """Memory for sums over areas that are computed at once."""
 _MOST_KNOWN = 0.95  # part of a count's variance that the claimed one may be
 _TINY = 1e-12
-_LOG_RANGE, _PENALTY = (-3.0, 3.0), 2.0
+_LOG_RANGE, _PENALTY = (-3.0, 4.0), 2.0
+OFFSET_SPREAD = 1.0
+"""Standard deviation of the log inflation among genes of like share."""
+_OFFSETS = np.linspace(-3, 4, 15)
 
 
 class AreaSums(NamedTuple):
@@ -63,22 +66,17 @@ class AreaMeans(NamedTuple):
 class Inflation(NamedTuple):
     """How many times larger the variance of completed means is than claimed."""
 
-    level: float
-    """Log of it for a typical gene in patches of 50 spots."""
-    by_share: float
-    """Change with the log share of the gene."""
+    of_gene: Floats
+    """Log of it for each gene in patches of 50 spots, ``(n_genes,)``."""
     by_size: float
     """Change with the log number of spots."""
-    typical: float
-    """Log share of a typical gene."""
     largest: int
     """Spots of the largest patches from which this is known."""
 
-    def of(self, share: NDArray, n_spots: NDArray) -> Floats:
-        """Factor for genes ``(n_genes,)`` and areas ``(n_areas,)``: ``(n_areas, n_genes)``, at least 1."""
+    def of(self, genes: NDArray[np.int64], n_spots: NDArray) -> Floats:
+        """Factor for genes and areas, ``(n_areas, n_genes)``, at least 1."""
         size = np.log(np.clip(n_spots, PATCH_SIZES[0], self.largest) / TYPICAL_SIZE)
-        rarity = np.log(np.maximum(share, _TINY)) - self.typical
-        return np.exp(np.clip(self.level + self.by_share * rarity + self.by_size * size[:, None], 0, _LOG_RANGE[1]))
+        return np.exp(np.clip(self.of_gene[genes] + self.by_size * size[:, None], 0, _LOG_RANGE[1]))
 
 
 def area_sums(
@@ -208,22 +206,33 @@ def find_inflation(
 
 
 def _fitted(share: NDArray, n_spots: NDArray, counts: Floats, sums: AreaSums, random: np.random.Generator) -> Inflation:
-    """Inflation that makes the counts of the other half most likely, negative-binomial around the completed means."""
+    """Inflation that makes the counts of the other half most likely, negative-binomial around the completed means.
+
+    First for genes of a given share in general, then for each gene as far as its own counts tell.
+    """
     log_share = np.log(np.maximum(share, _TINY))
-    typical = float(log_share.mean())
-    patch, gene = np.nonzero(sums.exposure > 0)
+    rarity, size = log_share - log_share.mean(), np.log(n_spots / TYPICAL_SIZE)[:, None]
+    mean = np.maximum(sums.mean * sums.exposure, _TINY)
+    shape = np.maximum(sums.mean, _TINY) ** 2 / np.maximum(sums.variance, _TINY**2)
+    seen = sums.exposure > 0
+
+    def likelihood(log_factor: Floats, at: tuple[NDArray, NDArray] | tuple[()] = ()) -> Floats:
+        r, count, expected = shape[at] / np.exp(np.clip(log_factor, *_LOG_RANGE)), counts[at], mean[at]
+        found = gammaln(count + r) - gammaln(r) + r * np.log(r / (r + expected))
+        return found + count * np.log(expected / (r + expected))
+
+    patch, gene = np.nonzero(seen)
     if len(patch) > MOST_ENTRIES:
         chosen = random.choice(len(patch), MOST_ENTRIES, replace=False)
         patch, gene = patch[chosen], gene[chosen]
-    rarity, size, count = log_share[gene] - typical, np.log(n_spots[patch] / TYPICAL_SIZE), counts[patch, gene]
-    rate = np.maximum(sums.mean[patch, gene], _TINY)
-    mean, shape = rate * sums.exposure[patch, gene], rate**2 / np.maximum(sums.variance[patch, gene], _TINY**2)
 
     def loss(values: Floats) -> float:
         level, by_share, by_size = values
-        r = shape / np.exp(np.clip(level + by_share * rarity + by_size * size, *_LOG_RANGE))
-        likelihood = gammaln(count + r) - gammaln(r) + r * np.log(r / (r + mean)) + count * np.log(mean / (r + mean))
-        return -float(likelihood.sum()) + _PENALTY * float(values @ values)
+        log_factor = level + by_share * rarity[gene] + by_size * size[patch, 0]
+        return -float(likelihood(log_factor, (patch, gene)).sum()) + _PENALTY * float(values @ values)
 
     level, by_share, by_size = minimize(loss, np.zeros(3), method="L-BFGS-B").x
-    return Inflation(float(level), float(by_share), float(by_size), typical, int(n_spots.max()))
+    usual = level + by_share * rarity
+    own = np.array([(likelihood(usual + by_size * size + offset) * seen).sum(axis=0) for offset in _OFFSETS])
+    weight = softmax(own - (_OFFSETS[:, None] / OFFSET_SPREAD) ** 2 / 2, axis=0)
+    return Inflation(usual + _OFFSETS @ weight, float(by_size), int(n_spots.max()))

@@ -226,7 +226,7 @@ class RegionMixin(SamplingMixin):
         reader = Reader(self.module, view, reading, N_DRAWS)
         parts = [sums for _, sums in area_sums(reader, view, members, genes, silent=silent)]
         sums = AreaSums(*(np.concatenate(part) for part in zip(*parts, strict=True)))
-        return Areas(sums, combined(sums, inflation.of(view.share[genes], members.getnnz(axis=1))))
+        return Areas(sums, combined(sums, inflation.of(genes, members.getnnz(axis=1))))
 
     def _inflation_of(self, adata: AnnData, view: SpotView, seed: int, silent: bool) -> Inflation:
         """How far claimed errors of means are trusted; found once for a field and spots."""
