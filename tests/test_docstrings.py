@@ -42,7 +42,7 @@ LEFT_OUT = runpy.run_path(str(DOCS / "conf.py"))["_skip_member"]
 ARRAY = re.compile(r"\b(ArrayLike|NDArray|Tensor|DataFrame|Series|spmatrix|sparray|cs[cr]_(matrix|array))\b")
 AXES = re.compile(r"NDArray\[np\.object_\]")
 NUMBER = re.compile(r"\bfloat\b")
-DIMENSION = r"(n_\w+( [-+/] (\d+|n_\w+))?|\d+( \+ n_\w+)?|height|width|\.\.\.)"
+DIMENSION = r"(n_\w+( [-+*/] (\d+|n_\w+))?|\d+( \+ n_\w+)?|height|width|\.\.\.)"
 SHAPE = re.compile(rf"``\(({DIMENSION}, )*{DIMENSION},?\)``|same shape|the shape of")
 UNITS = (
     r"\bcounts?\b",
@@ -66,6 +66,8 @@ SECTION_OF_METHOD = re.compile(r'"([^"]+)"')
 # Where each thing that is not our own invention is from: keys of docs/references.bib.
 SOURCES = {
     "LGDiST": {"cardenas2025lgdist"},
+    "LGDiST.detect_expression": set(),
+    "LGDiST.differential_expression": {"hu2010grouped", "ignatiadis2016ihw"},
     "LGDiST.evaluate_completion": {"cardenas2025lgdist", "cameron1996rsquared"},
     "LGDiST.get_completed_expression": {
         "cardenas2025lgdist",
@@ -76,6 +78,7 @@ SOURCES = {
     "LGDiST.get_count_quantiles": {"greenwood1920inquiry"},
     "LGDiST.get_gene_correlation": {"kunsch1989jackknife"},
     "LGDiST.get_latent_representation": {"cardenas2025lgdist"},
+    "LGDiST.get_region_expression": {"neufeld2024thinning"},
     "LGDiST.posterior_predictive_sample": set(),
     "LGDiST.sample_expression": {"papandreou2010gaussian"},
     "LGDiST.setup_anndata": {"palla2022squidpy"},

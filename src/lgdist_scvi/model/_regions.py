@@ -92,7 +92,7 @@ class RegionMixin(SamplingMixin):
 
         References
         ----------
-        "Regions" of :doc:`/method`.
+        Halves of the molecules: :cite:p:`neufeld2024thinning`. "Regions" of :doc:`/method`.
 
         Examples
         --------
@@ -143,7 +143,7 @@ class RegionMixin(SamplingMixin):
         adata, groupby, n_spots, gene_list
             As in :meth:`get_region_expression`.
         error
-            Largest probability that a call is wrong.
+            Largest probability that a call is wrong, between 0 and 1; at most 0.5.
         return_probability
             Also return the probability that a second measurement finds the gene.
         seed, batch_size, silent

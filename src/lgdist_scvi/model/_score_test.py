@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
 PRIOR_WEIGHT = 10.0
 """Precision of the overdispersion that the model expects, in the unit of that estimated within the groups."""
+ALIKE = 4.0
+"""Degrees of freedom that differences do not vary between sections beforehand."""
 BIN_GENES = 50
 _TAIL = 0.5
-_AGREEING = 0.9
+_AGREEING, _MOST_NULL = 0.9, 0.9
 _TINY = 1e-12
 
 
@@ -88,20 +90,21 @@ def score_test(first: Moments, second: Moments, size: NDArray) -> Tested:
 
     References
     ----------
-    Score test of a Poisson regression with an offset: :cite:p:`mccullagh1989glm`.
+    Score test of a Poisson regression with an offset: :cite:p:`mccullagh1989generalized`.
     """
     both = [np.maximum(group.exposure, _TINY) for group in (first, second)]
     total = first.counts + second.counts
     part = both[0] / (both[0] + both[1])
     expected, variance = total * part, total * part * (1 - part)
-    inflation = _inflation(first, second, size)
+    overdispersion = _inflation(first, second, size)
+    inflation = overdispersion
     # A difference that is not the same in all sections.
     n_sections = len(total)
     if n_sections > 1:
         residual = first.counts - expected
         slope = residual.sum(axis=0) / np.maximum(variance.sum(axis=0), _TINY)
         spread = ((residual - slope * variance) ** 2 / np.maximum(variance * inflation, _TINY)).sum(axis=0)
-        inflation = inflation * np.maximum(spread / (n_sections - 1), 1)
+        inflation = inflation * np.maximum((ALIKE + spread) / (ALIKE + n_sections - 1), 1)
     all_counts, all_expected, all_variance = total.sum(axis=0), expected.sum(axis=0), variance.sum(axis=0)
     share = np.clip(all_expected / np.maximum(all_counts, _TINY), _TINY, 1 - _TINY)
     inflation = inflation * all_variance / np.maximum(all_counts * share * (1 - share), _TINY)
@@ -113,24 +116,30 @@ def score_test(first: Moments, second: Moments, size: NDArray) -> Tested:
         above < below, stats.norm.isf(np.maximum(above, 1e-300)), stats.norm.ppf(np.maximum(below, 1e-300))
     )
     seen = all_counts > 0
-    information = all_variance / np.maximum(_inflation(first, second, size), _TINY)
+    information = all_variance / np.maximum(overdispersion, _TINY)
     return Tested(np.where(seen, score, 0.0), np.where(seen, information, 0.0))
 
 
 def _inflation(first: Moments, second: Moments, size: NDArray) -> Floats:
-    """Variance of the counts over that of Poisson counts, ``(n_genes,)``: that expected, and that within the groups."""
-    poisson = modelled = measured = n_spots = np.zeros(len(size))
-    for group in (first, second):
+    """Variance of the score over that of Poisson counts, ``(n_genes,)``: that expected, and that within the groups."""
+    both = np.maximum(first.exposure + second.exposure, _TINY)
+    poisson = modelled = measured = uncertain = np.zeros(len(size))
+    for group, other in ((first, second), (second, first)):
+        # As the variance of the group's counts counts in that of the score.
+        part = (other.exposure / both) ** 2
         rate = group.counts / np.maximum(group.exposure, _TINY)
-        poisson = poisson + (rate * group.exposure).sum(axis=0)
-        modelled = modelled + (rate**2 * group.exposures).sum(axis=0) / size
         around = group.squares - 2 * rate * group.products + rate**2 * group.exposures
-        measured = measured + (around * group.n_spots / np.maximum(group.n_spots - 1, 1)).sum(axis=0)
-        n_spots = n_spots + group.n_spots.sum()
-    mean = np.maximum(poisson / np.maximum(n_spots, 1), _TINY)
-    expected, found = 1 + modelled / np.maximum(poisson, _TINY), measured / np.maximum(poisson, _TINY)
-    weight = n_spots / (2 + 1 / mean)
-    return (PRIOR_WEIGHT * expected + weight * np.where(poisson > 0, found, 1)) / (PRIOR_WEIGHT + weight)
+        expected = part * rate * group.exposure
+        poisson = poisson + expected.sum(axis=0)
+        modelled = modelled + (part * rate**2 * group.exposures).sum(axis=0) / size
+        measured = measured + (part * around * group.n_spots / np.maximum(group.n_spots - 1, 1)).sum(axis=0)
+        # Of a mean over spots, whose squared deviations vary as those of Poisson counts do.
+        mean = np.maximum(rate * group.exposure / group.n_spots, _TINY)
+        uncertain = uncertain + (expected**2 * (2 + 1 / mean) / np.maximum(group.n_spots - 1, 0.5)).sum(axis=0)
+    poisson = np.maximum(poisson, _TINY)
+    weight = poisson**2 / np.maximum(uncertain, _TINY**2)
+    inflation = (PRIOR_WEIGHT * (1 + modelled / poisson) + weight * measured / poisson) / (PRIOR_WEIGHT + weight)
+    return np.where(poisson > _TINY, inflation, 1.0)
 
 
 def p_values(score: Floats) -> Floats:
@@ -163,10 +172,10 @@ def guided_fdr(tested: Tested, expected: Floats) -> Floats:
     group = order * max(1, len(p) // BIN_GENES) // len(p)
     n_genes = np.bincount(group)
     null = np.minimum((np.bincount(group, p > _TAIL) + 1) / ((1 - _TAIL) * n_genes), 1)[group]
-    if (null == 1).all():
-        return step_up(p)
-    weighted = np.divide(p * null, 1 - null, out=np.full(len(p), np.inf), where=null < 1)
-    return np.minimum(step_up(weighted) * (1 - null.mean()), 1)
+    # No bin is given up altogether.
+    likely = np.minimum(null, _MOST_NULL)
+    weight = (1 - likely) / likely
+    return np.minimum(step_up(p / weight) * (null * weight).mean(), 1)
 
 
 def step_up(p: Floats) -> Floats:
