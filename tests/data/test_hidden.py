@@ -111,3 +111,10 @@ def test_places_without_counts_take_no_memory_per_entry():
     assert peak < 40e6
     assert not batch.observed.any() and batch.neighbor_observed.shape == (5, 2, 1) and not batch.neighbor_observed.any()
     assert (batch.pooled == 0).all()
+
+
+def test_some_rows(hidden, mask):
+    rows = np.array([5, 2, 29])
+    part = hidden.of(rows)
+    assert part.shape == (3, SHAPE[1]) and (part.any, part.everything) == (mask[rows].any(), mask[rows].all())
+    np.testing.assert_array_equal(part[np.arange(3)], mask[rows])

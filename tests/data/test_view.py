@@ -301,3 +301,21 @@ def test_sections_may_be_measured_in_different_units():
     assert (one.neighbor_distance[79] == 0).all()
     alone = sparse.csr_matrix(graph.shape, dtype=np.float32)
     assert (SpotView(*parts, alone, alone, k, one.image).neighbor_distance == 0).all()
+
+
+@pytest.mark.parametrize("hidden_share", [0.0, 0.2])
+def test_halves_of_the_molecules(hidden_share):
+    view, rows = make_view(hidden_share, known_depth=True), np.arange(5, 75)
+    half, other = view.halved(rows, seed=1)
+    np.testing.assert_array_equal((half.counts + other).toarray(), view.counts[rows].toarray())
+    assert 0.45 < half.counts.sum() / view.counts[rows].sum() < 0.55
+    assert half.counts.data.all()
+    np.testing.assert_allclose(half.depth, view.depth[rows] / 2, rtol=1e-6)
+    np.testing.assert_array_equal(all_of(half), view.hidden[rows])
+    np.testing.assert_array_equal(half.image_mask, view.image_mask[rows])
+    np.testing.assert_array_equal(half.graph.toarray(), view.graph[rows][:, rows].toarray())
+    # As often as a coin falls.
+    first, second = half.counts.toarray(), other.toarray()
+    assert np.square(first - second).sum() / (first + second).sum() == pytest.approx(1, abs=0.2)
+    assert (view.halved(rows, seed=2)[0].counts != half.counts).nnz
+    assert (view.halved(rows, seed=1)[0].counts != half.counts).nnz == 0
