@@ -2,12 +2,15 @@
 
 import hashlib
 import os
+import signal
+import sys
 from pathlib import Path
 
 import anndata
 import numpy as np
 import pytest
 from anndata import AnnData
+from lightning.pytorch import Callback
 
 from lgdist_scvi import LGDiST, cli, datasets
 from lgdist_scvi._demo import run_demo
@@ -144,6 +147,43 @@ def test_interrupted_training_leaves_nothing(
     assert complete(section, tmp_path / "out.h5ad") == 130
     assert "interrupted" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="other signals")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("when", ["training", "writing"])
+def test_stopped_by_a_signal(
+    section: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, name: str, when: str
+):
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+
+    class Stop(Callback):
+        def on_train_batch_end(self, *_, **__):
+            os.kill(os.getpid(), number)
+
+    def write_half(self: AnnData, filename: Path, **_) -> None:
+        Path(filename).write_bytes(b"half a file")
+        os.kill(os.getpid(), number)
+
+    if when == "training":
+        train = LGDiST.train
+        monkeypatch.setattr(LGDiST, "train", lambda *args, **options: train(*args, callbacks=[Stop()], **options))
+    monkeypatch.setattr(AnnData, "write_h5ad", write_half)
+    assert complete(section, tmp_path / "out.h5ad") == 128 + number
+    assert f"stopped by {name}, no output was written" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [] and signal.getsignal(number) is before
+
+
+def test_ignored_signal_stays_ignored(section: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As below nohup."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(LGDiST, "train", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(RuntimeError, match="has not been trained"):
+            complete(section, tmp_path / "out.h5ad")
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.usefixtures("untrained")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 import sys
+import threading
 import warnings
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -30,7 +32,8 @@ SETUP_OPTIONS = {
     "observed_layer": "boolean layer, True where an entry was observed (default: everywhere)",
     "size_factor_key": "obs column with the depth of the spots over the whole transcriptome (default: the sum of counts)",
 }
-INTERRUPTED = 130
+# Windows has no SIGHUP.
+STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,18 +46,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns
     -------
-    Exit status: 0 after success, 2 after a user error, 130 after an interruption.
+    Exit status: 0 after success, 2 after a user error, 128 + the number of the signal that stopped it (130 after Ctrl-C).
     """
     options = _parser().parse_args(argv)
-    with _few_messages():
+    with _few_messages(), _stoppable() as received:
         try:
             options.run(options)
         except UserError as error:
             print(f"lgdist-scvi: error: {' '.join(str(error).split())}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
-            print("lgdist-scvi: interrupted, no output was written", file=sys.stderr)
-            return INTERRUPTED
+            how = f"stopped by {received[0].name}" if received else "interrupted"
+            print(f"lgdist-scvi: {how}, no output was written", file=sys.stderr)
+            return 128 + (received[0] if received else signal.SIGINT)
     return 0
 
 
@@ -254,6 +258,31 @@ def _user_errors() -> Iterator[None]:
         names = "|".join([*SETUP_OPTIONS, "target_genes_key"])
         text = re.sub(rf"\b({names})=", lambda match: f"--{match[1].replace('_', '-')} ", text)
         raise UserError(text) from error
+
+
+@contextmanager
+def _stoppable() -> Iterator[list[signal.Signals]]:
+    """Let signals that ask a process to stop act like Ctrl-C, so that temporary files are removed; lists those received.
+
+    Lightning would make a SystemExit without a status of them.
+    """
+    received: list[signal.Signals] = []
+
+    def stop(number: int, _: object) -> None:
+        received.append(signal.Signals(number))
+        raise KeyboardInterrupt
+
+    # Handlers belong to the main thread, and a signal that is ignored, as below nohup, stays so.
+    mine = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in STOPPING if mine}
+    before = {number: handler for number, handler in before.items() if handler is signal.SIG_DFL}
+    try:
+        for number in before:
+            signal.signal(number, stop)
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
