@@ -33,6 +33,7 @@ from ._training import TrainingMixin
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
+    from scvi.data.fields import AnnDataField
 
 
 MOST_FACTORS = 24
@@ -206,23 +207,12 @@ class LGDiST(
         source = kwargs.get("source_registry")
         if source is not None:
             validate_genes(source["field_registries"][REGISTRY_KEYS.X]["state_registry"]["column_names"], adata)
-        checked = {name: value for name, value in setup_method_args["setup_args"].items() if name != "neighbors_key"}
+        arguments = setup_method_args["setup_args"]
+        # The keys of an enumeration would be saved as code.
+        arguments |= {name: str.__str__(key) for name, key in arguments.items() if isinstance(key, str)}
+        checked = {name: value for name, value in arguments.items() if name != "neighbors_key"}
         validate_setup(adata, **checked, query=source is not None)
-        fields = [
-            LayerField(REGISTRY_KEYS.X, layer, is_count_data=False),
-            ObsmField(REGISTRY_KEYS.SPATIAL, spatial_key, is_count_data=False),
-            SpatialGraphField(spatial_key, library_key, neighbors_key, n_neighbors),
-        ]
-        for key, column in {REGISTRY_KEYS.LIBRARY: library_key, REGISTRY_KEYS.BATCH: batch_key}.items():
-            if column is not None:
-                fields.append(GroupField(key, column))
-        if observed_layer is not None:
-            fields.append(LayerField(REGISTRY_KEYS.OBSERVED, observed_layer, is_count_data=False))
-        if size_factor_key is not None:
-            fields.append(NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR, size_factor_key))
-        if image_key is not None:
-            fields.append(ImageField(REGISTRY_KEYS.IMAGE, image_key))
-        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        manager = AnnDataManager(fields=_fields(**arguments), setup_method_args=setup_method_args)
         with quiet():
             manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
@@ -237,3 +227,33 @@ class LGDiST(
         if key not in self.adata.var:  # None, or a model loaded with other spots: its weights include the target genes
             return None
         return self.adata.var[key].to_numpy(dtype=bool)
+
+
+def _fields(
+    layer: str | None,
+    spatial_key: str,
+    library_key: str | None,
+    batch_key: str | None,
+    image_key: str | None,
+    observed_layer: str | None,
+    size_factor_key: str | None,
+    neighbors_key: str | None,
+    n_neighbors: int,
+    **_: Any,
+) -> list[AnnDataField]:
+    """Fields that are registered; arguments as of :meth:`LGDiST.setup_anndata`."""
+    fields = [
+        LayerField(REGISTRY_KEYS.X, layer, is_count_data=False),
+        ObsmField(REGISTRY_KEYS.SPATIAL, spatial_key, is_count_data=False),
+        SpatialGraphField(spatial_key, library_key, neighbors_key, n_neighbors),
+    ]
+    for key, column in {REGISTRY_KEYS.LIBRARY: library_key, REGISTRY_KEYS.BATCH: batch_key}.items():
+        if column is not None:
+            fields.append(GroupField(key, column))
+    if observed_layer is not None:
+        fields.append(LayerField(REGISTRY_KEYS.OBSERVED, observed_layer, is_count_data=False))
+    if size_factor_key is not None:
+        fields.append(NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR, size_factor_key))
+    if image_key is not None:
+        fields.append(ImageField(REGISTRY_KEYS.IMAGE, image_key))
+    return fields
