@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from collections.abc import Container, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -22,7 +20,7 @@ from ._base import LGDiSTBase
 from ._reader import Reader
 from ._spatialdata import put_into_table
 from ._stores import stored_table, write_layers
-from ._streaming import Blocks, fill, imputed, write_extended
+from ._streaming import Blocks, check_replaceable, fill, imputed, write_extended
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -181,14 +179,14 @@ class LayersMixin(LGDiSTBase):
         Raises
         ------
         FileExistsError
-            If `path` exists.
+            If `path` exists, or with `overwrite` is something else than what is to be written.
         FileNotFoundError
             If the folder of `path` does not exist.
         OSError
             If the disk is full; complete blocks are kept.
         ValueError
-            If `path` has another suffix, an option or `adata` does not fit, or the stored blocks are of another model, other
-            data or other options.
+            If `path` has another suffix, an option or `adata` does not fit, the stored blocks are of another model, other
+            data or other options, or their folder is not of this function.
         RuntimeError, KeyError, TypeError, FloatingPointError
             As :meth:`get_completed_expression`.
 
@@ -206,6 +204,7 @@ class LayersMixin(LGDiSTBase):
             raise FileNotFoundError(f"The folder {path.parent} does not exist; create it first.")
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists; choose another name or pass overwrite=True.")
+        check_replaceable(path)
         reading = self._reading(**options)
         adata, view = self._trained_view(adata, diffusion=reading.n_samples > 0, use_image=reading.use_image)
         _check_key(adata.layers, adata.uns, key_added)
@@ -219,10 +218,8 @@ class LayersMixin(LGDiSTBase):
                     layers[f"{key_added}{STD_SUFFIX}"] = blocks.layer(1)
                 written = blocks.folder / path.name
                 write_extended(adata, layers, {key_added: self._provenance(reading)}, written, _layer_names(key_added))
-                if path.is_dir():
-                    shutil.rmtree(path)
-                os.replace(written, path)
-                shutil.rmtree(blocks.folder)
+                check_replaceable(path)
+                blocks.finish(written, path)
         except OSError as error:
             error.add_note(f"Complete blocks are kept in {blocks.folder}; repeat the call to continue.")
             raise
@@ -246,8 +243,9 @@ def _layer_names(key: str) -> list[str]:
 
 def _check_key(layers: Container[str], uns: Mapping[str, Any], key: str, what: str = "adata", where: str = "") -> None:
     """Refuse a name that other data has."""
-    if not isinstance(key, str) or not key:
-        raise ValueError(f"key_added={key!r} must be a name.")
+    if not isinstance(key, str) or not key.strip(".") or set(key) & set("/\\\0"):
+        # In a file it would be a path.
+        raise ValueError(f"key_added={key!r} must be a name, not empty, without a slash and not of dots alone.")
     known = uns.get(key)
     if isinstance(known, Mapping) and known.get("package") == PACKAGE:
         return
