@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -272,6 +273,19 @@ class TestMistakes:
     def test_existing_model_folder(self, section: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         (tmp_path / "model").mkdir()
         assert complete(section, tmp_path / "out.h5ad", "--save-model", tmp_path / "model") == 2
+        assert "--save-model" in error_line(capsys)
+
+    @pytest.mark.parametrize("name", ["in.h5ad", "model.pt"])
+    def test_model_folder_is_that_of_the_input(self, section: Path, tmp_path: Path, name: str, capsys):
+        folder = tmp_path / "data"
+        folder.mkdir()
+        shutil.copy(section, folder / name)
+        assert complete(folder / name, tmp_path / "out.h5ad", "--save-model", folder, "--overwrite") == 2
+        assert "--save-model" in error_line(capsys)
+        assert digest(folder / name) == digest(section) and os.listdir(folder) == [name]
+
+    def test_model_file_is_the_output(self, section: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+        assert complete(section, tmp_path / "model.pt", "--save-model", tmp_path, "--overwrite") == 2
         assert "--save-model" in error_line(capsys)
 
     def test_std_of_the_other_read_out(self, section: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -32,6 +32,7 @@ SETUP_OPTIONS = {
     "observed_layer": "boolean layer, True where an entry was observed (default: everywhere)",
     "size_factor_key": "obs column with the depth of the spots over the whole transcriptome (default: the sum of counts)",
 }
+MODEL_FILE = "model.pt"
 # Windows has no SIGHUP.
 STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -81,7 +82,7 @@ def complete(options: argparse.Namespace) -> None:
         raise UserError(f"{options.output} is the input, which is never changed; name another output.")
     check_target(options.output, overwrite=options.overwrite)
     if options.save_model is not None:
-        _check_model_folder(options.save_model, options.overwrite)
+        _check_model_folder(options)
     if options.std and options.read_out == "detected":
         raise UserError("--std needs --read-out expected; leave out one of the two.")
     _use_hardware(options)
@@ -231,12 +232,19 @@ def _select_genes(adata: AnnData, n_genes: int, setup: dict[str, Any]) -> AnnDat
     return adata
 
 
-def _check_model_folder(folder: Path, overwrite: bool) -> None:
+def _check_model_folder(options: argparse.Namespace) -> None:
+    folder, overwrite = options.save_model, options.overwrite
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is not a folder; name another one for --save-model.")
     if folder.exists() and not overwrite:
         raise UserError(f"{folder} exists already; name another one for --save-model or add --overwrite.")
-    check_target(folder / "model.pt" if folder.exists() else folder, overwrite=overwrite)
+    if folder.resolve() == options.input.resolve().parent:
+        raise UserError(
+            f"{folder} is the folder of the input, which is never changed; name another one for --save-model."
+        )
+    if (folder / MODEL_FILE).resolve() == options.output.resolve():
+        raise UserError(f"{options.output} is the file of the model; name another output or folder for --save-model.")
+    check_target(folder / MODEL_FILE if folder.exists() else folder, overwrite=overwrite)
 
 
 def _use_hardware(options: argparse.Namespace) -> None:
