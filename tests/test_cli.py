@@ -118,6 +118,20 @@ def test_scores_are_printed_and_genes_selected(section: Path, tmp_path: Path, ca
     assert adata.uns["lgdist"]["keep_observed"]
 
 
+def test_columns_of_the_user_stay(section: Path, tmp_path: Path):
+    """Also those that scvi-tools would write for itself."""
+    adata = anndata.read_h5ad(section)
+    names = ["_scvi_batch", "_scvi_library", "_scvi_labels", "_scvi_score"]
+    for i, name in enumerate(names):
+        adata.obs[name] = np.arange(N_SPOTS) + 100 * i
+    adata.uns["_scvi_note"] = "mine"
+    adata.write_h5ad(tmp_path / "in.h5ad")
+    assert complete(tmp_path / "in.h5ad", tmp_path / "out.h5ad") == 0
+    after = anndata.read_h5ad(tmp_path / "out.h5ad")
+    assert list(after.obs) == list(adata.obs) and after.obs[names].equals(adata.obs[names])
+    assert [name for name in after.uns if name.startswith("_scvi")] == ["_scvi_note"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_interrupted_writing_leaves_nothing(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from ._constants import Keys
-from ._output import UserError, check_target, write_aside
+from ._output import UserError, bookkeeping, check_target, write_aside
 from ._quiet import quiet
 from .model._options import Scale
 from .module._read_outs import READ_OUTS
@@ -88,6 +88,7 @@ def complete(options: argparse.Namespace) -> None:
     _use_hardware(options)
 
     adata = _read(options.input)
+    kept = bookkeeping(adata)
     setup = {name: value for name in SETUP_OPTIONS if (value := getattr(options, name)) is not None}
     setup["target_genes_key"] = options.target_genes_key
     with _user_errors():
@@ -120,7 +121,7 @@ def complete(options: argparse.Namespace) -> None:
         "training": training,
         "scores": scores,
     }
-    write_aside(adata, options.output, overwrite=options.overwrite)
+    write_aside(adata, options.output, overwrite=options.overwrite, kept=kept)
     say(f"\nScores on held-out entries:\n{scores.round(4).to_string()}\n\nWritten: {options.output}")
 
 
