@@ -35,6 +35,10 @@ COLLECTED_NUMBERS = 1 << 19
 """Numbers, in data and copies of the weights, from which on the memory of an earlier training is freed at once."""
 
 
+CALIBRATION_SHARE = 0.5
+"""Entries that are held out for the calibration, as a share of those that are held out to be scored."""
+
+
 class TrainingMixin(LGDiSTBase):
     """Training of the autoencoder and of the diffusion."""
 
@@ -94,8 +98,9 @@ class TrainingMixin(LGDiSTBase):
             Spots per step.
         validation_size
             Share of the observed entries (zeros included, in up to 2,000 spots) to hold out: training never sees them,
-            and the weights that predict them best are kept. The second phase holds out the same entries, and does not
-            train on the same share of the spots, on which it is validated.
+            and the weights that predict them best are kept. Half as many others are held out to calibrate the predictions.
+            The second phase holds out the same entries, and does not train on the same share of the spots, on which it is
+            validated.
         early_stopping
             Stop a phase when the loss on held-out entries no longer falls.
         autoencoder_plan_kwargs, diffusion_plan_kwargs
@@ -213,7 +218,7 @@ class TrainingMixin(LGDiSTBase):
                 # PyTorch's loaders draw a number.
                 with seeded(self.seed_):
                     solve_field(self.module, data.view, fold_strips=CALIBRATION_STRIPS)
-                    fit_calibration(self.module, data, self.seed_)
+                    fit_calibration(self.module, data.for_calibration(), self.seed_)
 
     def train_diffusion(
         self,
@@ -301,8 +306,11 @@ class TrainingMixin(LGDiSTBase):
                 "Train on the unchanged data, on other spots, or train a new model."
             )
         held_out = holdout_entries(truth.hidden, validation_size, self.seed_)
+        # Others than those that are scored.
+        calibrated = holdout_entries(truth.hidden | held_out, CALIBRATION_SHARE * validation_size, self.seed_ + 1)
         self.held_out_ = validation_size
-        return NeighborhoodDataModule(truth.without(held_out), truth, held_out, batch_size)
+        view = truth.without((held_out + calibrated).tocsr())
+        return NeighborhoodDataModule(view, truth, held_out, batch_size, calibrated)
 
     def _run_phase(
         self,
