@@ -318,6 +318,13 @@ def test_model_that_is_there_stays_until_the_new_one_is_whole(saved, small, tmp_
             model.save(target)
 
 
+def test_model_that_was_not_trained_is_saved(small, tmp_path):
+    """It knows no spots: arrays without entries."""
+    adata = small.tissue()
+    small.build(adata).save(tmp_path / "model")
+    assert LGDiST.load(tmp_path / "model", adata=adata).history == {}
+
+
 class Section(StrEnum):
     ONE, TWO = "one", "two"
 

@@ -24,6 +24,7 @@ from ._base import LGDiSTBase
 from ._completion import CompletionMixin
 from ._correlation import CorrelationMixin
 from ._evaluation import EvaluationMixin
+from ._guards import NO_ENTRIES
 from ._layers import LayersMixin
 from ._prediction import PredictionMixin
 from ._saving import SavingMixin
@@ -131,6 +132,7 @@ class LGDiST(
         self.zeros_missing_, self.n_rounds_, self.seed_ = zeros_missing, n_rounds, seed
         self.held_out_ = 0.0
         self.trained_digest_, self.trained_spots_ = "", np.empty(0, dtype=np.uint64)
+        self.trained_entries_ = NO_ENTRIES
         self.history_ = {}
         options = ", ".join(f"{name}: {value}" for name, value in module_kwargs.items())
         self._model_summary_string = f"LGDiST with {self.summary_stats.n_vars} genes, {options}"

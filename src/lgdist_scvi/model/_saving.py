@@ -33,6 +33,7 @@ _RESTRICTED, _UNRESTRICTED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WE
 # What scvi-tools stores beside tensors: names of genes and categories, and dictionaries. Reading these runs no code.
 _HARMLESS: list[Any] = [
     dict,
+    bytes,  # of arrays without entries
     np.ndarray,
     np.dtype,
     *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
