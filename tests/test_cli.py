@@ -2,12 +2,16 @@
 
 import hashlib
 import os
+import shutil
+import signal
+import sys
 from pathlib import Path
 
 import anndata
 import numpy as np
 import pytest
 from anndata import AnnData
+from lightning.pytorch import Callback
 
 from lgdist_scvi import LGDiST, cli, datasets
 from lgdist_scvi._demo import run_demo
@@ -114,6 +118,20 @@ def test_scores_are_printed_and_genes_selected(section: Path, tmp_path: Path, ca
     assert adata.uns["lgdist"]["keep_observed"]
 
 
+def test_columns_of_the_user_stay(section: Path, tmp_path: Path):
+    """Also those that scvi-tools would write for itself."""
+    adata = anndata.read_h5ad(section)
+    names = ["_scvi_batch", "_scvi_library", "_scvi_labels", "_scvi_score"]
+    for i, name in enumerate(names):
+        adata.obs[name] = np.arange(N_SPOTS) + 100 * i
+    adata.uns["_scvi_note"] = "mine"
+    adata.write_h5ad(tmp_path / "in.h5ad")
+    assert complete(tmp_path / "in.h5ad", tmp_path / "out.h5ad") == 0
+    after = anndata.read_h5ad(tmp_path / "out.h5ad")
+    assert list(after.obs) == list(adata.obs) and after.obs[names].equals(adata.obs[names])
+    assert [name for name in after.uns if name.startswith("_scvi")] == ["_scvi_note"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_interrupted_writing_leaves_nothing(
@@ -144,6 +162,43 @@ def test_interrupted_training_leaves_nothing(
     assert complete(section, tmp_path / "out.h5ad") == 130
     assert "interrupted" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="other signals")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("when", ["training", "writing"])
+def test_stopped_by_a_signal(
+    section: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, name: str, when: str
+):
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+
+    class Stop(Callback):
+        def on_train_batch_end(self, *_, **__):
+            os.kill(os.getpid(), number)
+
+    def write_half(self: AnnData, filename: Path, **_) -> None:
+        Path(filename).write_bytes(b"half a file")
+        os.kill(os.getpid(), number)
+
+    if when == "training":
+        train = LGDiST.train
+        monkeypatch.setattr(LGDiST, "train", lambda *args, **options: train(*args, callbacks=[Stop()], **options))
+    monkeypatch.setattr(AnnData, "write_h5ad", write_half)
+    assert complete(section, tmp_path / "out.h5ad") == 128 + number
+    assert f"stopped by {name}, no output was written" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [] and signal.getsignal(number) is before
+
+
+def test_ignored_signal_stays_ignored(section: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As below nohup."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(LGDiST, "train", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(RuntimeError, match="has not been trained"):
+            complete(section, tmp_path / "out.h5ad")
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.usefixtures("untrained")
@@ -232,6 +287,19 @@ class TestMistakes:
     def test_existing_model_folder(self, section: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         (tmp_path / "model").mkdir()
         assert complete(section, tmp_path / "out.h5ad", "--save-model", tmp_path / "model") == 2
+        assert "--save-model" in error_line(capsys)
+
+    @pytest.mark.parametrize("name", ["in.h5ad", "model.pt"])
+    def test_model_folder_is_that_of_the_input(self, section: Path, tmp_path: Path, name: str, capsys):
+        folder = tmp_path / "data"
+        folder.mkdir()
+        shutil.copy(section, folder / name)
+        assert complete(folder / name, tmp_path / "out.h5ad", "--save-model", folder, "--overwrite") == 2
+        assert "--save-model" in error_line(capsys)
+        assert digest(folder / name) == digest(section) and os.listdir(folder) == [name]
+
+    def test_model_file_is_the_output(self, section: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+        assert complete(section, tmp_path / "model.pt", "--save-model", tmp_path, "--overwrite") == 2
         assert "--save-model" in error_line(capsys)
 
     def test_std_of_the_other_read_out(self, section: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakValueDictionary, finalize
 
 import rich.pretty  # noqa: F401  scvi-tools uses it to show its registry but does not import it
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from scvi.model._utils import parse_device_args
 from scvi.train._progress import ProgressBar
 from scvi.utils import track
@@ -37,10 +38,15 @@ def training_devices(accelerator: str, devices: int | list[int] | str) -> tuple[
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise KeyboardInterrupt on an interruption: Lightning's trainer exits the process and ignores further ones."""
+    """Raise KeyboardInterrupt on an interruption: Lightning's trainer exits the process and ignores further ones.
+
+    After a SIGTERM the process exits with the status of that signal, and not with that of success, as Lightning lets it.
+    """
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
+    except SIGTERMException:
+        raise SystemExit(128 + signal.SIGTERM) from None
     except SystemExit as error:
         if not isinstance(error.__context__, KeyboardInterrupt):
             raise

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from anndata import AnnData
 
 
@@ -44,7 +46,13 @@ def check_target(path: Path, *, overwrite: bool) -> None:
         raise UserError(f"the folder {path.parent} cannot be written to ({error.strerror or error}).") from error
 
 
-def write_aside(adata: AnnData, path: Path, *, overwrite: bool) -> None:
+def bookkeeping(adata: AnnData) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Columns of ``obs`` and entries of ``uns`` with names as scvi-tools gives them."""
+    obs, uns = ({key: table[key] for key in table if str(key).startswith("_scvi_")} for table in (adata.obs, adata.uns))
+    return obs, uns
+
+
+def write_aside(adata: AnnData, path: Path, *, overwrite: bool, kept: Sequence[dict[str, Any]] = ({}, {})) -> None:
     """Write an h5ad file to a temporary folder beside its target, then move it there.
 
     The temporary folder is always removed, also after an interruption.
@@ -57,15 +65,20 @@ def write_aside(adata: AnnData, path: Path, *, overwrite: bool) -> None:
         Target file.
     overwrite
         Whether an existing file may be replaced.
+    kept
+        Result of :func:`bookkeeping` from before the registration: what the user had under such names, which is put back.
 
     Raises
     ------
     UserError
         If the file cannot be written.
     """
-    for table in (adata.obs, adata.uns):
-        for key in [key for key in table if str(key).startswith("_scvi_")]:
-            del table[key]
+    for table, written, mine in zip((adata.obs, adata.uns), bookkeeping(adata), kept, strict=True):
+        for key in written:
+            if key in mine:
+                table[key] = mine[key]
+            else:
+                del table[key]
     try:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             partial = Path(folder, "partial.h5ad")

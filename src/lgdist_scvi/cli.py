@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 import sys
+import threading
 import warnings
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from ._constants import Keys
-from ._output import UserError, check_target, write_aside
+from ._output import UserError, bookkeeping, check_target, write_aside
 from ._quiet import quiet
 from .model._options import Scale
 from .module._read_outs import READ_OUTS
@@ -30,7 +32,9 @@ SETUP_OPTIONS = {
     "observed_layer": "boolean layer, True where an entry was observed (default: everywhere)",
     "size_factor_key": "obs column with the depth of the spots over the whole transcriptome (default: the sum of counts)",
 }
-INTERRUPTED = 130
+MODEL_FILE = "model.pt"
+# Windows has no SIGHUP.
+STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,18 +47,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns
     -------
-    Exit status: 0 after success, 2 after a user error, 130 after an interruption.
+    Exit status: 0 after success, 2 after a user error, 128 + the number of the signal that stopped it (130 after Ctrl-C).
     """
     options = _parser().parse_args(argv)
-    with _few_messages():
+    with _few_messages(), _stoppable() as received:
         try:
             options.run(options)
         except UserError as error:
             print(f"lgdist-scvi: error: {' '.join(str(error).split())}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
-            print("lgdist-scvi: interrupted, no output was written", file=sys.stderr)
-            return INTERRUPTED
+            how = f"stopped by {received[0].name}" if received else "interrupted"
+            print(f"lgdist-scvi: {how}, no output was written", file=sys.stderr)
+            return 128 + (received[0] if received else signal.SIGINT)
     return 0
 
 
@@ -77,12 +82,13 @@ def complete(options: argparse.Namespace) -> None:
         raise UserError(f"{options.output} is the input, which is never changed; name another output.")
     check_target(options.output, overwrite=options.overwrite)
     if options.save_model is not None:
-        _check_model_folder(options.save_model, options.overwrite)
+        _check_model_folder(options)
     if options.std and options.read_out == "detected":
         raise UserError("--std needs --read-out expected; leave out one of the two.")
     _use_hardware(options)
 
     adata = _read(options.input)
+    kept = bookkeeping(adata)
     setup = {name: value for name in SETUP_OPTIONS if (value := getattr(options, name)) is not None}
     setup["target_genes_key"] = options.target_genes_key
     with _user_errors():
@@ -115,7 +121,7 @@ def complete(options: argparse.Namespace) -> None:
         "training": training,
         "scores": scores,
     }
-    write_aside(adata, options.output, overwrite=options.overwrite)
+    write_aside(adata, options.output, overwrite=options.overwrite, kept=kept)
     say(f"\nScores on held-out entries:\n{scores.round(4).to_string()}\n\nWritten: {options.output}")
 
 
@@ -227,12 +233,19 @@ def _select_genes(adata: AnnData, n_genes: int, setup: dict[str, Any]) -> AnnDat
     return adata
 
 
-def _check_model_folder(folder: Path, overwrite: bool) -> None:
+def _check_model_folder(options: argparse.Namespace) -> None:
+    folder, overwrite = options.save_model, options.overwrite
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is not a folder; name another one for --save-model.")
     if folder.exists() and not overwrite:
         raise UserError(f"{folder} exists already; name another one for --save-model or add --overwrite.")
-    check_target(folder / "model.pt" if folder.exists() else folder, overwrite=overwrite)
+    if folder.resolve() == options.input.resolve().parent:
+        raise UserError(
+            f"{folder} is the folder of the input, which is never changed; name another one for --save-model."
+        )
+    if (folder / MODEL_FILE).resolve() == options.output.resolve():
+        raise UserError(f"{options.output} is the file of the model; name another output or folder for --save-model.")
+    check_target(folder / MODEL_FILE if folder.exists() else folder, overwrite=overwrite)
 
 
 def _use_hardware(options: argparse.Namespace) -> None:
@@ -254,6 +267,31 @@ def _user_errors() -> Iterator[None]:
         names = "|".join([*SETUP_OPTIONS, "target_genes_key"])
         text = re.sub(rf"\b({names})=", lambda match: f"--{match[1].replace('_', '-')} ", text)
         raise UserError(text) from error
+
+
+@contextmanager
+def _stoppable() -> Iterator[list[signal.Signals]]:
+    """Let signals that ask a process to stop act like Ctrl-C, so that temporary files are removed; lists those received.
+
+    Lightning would make a SystemExit without a status of them.
+    """
+    received: list[signal.Signals] = []
+
+    def stop(number: int, _: object) -> None:
+        received.append(signal.Signals(number))
+        raise KeyboardInterrupt
+
+    # Handlers belong to the main thread, and a signal that is ignored, as below nohup, stays so.
+    mine = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in STOPPING if mine}
+    before = {number: handler for number, handler in before.items() if handler is signal.SIG_DFL}
+    try:
+        for number in before:
+            signal.signal(number, stop)
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -75,6 +75,39 @@ def test_scores_on_spots_of_the_training(small, trained):
         trained.evaluate_completion(some, **small.READ)
 
 
+@pytest.mark.parametrize("n_genes", [10, 40])
+def test_scores_on_spots_of_the_training_with_other_entries_hidden(small, n_genes, tmp_path):
+    """Also where hardly a gene is detected per spot."""
+    adata = small.tissue(n_genes=n_genes, depth=40)
+    adata.layers["one"], adata.layers["two"] = (np.random.default_rng(i).random(adata.shape) > 0.3 for i in range(2))
+    model = small.build(adata, observed_layer="one")
+    model.train_autoencoder(1, accelerator="cpu", enable_progress_bar=False)
+    model.save(tmp_path / "model")
+    other = adata.copy()
+    other.layers["one"] = adata.layers["two"]
+    for each in (model, LGDiST.load(tmp_path / "model", adata=adata)):
+        for spots in (other, other[::3].copy(), adata[::2].copy()):
+            with pytest.warns(UserWarning, match="trained on some of these spots .* too good"):
+                each.evaluate_completion(spots, **(small.READ | {"n_samples": 0}))
+    adata.layers["one"] = adata.layers["two"]
+    with pytest.raises(ValueError, match="changed since training"):
+        model.evaluate_completion(**(small.READ | {"n_samples": 0}))
+    with pytest.raises(ValueError, match="entries held out of the training would be mixed up"):
+        model.train_autoencoder(1, accelerator="cpu", enable_progress_bar=False)
+
+
+@pytest.mark.parametrize("depth", [10, 40, 1500])
+@pytest.mark.parametrize("n_genes", [10, 40])
+def test_other_spots_of_the_same_names_are_no_spots_of_the_training(small, n_genes, depth):
+    adata, other = (small.tissue(n_genes=n_genes, depth=depth, seed=seed) for seed in (0, 1))
+    assert adata.obs_names.equals(other.obs_names)
+    model = small.build(adata)
+    model.train_autoencoder(1, accelerator="cpu", enable_progress_bar=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The model was trained on some")
+        model.evaluate_completion(other, **(small.READ | {"n_samples": 0}))
+
+
 def test_data_that_changed_since_the_training(small, tmp_path):
     model = small.fit(small.build(small.tissue()))
     model.save(tmp_path / "model")

@@ -12,6 +12,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import zarr
 from scipy import sparse
 
 from lgdist_scvi import LGDiST
@@ -153,6 +154,52 @@ def test_unusable_targets(trained, tmp_path):
         assert "lgdist" in read(tmp_path / name).layers
 
 
+@pytest.mark.parametrize("files", [["mine.txt"], ["job.json"], ["block_000000.npz"]])
+def test_folder_of_the_user_beside_the_output_is_kept(trained, tmp_path, files):
+    folder = tmp_path / "a.h5ad.partial"
+    folder.mkdir()
+    for file in files:
+        (folder / file).write_text("mine")
+    with pytest.raises(ValueError, match=r"a\.h5ad\.partial .*not written by write_completed.*another path"):
+        trained.write_completed(tmp_path / "a.h5ad", **OPTIONS)
+    assert {file: (folder / file).read_text() for file in os.listdir(folder)} == dict.fromkeys(files, "mine")
+    assert os.listdir(tmp_path) == [folder.name]
+
+
+def test_what_the_user_puts_among_the_blocks_is_kept(trained, blocks, tmp_path, monkeypatch):
+    path, folder = tmp_path / "a.h5ad", tmp_path / "a.h5ad.partial"
+    save = _streaming.Blocks.save
+
+    def save_and_note(self, block, arrays):
+        save(self, block, arrays)
+        (folder / "notes.txt").write_text("mine")
+
+    monkeypatch.setattr(_streaming.Blocks, "save", save_and_note)
+    trained.write_completed(path, **OPTIONS)
+    assert "lgdist" in read(path).layers and os.listdir(folder) == ["notes.txt"]
+
+
+def stores(tmp_path):
+    """Folders that are no completed AnnData, with what must stay."""
+    (tmp_path / "results.h5ad").mkdir()
+    (tmp_path / "results.zarr").mkdir()
+    for name in ("results.h5ad", "results.zarr"):
+        (tmp_path / name / "mine.txt").write_text("mine")
+    zarr.open_group(tmp_path / "group.zarr", mode="w").create_group("tables")
+    return ["results.h5ad", "results.zarr", "group.zarr"]
+
+
+def test_folder_named_as_the_output_is_kept(trained, tmp_path):
+    for name in stores(tmp_path):
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(FileExistsError, match=rf"{name} is .*another name"):
+            trained.write_completed(tmp_path / name, overwrite=True, **OPTIONS)
+        assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "file.zarr").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"file\.zarr is .*another name"):
+        trained.write_completed(tmp_path / "file.zarr", overwrite=True, **OPTIONS)
+
+
 # Each completion in a process of its own, a copy of one that has imported everything.
 KILLED = """
 import json, os, signal, sys, traceback
@@ -236,6 +283,10 @@ def test_completed_layers_are_not_measurements(trained, suffix, role):
         ("spatial", r"uns\['spatial'\] already"),
         ("", "key_added='' must be a name"),
         (3, "key_added=3 must be a name"),
+        # Files have folders of layers instead, or cannot be written.
+        ("a/b", "key_added='a/b' must be a name.* slash"),
+        ("a\\b", "key_added=.* must be a name.* slash"),
+        ("..", "key_added='..' must be a name"),
     ],
 )
 def test_what_is_there_is_not_replaced(trained, tmp_path, key, message):

@@ -187,22 +187,37 @@ def test_held_out_counts_change_no_weight(small, monkeypatch):
     first, second = (
         small.fit(small.build(a, **setup), validation_size=0.1, early_stopping=False) for a in (adata, changed)
     )
+    # Calibrations included: they are fitted to other entries than those that are scored.
     weights = second.module.state_dict()
     differ = {name for name, value in first.module.state_dict().items() if not torch.equal(value, weights[name])}
-    # The read-out given detection is calibrated on held-out entries, by three numbers, and the shares of the field and of
-    # similar spots by one each; what is measured around the field depends on the latter.
-    assert differ <= {
-        "detected_calibration",
-        "field.mixing",
-        "field.similarity",
-        "field.dispersion",
-        "field.detection",
-    }
+    assert differ == set()
+    one, other = (model.get_held_out_entries(**small.READ) for model in (first, second))
+    assert not one["count"].equals(other["count"])
+    for name in ("depth", "expected", "std", "detected"):
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
     for phase in ("autoencoder", "diffusion"):
         one, other = first.history[phase], second.history[phase]
         for name in (name for name in one if "train" in name):
             assert one[name].equals(other[name]), name
     assert not first.history["autoencoder"]["validation_loss"].equals(second.history["autoencoder"]["validation_loss"])
+
+
+def test_calibration_is_on_entries_that_are_neither_trained_on_nor_scored(small):
+    adata, hidden = hidden_tissue(small, "entries")
+    model = small.build(adata, observed_layer="observed", library_key="library_id")
+    data = model._training_data(0.1, 64)
+    calibrated = data.for_calibration().held_out.toarray()
+    assert 0 < calibrated.sum() < data.held_out.nnz
+    assert not (calibrated & (data.held_out.toarray() | hidden)).any()
+    assert (data.view.hidden[np.arange(adata.n_obs)] == (calibrated | data.held_out.toarray() | hidden)).all()
+    # It reaches what it is to: other counts there change the calibration.
+    small.fit(model)
+    changed = adata.copy()
+    counts = adata.layers["counts"].toarray()
+    changed.layers["counts"] = sparse.csr_matrix(np.where(calibrated, counts + 20, counts))
+    other = small.fit(small.build(changed, observed_layer="observed", library_key="library_id"))
+    assert torch.equal(model.module.encoder.code.weight, other.module.encoder.code.weight)
+    assert not torch.equal(model.module.detected_calibration, other.module.detected_calibration)
 
 
 @pytest.mark.parametrize("setup", [{}, {"size_factor_key": "total"}])

@@ -5,6 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+from decimal import Decimal
+from enum import StrEnum
+from fractions import Fraction
 from pathlib import Path
 
 import anndata as ad
@@ -313,6 +316,88 @@ def test_model_that_is_there_stays_until_the_new_one_is_whole(saved, small, tmp_
     for target, error in ((None, TypeError), (path / "model.pt" / "deeper", NotADirectoryError)):
         with pytest.raises(error):
             model.save(target)
+
+
+def test_model_that_was_not_trained_is_saved(small, tmp_path):
+    """It knows no spots: arrays without entries."""
+    adata = small.tissue()
+    small.build(adata).save(tmp_path / "model")
+    assert LGDiST.load(tmp_path / "model", adata=adata).history == {}
+
+
+class Section(StrEnum):
+    ONE, TWO = "one", "two"
+
+
+class Key(StrEnum):
+    COUNTS, SPATIAL, LIBRARY, BATCH, IMAGE = "counts", "spatial", "library_id", "domain", "X_image"
+    OBSERVED, DEPTH, TARGET, GRAPH = "observed", "depth", "target", "mine"
+
+
+class Loss(StrEnum):
+    COUNTS = "counts"
+
+
+DAYS = pd.to_datetime(["2024-01-01", "2024-03-01"])
+GROUPS = {
+    "times": list(DAYS),
+    "times with a zone": list(DAYS.tz_localize("Europe/Berlin")),
+    "dates": [day.date() for day in DAYS],
+    "intervals": list(pd.interval_range(0, 2)),
+    "periods": list(pd.period_range("2024-01", periods=2, freq="M")),
+    "durations": list(pd.to_timedelta(["1D", "2D"])),
+    "decimals": [Decimal("0.5"), Decimal("1.5")],
+    "fractions": [Fraction(1, 2), Fraction(3, 2)],
+    "enumeration": list(Section),
+    "tuples": [("a", 1), ("a", 2)],
+    "numbers": [1, 2],
+    "truth": [False, True],
+    "text": ["a", "b"],
+}
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_names_of_groups_of_any_kind_are_saved(small, tmp_path, kind):
+    adata = small.tissue(n_libraries=2)
+    names = pd.Series([GROUPS[kind][i] for i in (adata.obs["library_id"] == "section_2")], index=adata.obs_names)
+    adata.obs["slide"], adata.obs["chip"] = names, names.astype("category")
+    model = small.build(adata, library_key="slide", batch_key="chip")
+    model.train_autoencoder(1, accelerator="cpu", enable_progress_bar=False)
+    model.save(tmp_path / "model")
+    completed = read(model, small, n_samples=0)
+    for other in (adata, adata.copy()):
+        loaded = LGDiST.load(tmp_path / "model", adata=other)
+        pd.testing.assert_frame_equal(read(loaded, small, n_samples=0), completed)
+    section = adata[adata.obs["library_id"] == "section_2"].copy()
+    pd.testing.assert_frame_equal(read(loaded, small, section, n_samples=0), read(model, small, section, n_samples=0))
+    # Once more, from a model that was loaded.
+    loaded.save(tmp_path / "again")
+    pd.testing.assert_frame_equal(read(LGDiST.load(tmp_path / "again", adata=adata), small, n_samples=0), completed)
+
+
+def test_keys_of_an_enumeration_are_saved(small, tmp_path):
+    adata = small.hide(small.tissue(n_libraries=2))
+    LGDiST.setup_anndata(adata, "counts", library_key="library_id")
+    for kind in ("connectivities", "distances"):
+        adata.obsp[f"mine_{kind}"] = adata.obsp[f"lgdist_{kind}"]
+    adata.obs["depth"] = np.asarray(adata.layers["counts"].sum(axis=1)).ravel()
+    adata.var["target"] = np.arange(40) < 10
+    keys = {"library_key": Key.LIBRARY, "batch_key": Key.BATCH, "image_key": Key.IMAGE, "observed_layer": Key.OBSERVED}
+    keys |= {"size_factor_key": Key.DEPTH, "target_genes_key": Key.TARGET, "neighbors_key": Key.GRAPH}
+    model = small.fit(small.build(adata, layer=Key.COUNTS, spatial_key=Key.SPATIAL, **keys), max_epochs=1)
+    model.save(tmp_path / "model")
+    pd.testing.assert_frame_equal(read(LGDiST.load(tmp_path / "model", adata=adata), small), read(model, small))
+
+
+def test_what_could_not_be_loaded_is_not_saved(saved, small, tmp_path):
+    model = small.fit(small.build(small.tissue(), {"loss": Loss.COUNTS}), max_epochs=1)
+    with pytest.raises(ValueError, match=r"cannot be saved.*a \S*Loss.*text, numbers"):
+        model.save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    shutil.copytree(saved[2], tmp_path / "model")
+    with pytest.raises(ValueError, match=r"cannot be saved"):
+        model.save(tmp_path / "model", overwrite=True)
+    pd.testing.assert_frame_equal(read(LGDiST.load(tmp_path / "model"), small), saved[1])
 
 
 def test_no_model_there(tmp_path):

@@ -1,5 +1,8 @@
 """From SpatialData and back, in memory and on disk."""
 
+import errno
+
+import anndata
 import numpy as np
 import pytest
 import spatialdata
@@ -133,3 +136,116 @@ def test_a_table_of_other_spots_is_refused(sdata, small):
     with pytest.raises(ValueError, match="not the spots and genes.*table_key"):
         model.add_completed_table(sdata, **small.READ)
     assert set(sdata["table"].layers) == before
+
+
+@pytest.fixture
+def stored(sdata, tmp_path):
+    """An object read from its store, and the path."""
+    path = tmp_path / "section.zarr"
+    sdata.write(path)
+    return spatialdata.read_zarr(path), path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: table[5:].copy(),
+        lambda table: table[::-1].copy(),
+        lambda table: table[:, 3:].copy(),
+        lambda table: table[:, ::-1].copy(),
+    ],
+    ids=["fewer spots", "other order of spots", "fewer genes", "other order of genes"],
+)
+@pytest.mark.filterwarnings("ignore:The table is annotating")
+def test_table_that_was_changed_in_memory_is_written_by_names(stored, small, change):
+    """To the rows and columns of the store that have its names."""
+    sdata, path = stored
+    changed = change(sdata["table"])
+    del sdata.tables["table"]
+    sdata["table"] = changed
+    model = model_of(LGDiST.setup_spatialdata(sdata, "counts"), small)
+    model.add_completed_table(sdata, **small.READ)
+    back = spatialdata.read_zarr(path)["table"]
+    np.testing.assert_array_equal(
+        back[changed.obs_names, changed.var_names].layers["lgdist"], sdata["table"].layers["lgdist"]
+    )
+    np.testing.assert_array_equal(
+        back[changed.obs_names, changed.var_names].layers["lgdist_imputed"], sdata["table"].layers["lgdist_imputed"]
+    )
+    there = back.obs_names.isin(changed.obs_names)[:, None] & back.var_names.isin(changed.var_names)
+    np.testing.assert_array_equal(np.isfinite(back.layers["lgdist"]), there)
+    assert not back.layers["lgdist_imputed"][~there].any()
+
+
+def rename_spots(table):
+    # Without the first five, and numbered anew: names of other spots.
+    names = table.obs_names
+    changed = table[5:].copy()
+    changed.obs_names = names[: changed.n_obs]
+    return changed
+
+
+def rename_genes(table):
+    changed = table.copy()
+    changed.var_names = [f"new_{name}" for name in table.var_names]
+    return changed
+
+
+@pytest.mark.parametrize("change", [rename_spots, rename_genes])
+@pytest.mark.filterwarnings("ignore:The table is annotating")
+def test_table_that_is_not_that_of_the_store_is_refused(stored, small, change):
+    sdata, path = stored
+    changed = change(sdata["table"])
+    del sdata.tables["table"]
+    sdata["table"] = changed
+    model = model_of(LGDiST.setup_spatialdata(sdata, "counts"), small)
+    with pytest.raises(ValueError, match="in the store.*write_element"):
+        model.add_completed_table(sdata, **small.READ)
+    assert "lgdist" not in sdata["table"].layers and "lgdist" not in spatialdata.read_zarr(path)["table"].layers
+
+
+def test_layer_that_is_only_in_the_store_is_not_replaced(sdata, small, tmp_path):
+    path = tmp_path / "section.zarr"
+    sdata["table"].layers["lgdist"] = sdata["table"].layers["counts"].copy()
+    sdata.write(path)
+    sdata = spatialdata.read_zarr(path)
+    del sdata["table"].layers["lgdist"]
+    model = model_of(LGDiST.setup_spatialdata(sdata, "counts"), small)
+    with pytest.raises(ValueError, match=r"layers\['lgdist'\] in the store.*key_added"):
+        model.add_completed_table(sdata, **small.READ)
+    back = spatialdata.read_zarr(path)["table"]
+    np.testing.assert_array_equal(back.layers["lgdist"], back.layers["counts"])
+    assert "lgdist" not in sdata["table"].layers
+    model.add_completed_table(sdata, key_added="full", **small.READ)
+    assert "full" in spatialdata.read_zarr(path)["table"].layers
+
+
+def test_layer_of_the_whole_table_is_not_replaced_by_that_of_a_region(sdata, small):
+    model = model_of(LGDiST.setup_spatialdata(sdata, "counts", region="spots_section_2"), small)
+    sdata["table"].layers["lgdist"] = mine = sdata["table"].layers["counts"].copy()
+    with pytest.raises(ValueError, match=r"layers\['lgdist'\]"):
+        model.add_completed_table(sdata, **small.READ)
+    assert sdata["table"].layers["lgdist"] is mine
+
+
+def test_full_disk_leaves_the_store_as_it_is(stored, small, monkeypatch):
+    sdata, path = stored
+    model = model_of(LGDiST.setup_spatialdata(sdata, "counts"), small)
+    model.add_completed_table(sdata, return_std=True, **small.READ)
+    before = spatialdata.read_zarr(path)["table"]
+    write, calls = anndata.io.write_elem, []
+
+    def full(group, name, value, **options):
+        calls.append(name)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(group, name, value, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(anndata.io, "write_elem", full)
+        model.add_completed_table(sdata, scale="counts", **small.READ)
+    after = spatialdata.read_zarr(path)["table"]
+    assert set(after.layers) == set(before.layers) and after.uns["lgdist"] == before.uns["lgdist"]
+    for name in ("lgdist", "lgdist_imputed", "lgdist_std"):
+        np.testing.assert_array_equal(after.layers[name], before.layers[name])
+    assert sorted(entry.name for entry in path.iterdir() if entry.is_dir()) == ["images", "shapes", "tables"]

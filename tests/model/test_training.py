@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import sys
 from contextlib import contextmanager, nullcontext
 
 import lightning.pytorch as pl
@@ -293,6 +294,27 @@ def test_interruption_keeps_what_was_learnt(small, model, monkeypatch, phase):
             model.get_completed_expression(n_samples=1)
     small.fit(model, max_epochs=1)
     assert len(model.history[phase]["train_loss"]) == 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGTERM")
+def test_process_that_is_asked_to_stop_does_not_succeed(small, model):
+    def stop(trainer, plan, batch):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    # Lightning would exit with the status of success.
+    with pytest.raises(SystemExit) as caught:
+        small.fit(model, callbacks=[At(stop)])
+    assert caught.value.code == 128 + signal.SIGTERM and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "16-true"])
+def test_other_precision_of_the_weights_is_refused(small, model, precision):
+    """Before Lightning converts them: a model left in another precision could complete nothing."""
+    with pytest.raises(ValueError, match=f"precision='{precision}' .* single precision.*leave precision out"):
+        small.fit(model, precision=precision)
+    assert {value.dtype for value in model.module.parameters()} == {torch.float32} and model.history == {}
+    small.fit(model)
+    assert np.isfinite(model.get_completed_expression(n_samples=0, silent=True, return_numpy=True)).all()
 
 
 @pytest.mark.parametrize("phase", ["autoencoder", "diffusion"])

@@ -11,7 +11,7 @@ from scvi.data.fields import BaseAnnDataField, CategoricalObsField, ObsmField
 
 from lgdist_scvi._constants import REGISTRY_KEYS, Keys
 
-from ._names import check_sortable
+from ._names import are_plain, check_sortable, names_of
 from ._neighbors import add_spatial_graph, edge_lengths, graph_edges, graph_params, library_codes
 
 if TYPE_CHECKING:
@@ -30,8 +30,19 @@ class GroupField(CategoricalObsField):
             If the names of new and known groups cannot be sorted together.
         """
         key, known = self._original_attr_key, state_registry[self.CATEGORICAL_MAPPING_KEY]
+        if not are_plain(names_of(adata_target.obs[key])):
+            # Known ones are text if the model was saved.
+            return self.register_field(adata_target)
         check_sortable(adata_target.obs[key], key, f"{self.registry_key}_key", known)
         return super().transfer_field(state_registry, adata_target, **{**kwargs, "extend_categories": True})
+
+    @classmethod
+    def saved(cls, state_registry: dict) -> dict[str, Any]:
+        """The state as it is saved: names such as dates and intervals are written as text."""
+        names = state_registry.get(cls.CATEGORICAL_MAPPING_KEY)
+        if names is None or are_plain(names):
+            return state_registry
+        return {**state_registry, cls.CATEGORICAL_MAPPING_KEY: np.array([str(name) for name in names], dtype=object)}
 
 
 class ImageField(ObsmField):

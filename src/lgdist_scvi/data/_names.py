@@ -16,6 +16,11 @@ def names_of(column: pd.Series) -> Iterable[Any]:
     return column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
 
 
+def are_plain(names: Iterable[Any]) -> bool:
+    """Whether all names are text or numbers, which a file holds without code to be run when it is read."""
+    return all(type(name) in (str, bool, int, float) or isinstance(name, np.generic) for name in names)
+
+
 def check_sortable(column: pd.Series, key: str, argument: str, known: Iterable[Any] = ()) -> None:
     """Check that the names of a column can be sorted.
 

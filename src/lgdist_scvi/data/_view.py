@@ -82,6 +82,7 @@ class SpotView:
         # Nor may a depth be zero: it is divided by.
         self.depth = np.maximum(fill_by_group(self._counted, section, self._counted <= 0), 1e-6)
         self.section, self.half = section, half
+        self.names = np.zeros(self.n_spots, dtype=np.uint64)
         self._graph = (connectivities, distances, n_neighbors)
         self.neighbors, length, self.neighbor_mask = neighbor_index(connectivities, distances, n_neighbors)
         # Sections may be measured in different units.
@@ -138,18 +139,21 @@ class SpotView:
         image = np.zeros((adata.n_obs, 0), dtype=np.float32)
         if setup["image_key"] is not None:
             image = np.asarray(adata.obsm[setup["image_key"]], dtype=np.float32)
-        return cls(
+        names = hash_array(adata.obs_names.to_numpy(dtype=object))
+        view = cls(
             counts,
             hidden,
             depth,
             section,
-            (hash_array(adata.obs_names.to_numpy(dtype=object)) % 2).astype(np.intp),
+            (names % 2).astype(np.intp),
             connectivities,
             distances,
             state[SpatialGraphField.N_NEIGHBORS_KEY],
             image,
             share,
         )
+        view.names = names
+        return view
 
     @property
     def graph(self) -> sparse.csr_matrix:

@@ -42,14 +42,28 @@ class NeighborhoodDataModule(pl.LightningDataModule):
         True where an entry is held out, ``(n_spots, n_genes)``.
     batch_size
         Spots per minibatch.
+    calibrated
+        True where an entry is held out for the calibration, none of which `held_out` has, ``(n_spots, n_genes)``.
     """
 
-    def __init__(self, view: SpotView, truth: SpotView, held_out: sparse.csr_matrix, batch_size: int) -> None:
+    def __init__(
+        self,
+        view: SpotView,
+        truth: SpotView,
+        held_out: sparse.csr_matrix,
+        batch_size: int,
+        calibrated: sparse.csr_matrix | None = None,
+    ) -> None:
         super().__init__()
         self.view, self.truth, self.held_out = view, truth, held_out
+        self._calibrated = calibrated
         self.batch_size = batch_size
         self.train_idx = np.arange(view.n_spots)
         self.val_idx = np.flatnonzero(np.diff(held_out.indptr))
+
+    def for_calibration(self) -> NeighborhoodDataModule:
+        """The same data, with the entries that are held out for the calibration in place of those that are scored."""
+        return NeighborhoodDataModule(self.view, self.truth, self._calibrated, self.batch_size)
 
     @property
     def n_train(self) -> int:

@@ -39,6 +39,8 @@ class LGDiSTBase(ForgettingMixin, BaseModelClass):
     """Hash of the counts of the last training."""
     trained_spots_: NDArray[np.uint64]
     """Fingerprints of some spots of all trainings."""
+    trained_entries_: NDArray[np.uint64]
+    """Fingerprints of some of their entries."""
     history_: dict[str, dict[str, dict[str, list[float]]]]
     """Losses of every phase that was trained, by metric."""
 

@@ -177,13 +177,13 @@ class EvaluationMixin(LGDiSTBase):
         _, truth = self._trained_view(adata, diffusion=reading.n_samples > 0, use_image=reading.use_image)
         # A copy of the training data is accepted; filtered training data is not.
         own = digest_of(truth) == self.trained_digest_
-        if not own and adata is None and holds_some_of(truth, self.trained_spots_):
+        if not own and adata is None and holds_some_of(truth, self.trained_spots_, self.trained_entries_):
             raise ValueError(
                 "model.adata has changed since training, so the entries held out of training cannot be found. Evaluate before "
                 "you change or filter it."
             )
         if not own:
-            warn_if_trained_on(truth, self.trained_spots_)
+            warn_if_trained_on(truth, self.trained_spots_, self.trained_entries_)
         hidden = holdout_entries(truth.hidden, self.held_out_ if own else fraction, self.seed_ if own else reading.seed)
         if not hidden.nnz:
             raise ValueError("No entry is held out; train with validation_size > 0, or pass fraction > 0 with adata.")

@@ -7,6 +7,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pandas.util import hash_array
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +22,12 @@ _FEWEST_GENES = 20
 _COLLAPSED = 0.01
 _REMEMBERED = 500
 _TELLING_GENES = 10
+_ENTRIES = 2
+# Entries that must be compared, and the share that must be equal. Of spots of one name in other sections some are equal by chance.
+_FEWEST_ENTRIES, _ALIKE = 10, 0.9
+
+NO_ENTRIES = np.empty((0, 1 + 2 * _ENTRIES), dtype=np.uint64)
+"""Fingerprints of no entries."""
 
 
 def warn_if_unlike(view: SpotView, trained_share: NDArray[np.float64]) -> None:
@@ -59,15 +66,51 @@ def sample_of(view: SpotView) -> NDArray[np.uint64]:
     return np.random.default_rng(0).permutation(_telling(view))[:_REMEMBERED]
 
 
-def holds_some_of(view: SpotView, sample: NDArray[np.uint64]) -> bool:
-    """Whether any of the spots is in a sample."""
+def entries_of(view: SpotView) -> NDArray[np.uint64]:
+    """Fingerprints of the highest counts of a random sample of spots: by them a spot is known also where other entries are hidden.
+
+    Returns
+    -------
+    The spot's name, genes, and the counts there, ``(n_sampled, 1 + 2 * n_entries)``; names and counts as hashes, and genes of
+    spots with fewer detected genes beyond the last.
+    """
+    rows = np.random.default_rng(0).permutation(view.n_spots)[:_REMEMBERED]
+    genes = np.full((len(rows), _ENTRIES), view.n_genes, dtype=np.uint64)
+    for number, row in enumerate(rows):
+        start, stop = view.counts.indptr[row : row + 2]
+        highest = np.argsort(-view.counts.data[start:stop], kind="stable")[:_ENTRIES]
+        genes[number, : len(highest)] = view.counts.indices[start:stop][highest]
+    return np.column_stack([view.names[rows], genes, _hashed(view, rows, genes)])
+
+
+def _hashed(view: SpotView, rows: NDArray[np.int64], genes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Hashes of the counts of some genes of each spot, which do not tell the counts."""
+    at = np.minimum(genes, view.n_genes - 1).astype(np.int64)
+    counts = np.asarray(view.counts[rows[:, None], at].todense()) if len(rows) else np.zeros(genes.shape)
+    return hash_array((view.names[rows][:, None] * (genes + 1) + counts.astype(np.uint64)).ravel()).reshape(genes.shape)
+
+
+def holds_some_of(view: SpotView, spots: NDArray[np.uint64], entries: NDArray[np.uint64]) -> bool:
+    """Whether any of the spots is in a sample of spots or, with other entries hidden, in a sample of entries."""
     # By sorting: the other way of numpy 2.0 overflows with numbers of 64 bits.
-    return bool(np.isin(sample, _telling(view), kind="sort").any())
+    if np.isin(spots, _telling(view), kind="sort").any():
+        return True
+    # Other spots may have the same names, and some of the same counts.
+    order = np.argsort(view.names)
+    place = order[np.minimum(np.searchsorted(view.names, entries[:, 0], sorter=order), view.n_spots - 1)]
+    known = view.names[place] == entries[:, 0]
+    rows, genes, hashes = place[known], entries[known, 1 : 1 + _ENTRIES], entries[known, 1 + _ENTRIES :]
+    there = genes < view.n_genes
+    if len(rows):
+        hidden = view.hidden[rows]
+        there &= ~np.take_along_axis(hidden, np.minimum(genes, view.n_genes - 1).astype(np.int64), axis=1)
+    equal = _hashed(view, rows, genes) == hashes
+    return int(there.sum()) >= _FEWEST_ENTRIES and float(equal[there].mean()) > _ALIKE
 
 
-def warn_if_trained_on(view: SpotView, sample: NDArray[np.uint64]) -> None:
+def warn_if_trained_on(view: SpotView, spots: NDArray[np.uint64], entries: NDArray[np.uint64]) -> None:
     """Warn if the hidden entries belong to spots of the training."""
-    if holds_some_of(view, sample):
+    if holds_some_of(view, spots, entries):
         warnings.warn(
             "The model was trained on some of these spots and has seen the entries hidden now, so the scores are too good. Call "
             "evaluate_completion() without adata to score entries held out of training.",

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -20,8 +18,9 @@ from lgdist_scvi.data._regions import annotating_table
 
 from ._base import LGDiSTBase
 from ._reader import Reader
-from ._spatialdata import put_into_table, write_layers
-from ._streaming import Blocks, fill, imputed, write_extended
+from ._spatialdata import put_into_table
+from ._stores import stored_table, write_layers
+from ._streaming import Blocks, check_replaceable, fill, imputed, write_extended
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -70,7 +69,7 @@ class LayersMixin(LGDiSTBase):
         """
         reading = self._reading(**options)
         adata, view = self._trained_view(adata, diffusion=reading.n_samples > 0, use_image=reading.use_image)
-        _check_key(adata, key_added)
+        _check_key(adata.layers, adata.uns, key_added)
         require_memory(
             adata.n_obs * adata.n_vars * (5 + 4 * reading.return_std),
             f"The completed layers of {adata.n_obs} spots and {adata.n_vars} genes",
@@ -91,7 +90,8 @@ class LayersMixin(LGDiSTBase):
         """Write the completed expression to a table of a SpatialData object, and to its zarr store if it has one.
 
         The layers are those of :meth:`add_completed_layer`. Rows of the table that are not in the AnnData of the model
-        (other regions) get NaN. On disk, only layers and provenance are added to the table.
+        (other regions) get NaN. On disk, only layers and provenance are added to the table, at the spots and genes with the same names;
+        an interruption or a full disk leaves it as it was.
 
         Parameters
         ----------
@@ -107,7 +107,8 @@ class LayersMixin(LGDiSTBase):
         Raises
         ------
         ValueError
-            If the table is not that of the model; also as :meth:`add_completed_layer`.
+            If the table is not that of the model, or that on disk lacks spots or genes of it or has other data of the name; also as
+            :meth:`add_completed_layer`.
         KeyError
             If there is no such table.
         RuntimeError, TypeError, FloatingPointError, MemoryError
@@ -129,11 +130,16 @@ class LayersMixin(LGDiSTBase):
                 f"sdata.tables[{table_key!r}] has not the spots and genes of the model's AnnData; add the registered "
                 "table to the object, or correct table_key=..."
             )
+        what = f"sdata.tables[{table_key!r}]"
+        _check_key(table.layers, table.uns, key_added, what)
+        if (stored := stored_table(sdata, table_key)) is not None:
+            _check_key(stored.layers, stored.uns, key_added, what, f" in the store {sdata.path}")
         self.add_completed_layer(key_added=key_added, **options)
         names = _layer_names(key_added)
         if table is not self.adata:
             put_into_table(table, self.adata, rows, names, key_added)
-        write_layers(sdata, table_key, names, key_added)
+        if stored is not None:
+            write_layers(sdata, stored, table, names, key_added)
 
     def write_completed(
         self,
@@ -173,14 +179,14 @@ class LayersMixin(LGDiSTBase):
         Raises
         ------
         FileExistsError
-            If `path` exists.
+            If `path` exists, or with `overwrite` is something else than what is to be written.
         FileNotFoundError
             If the folder of `path` does not exist.
         OSError
             If the disk is full; complete blocks are kept.
         ValueError
-            If `path` has another suffix, an option or `adata` does not fit, or the stored blocks are of another model, other
-            data or other options.
+            If `path` has another suffix, an option or `adata` does not fit, the stored blocks are of another model, other
+            data or other options, or their folder is not of this function.
         RuntimeError, KeyError, TypeError, FloatingPointError
             As :meth:`get_completed_expression`.
 
@@ -198,9 +204,10 @@ class LayersMixin(LGDiSTBase):
             raise FileNotFoundError(f"The folder {path.parent} does not exist; create it first.")
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists; choose another name or pass overwrite=True.")
+        check_replaceable(path)
         reading = self._reading(**options)
         adata, view = self._trained_view(adata, diffusion=reading.n_samples > 0, use_image=reading.use_image)
-        _check_key(adata, key_added)
+        _check_key(adata.layers, adata.uns, key_added)
         job = {**asdict(reading), **self._provenance(reading), "weights": self._weights_hash(), "data": view.digest()}
         blocks = Blocks(path.with_name(f"{path.name}.partial"), view, reading.batch_size, job)
         batches = partial(Reader(self.module, view, reading).batches, silent=silent)
@@ -211,10 +218,8 @@ class LayersMixin(LGDiSTBase):
                     layers[f"{key_added}{STD_SUFFIX}"] = blocks.layer(1)
                 written = blocks.folder / path.name
                 write_extended(adata, layers, {key_added: self._provenance(reading)}, written, _layer_names(key_added))
-                if path.is_dir():
-                    shutil.rmtree(path)
-                os.replace(written, path)
-                shutil.rmtree(blocks.folder)
+                check_replaceable(path)
+                blocks.finish(written, path)
         except OSError as error:
             error.add_note(f"Complete blocks are kept in {blocks.folder}; repeat the call to continue.")
             raise
@@ -236,17 +241,17 @@ def _layer_names(key: str) -> list[str]:
     return [key, f"{key}{IMPUTED_SUFFIX}", f"{key}{STD_SUFFIX}"]
 
 
-def _check_key(adata: AnnData, key: str) -> None:
+def _check_key(layers: Container[str], uns: Mapping[str, Any], key: str, what: str = "adata", where: str = "") -> None:
     """Refuse a name that other data has."""
-    if not isinstance(key, str) or not key:
-        raise ValueError(f"key_added={key!r} must be a name.")
-    known = adata.uns.get(key)
+    if not isinstance(key, str) or not key.strip(".") or set(key) & set("/\\\0"):
+        # In a file it would be a path.
+        raise ValueError(f"key_added={key!r} must be a name, not empty, without a slash and not of dots alone.")
+    known = uns.get(key)
     if isinstance(known, Mapping) and known.get("package") == PACKAGE:
         return
-    taken = [f"layers[{name!r}]" for name in _layer_names(key) if name in adata.layers] + [f"uns[{key!r}]"] * (
-        key in adata.uns
-    )
+    taken = [f"layers[{name!r}]" for name in _layer_names(key) if name in layers] + [f"uns[{key!r}]"] * (key in uns)
     if taken:
         raise ValueError(
-            f"adata has {' and '.join(taken)} already, not written by a completion; pass another key_added=... than {key!r}."
+            f"{what} has {' and '.join(taken)}{where} already, not written by a completion; pass another key_added=... than "
+            f"{key!r}."
         )

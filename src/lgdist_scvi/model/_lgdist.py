@@ -25,6 +25,7 @@ from ._completion import CompletionMixin
 from ._correlation import CorrelationMixin
 from ._differential import DifferentialMixin
 from ._evaluation import EvaluationMixin
+from ._guards import NO_ENTRIES
 from ._layers import LayersMixin
 from ._prediction import PredictionMixin
 from ._saving import SavingMixin
@@ -34,6 +35,7 @@ from ._training import TrainingMixin
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
+    from scvi.data.fields import AnnDataField
 
 
 MOST_FACTORS = 24
@@ -132,6 +134,7 @@ class LGDiST(
         self.zeros_missing_, self.n_rounds_, self.seed_ = zeros_missing, n_rounds, seed
         self.held_out_ = 0.0
         self.trained_digest_, self.trained_spots_ = "", np.empty(0, dtype=np.uint64)
+        self.trained_entries_ = NO_ENTRIES
         self.history_ = {}
         options = ", ".join(f"{name}: {value}" for name, value in module_kwargs.items())
         self._model_summary_string = f"LGDiST with {self.summary_stats.n_vars} genes, {options}"
@@ -208,23 +211,12 @@ class LGDiST(
         source = kwargs.get("source_registry")
         if source is not None:
             validate_genes(source["field_registries"][REGISTRY_KEYS.X]["state_registry"]["column_names"], adata)
-        checked = {name: value for name, value in setup_method_args["setup_args"].items() if name != "neighbors_key"}
+        arguments = setup_method_args["setup_args"]
+        # The keys of an enumeration would be saved as code.
+        arguments |= {name: str.__str__(key) for name, key in arguments.items() if isinstance(key, str)}
+        checked = {name: value for name, value in arguments.items() if name != "neighbors_key"}
         validate_setup(adata, **checked, query=source is not None)
-        fields = [
-            LayerField(REGISTRY_KEYS.X, layer, is_count_data=False),
-            ObsmField(REGISTRY_KEYS.SPATIAL, spatial_key, is_count_data=False),
-            SpatialGraphField(spatial_key, library_key, neighbors_key, n_neighbors),
-        ]
-        for key, column in {REGISTRY_KEYS.LIBRARY: library_key, REGISTRY_KEYS.BATCH: batch_key}.items():
-            if column is not None:
-                fields.append(GroupField(key, column))
-        if observed_layer is not None:
-            fields.append(LayerField(REGISTRY_KEYS.OBSERVED, observed_layer, is_count_data=False))
-        if size_factor_key is not None:
-            fields.append(NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR, size_factor_key))
-        if image_key is not None:
-            fields.append(ImageField(REGISTRY_KEYS.IMAGE, image_key))
-        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        manager = AnnDataManager(fields=_fields(**arguments), setup_method_args=setup_method_args)
         with quiet():
             manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
@@ -239,3 +231,33 @@ class LGDiST(
         if key not in self.adata.var:  # None, or a model loaded with other spots: its weights include the target genes
             return None
         return self.adata.var[key].to_numpy(dtype=bool)
+
+
+def _fields(
+    layer: str | None,
+    spatial_key: str,
+    library_key: str | None,
+    batch_key: str | None,
+    image_key: str | None,
+    observed_layer: str | None,
+    size_factor_key: str | None,
+    neighbors_key: str | None,
+    n_neighbors: int,
+    **_: Any,
+) -> list[AnnDataField]:
+    """Fields that are registered; arguments as of :meth:`LGDiST.setup_anndata`."""
+    fields = [
+        LayerField(REGISTRY_KEYS.X, layer, is_count_data=False),
+        ObsmField(REGISTRY_KEYS.SPATIAL, spatial_key, is_count_data=False),
+        SpatialGraphField(spatial_key, library_key, neighbors_key, n_neighbors),
+    ]
+    for key, column in {REGISTRY_KEYS.LIBRARY: library_key, REGISTRY_KEYS.BATCH: batch_key}.items():
+        if column is not None:
+            fields.append(GroupField(key, column))
+    if observed_layer is not None:
+        fields.append(LayerField(REGISTRY_KEYS.OBSERVED, observed_layer, is_count_data=False))
+    if size_factor_key is not None:
+        fields.append(NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR, size_factor_key))
+    if image_key is not None:
+        fields.append(ImageField(REGISTRY_KEYS.IMAGE, image_key))
+    return fields

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import os
 import pickle
+import re
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ import torch
 
 from lgdist_scvi._constants import PACKAGE
 from lgdist_scvi._quiet import quiet
+from lgdist_scvi.data._fields import GroupField
 
 from ._base import LGDiSTBase
 
@@ -31,6 +33,7 @@ _RESTRICTED, _UNRESTRICTED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WE
 # What scvi-tools stores beside tensors: names of genes and categories, and dictionaries. Reading these runs no code.
 _HARMLESS: list[Any] = [
     dict,
+    bytes,  # of arrays without entries
     np.ndarray,
     np.dtype,
     *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
@@ -70,6 +73,9 @@ class SavingMixin(LGDiSTBase):
             If `dir_path` exists.
         OSError
             If the folder is not writable; an existing model is not changed.
+        ValueError
+            If an option is more than text, numbers and lists of them, so that :meth:`load` could not read it; an existing model is not
+            changed.
 
         Examples
         --------
@@ -80,17 +86,26 @@ class SavingMixin(LGDiSTBase):
             raise FileExistsError(f"{folder} exists; choose another name or pass overwrite=True.")
         registry = self.registry_
         # scvi-tools keeps a defaultdict here, which PyTorch's safe loading refuses.
-        fields = dict(registry["field_registries"])
+        fields = {
+            name: {**field, "state_registry": GroupField.saved(field["state_registry"])}
+            for name, field in registry["field_registries"].items()
+        }
+        new = not folder.exists()
         try:
             self.registry_ = {**registry, "field_registries": fields, _VERSION: version(PACKAGE)}
             folder.mkdir(parents=True, exist_ok=True)
             # Written to a scratch folder, so that an earlier model stays intact until the new one is complete.
             with tempfile.TemporaryDirectory(prefix=".saving_", dir=folder) as scratch:
                 super().save(scratch, prefix, True, save_anndata, **kwargs)
+                _require_loadable(Path(scratch, f"{prefix or ''}model.pt"))
                 for file in Path(scratch).iterdir():
                     os.replace(file, folder / file.name)
+                new = False
         finally:
             self.registry_ = registry
+            if new:
+                with suppress(OSError):
+                    folder.rmdir()
 
     @classmethod
     def load(
@@ -142,6 +157,19 @@ class SavingMixin(LGDiSTBase):
                 if "loading state_dict" not in str(error):
                     raise
                 raise ValueError(f"{path} holds weights that do not fit this version of {PACKAGE}: {error}") from error
+
+
+def _require_loadable(path: Path) -> None:
+    """Refuse to save what :meth:`SavingMixin.load` would refuse."""
+    try:
+        with _weights_and_plain_metadata():
+            torch.load(path, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        culprit = re.search(r"GLOBAL (\S+)", str(error))
+        raise ValueError(
+            "The model cannot be saved, because load() would refuse it: an option of the model or of its setup is a "
+            f"{culprit[1] if culprit else error}. Pass text, numbers, or lists of them instead."
+        ) from error
 
 
 def _check(path: Path, cls: Any) -> None:

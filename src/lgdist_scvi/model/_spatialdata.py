@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lgdist_scvi._quiet import quiet
 from lgdist_scvi.data._regions import annotating_table, regions
 
 from ._base import LGDiSTBase
@@ -113,27 +112,3 @@ def put_into_table(table: AnnData, adata: AnnData, rows: NDArray[np.int64], name
         full[rows] = values
         table.layers[name] = full
     table.uns[key_added] = adata.uns[key_added]
-
-
-def write_layers(sdata: SpatialData, table_key: str, names: list[str], key_added: str) -> None:
-    """Bring layers of the table on disk, if there is one, to the state of that in memory, without rewriting the table and risking its counts."""
-    if not (sdata.is_backed() and f"tables/{table_key}" in sdata.elements_paths_on_disk()):
-        return
-    import zarr
-    from anndata.io import write_elem
-
-    table = sdata.tables[table_key]
-
-    def part(name: str) -> zarr.Group:
-        return zarr.open_group(sdata.path, path=f"tables/{table_key}/{name}", mode="r+", use_consolidated=False)
-
-    layers = part("layers")
-    with quiet():
-        for name in names:
-            if name in table.layers:
-                write_elem(layers, name, table.layers[name])
-            elif name in layers:
-                del layers[name]
-        write_elem(part("uns"), key_added, table.uns[key_added])
-    # Readers use the consolidated metadata, which does not list the new arrays yet.
-    sdata.write_consolidated_metadata()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import dask
 import dask.array as da
 import numpy as np
+import zarr
 from anndata import AnnData
 from torch import distributed
 
@@ -39,10 +42,15 @@ class Blocks:
         self._step = batch_size * max(1, BLOCK_BYTES // (4 * view.n_genes * batch_size))
         described, text = folder / "job.json", json.dumps({**job, "spots_per_block": self._step}, indent=1)
         if not described.exists():
+            if folder.exists() and not (folder.is_dir() and all(map(_is_scratch, os.listdir(folder)))):
+                raise _foreign(folder)
             folder.mkdir(exist_ok=True)
             _replace(described, lambda scratch: scratch.write_text(text, encoding="utf-8"))
         elif (found := described.read_text(encoding="utf-8")) != text:
-            differs = [name for name, value in json.loads(found).items() if json.loads(text).get(name) != value]
+            started = _job(found)
+            if "spots_per_block" not in started:
+                raise _foreign(folder)
+            differs = [name for name, value in started.items() if json.loads(text).get(name) != value]
             raise ValueError(
                 f"{folder} holds a part of another completion ({', '.join(differs)} differ). Delete it, choose another path, or "
                 "repeat the original call to continue it."
@@ -76,6 +84,18 @@ class Blocks:
     def imputed(self) -> da.Array:
         """True where an entry is imputed, ``(n_spots, n_genes)``; computed block by block."""
         return self._lazy(lambda block: imputed(self._view, self.rows(block)), bool)
+
+    def finish(self, written: Path, path: Path) -> None:
+        """Move the file that was written from them to its place, and remove the blocks, but nothing that others put beside them."""
+        old = self.folder / f"old_{path.name}"
+        if path.is_dir():
+            os.replace(path, old)
+        os.replace(written, path)
+        shutil.rmtree(old, ignore_errors=True)
+        for name in filter(_is_own, os.listdir(self.folder)):
+            (self.folder / name).unlink()
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def _load(self, block: int, number: int) -> NDArray[np.float32]:
         with np.load(self._file(block)) as arrays:
@@ -155,6 +175,53 @@ def write_extended(
 
 def imputed(view: SpotView, rows: NDArray[np.int64] | slice) -> NDArray[np.bool_]:
     return ~view.counts[rows].astype(bool).toarray()
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuse to replace anything but a file by a file, and an AnnData or an empty folder by an AnnData.
+
+    Raises
+    ------
+    FileExistsError
+        If something else has the name.
+    """
+    if not path.exists() or (path.suffix == ".h5ad" and path.is_file()):
+        return
+    if path.suffix == ".h5ad":
+        raise FileExistsError(f"{path} is a folder; choose another name.")
+    if not path.is_dir() or (os.listdir(path) and not _is_stored_anndata(path)):
+        raise FileExistsError(f"{path} is not an AnnData that was written as zarr; choose another name.")
+
+
+def _is_stored_anndata(path: Path) -> bool:
+    try:
+        return zarr.open_group(path, mode="r").attrs.get("encoding-type") == "anndata"
+    except (OSError, ValueError):
+        return False
+
+
+def _job(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {}
+
+
+def _foreign(folder: Path) -> ValueError:
+    return ValueError(
+        f"{folder} is needed for the blocks, but was not written by write_completed(); choose another path, or move it."
+    )
+
+
+def _is_own(name: str) -> bool:
+    """Whether a file is one that :class:`Blocks` writes."""
+    return re.fullmatch(r"(job\.json|block_\d{6}\.npz)(\.\d+)?", name) is not None
+
+
+def _is_scratch(name: str) -> bool:
+    """Whether a file is what a process leaves that is killed before it has described its work."""
+    return re.fullmatch(r"job\.json\.\d+", name) is not None
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:

@@ -7,7 +7,6 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from lgdist_scvi._checks import check_share, check_whole
 from lgdist_scvi._compat import training_devices
@@ -21,11 +20,13 @@ from lgdist_scvi.train._seeds import seeded
 from lgdist_scvi.train._statistics import clean_codes, fit_code_statistics, fit_statistics
 
 from ._base import LGDiSTBase
-from ._guards import digest_of, holds_some_of, sample_of, warn_if_collapsed
+from ._guards import digest_of, entries_of, holds_some_of, sample_of, warn_if_collapsed
+from ._history import extended, tables_of
 from ._options import N_SAMPLES, Reading
 from ._reader import Reader
 
 if TYPE_CHECKING:
+    import pandas as pd
     from numpy.typing import NDArray
 
     from lgdist_scvi.train._plans import PhasePlan
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 
 COLLECTED_NUMBERS = 1 << 19
 """Numbers, in data and copies of the weights, from which on the memory of an earlier training is freed at once."""
+
+
+CALIBRATION_SHARE = 0.5
+"""Entries that are held out for the calibration, as a share of those that are held out to be scored."""
 
 
 class TrainingMixin(LGDiSTBase):
@@ -53,13 +58,7 @@ class TrainingMixin(LGDiSTBase):
         ['autoencoder']
         >>> losses = model.history["autoencoder"]["validation_loss"]
         """
-        return {
-            phase: {
-                name: pd.DataFrame({name: values["value"]}, index=pd.Index(values["epoch"], name="epoch"))
-                for name, values in metrics.items()
-            }
-            for phase, metrics in self.history_.items()
-        }
+        return {phase: tables_of(metrics) for phase, metrics in self.history_.items()}
 
     def train(
         self,
@@ -94,8 +93,9 @@ class TrainingMixin(LGDiSTBase):
             Spots per step.
         validation_size
             Share of the observed entries (zeros included, in up to 2,000 spots) to hold out: training never sees them,
-            and the weights that predict them best are kept. The second phase holds out the same entries, and does not
-            train on the same share of the spots, on which it is validated.
+            and the weights that predict them best are kept. Half as many others are held out to calibrate the predictions.
+            The second phase holds out the same entries, and does not train on the same share of the spots, on which it is
+            validated.
         early_stopping
             Stop a phase when the loss on held-out entries no longer falls.
         autoencoder_plan_kwargs, diffusion_plan_kwargs
@@ -213,7 +213,7 @@ class TrainingMixin(LGDiSTBase):
                 # PyTorch's loaders draw a number.
                 with seeded(self.seed_):
                     solve_field(self.module, data.view, fold_strips=CALIBRATION_STRIPS)
-                    fit_calibration(self.module, data, self.seed_)
+                    fit_calibration(self.module, data.for_calibration(), self.seed_)
 
     def train_diffusion(
         self,
@@ -295,14 +295,19 @@ class TrainingMixin(LGDiSTBase):
         n_weights = sum(parameter.numel() for parameter in self.module.parameters())
         if truth.n_spots * truth.n_genes + 10 * n_weights > COLLECTED_NUMBERS:
             gc.collect()
-        if digest_of(truth) != self.trained_digest_ and holds_some_of(truth, self.trained_spots_):
+        if digest_of(truth) != self.trained_digest_ and holds_some_of(
+            truth, self.trained_spots_, self.trained_entries_
+        ):
             raise ValueError(
                 "model.adata has changed since it was trained on: entries held out of the training would be mixed up with others. "
                 "Train on the unchanged data, on other spots, or train a new model."
             )
         held_out = holdout_entries(truth.hidden, validation_size, self.seed_)
+        # Others than those that are scored.
+        calibrated = holdout_entries(truth.hidden | held_out, CALIBRATION_SHARE * validation_size, self.seed_ + 1)
         self.held_out_ = validation_size
-        return NeighborhoodDataModule(truth.without(held_out), truth, held_out, batch_size)
+        view = truth.without((held_out + calibrated).tocsr())
+        return NeighborhoodDataModule(view, truth, held_out, batch_size, calibrated)
 
     def _run_phase(
         self,
@@ -327,22 +332,10 @@ class TrainingMixin(LGDiSTBase):
                 if (digest := digest_of(data.truth)) != self.trained_digest_:
                     self.trained_digest_ = digest
                     self.trained_spots_ = np.concatenate([self.trained_spots_, sample_of(data.truth)])
-                self.history_ = {**history, name: _extended(history.get(name, {}), phase.logged)}
+                    self.trained_entries_ = np.concatenate([self.trained_entries_, entries_of(data.truth)])
+                self.history_ = {**history, name: extended(history.get(name, {}), phase.logged)}
         phase.refuse_divergence()
 
 
 def _check_steps(batch_size: int, **epochs: int | None) -> None:
     check_whole(1, batch_size=batch_size, **{name: value for name, value in epochs.items() if value is not None})
-
-
-def _extended(
-    old: dict[str, dict[str, list[float]]], new: dict[str, pd.DataFrame]
-) -> dict[str, dict[str, list[float]]]:
-    """Append the epochs of a further call to the history."""
-    merged = dict(old)
-    for name, table in new.items():
-        epochs, values = [int(epoch) for epoch in table.index], [float(value) for value in table.iloc[:, 0]]
-        before = old.get(name, {"epoch": [], "value": []})
-        start = before["epoch"][-1] + 1 if before["epoch"] else 0
-        merged[name] = {"epoch": before["epoch"] + [start + e for e in epochs], "value": before["value"] + values}
-    return merged

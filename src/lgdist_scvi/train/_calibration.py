@@ -49,7 +49,7 @@ def fit_calibration(
     """Set the overdispersion around the predicted rates, the shares of the field and of similar spots, and the scale of the read-out given detection.
 
     Overdispersion is estimated on visible entries, around predictions of the network without the own count and of the factor
-    model with it. The share of the field and the read-out given detection are fitted to held-out entries: among the entries seen
+    model with it. The share of the field and the read-out given detection are fitted to entries held out for this: among the entries seen
     in training, genes with hidden entries may have too few detections.
 
     Parameters
@@ -57,7 +57,7 @@ def fit_calibration(
     module
         Module with a trained autoencoder, changed in place.
     data
-        Training data.
+        Training data, with the entries that were held out for the calibration and are not scored.
     seed
         Seed of the selection of spots.
     noise, n_steps

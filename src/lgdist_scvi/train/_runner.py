@@ -25,6 +25,8 @@ SECTION_SPOTS = 3000
 MIN_EPOCHS = 9
 VALIDATIONS = 25
 """Number of validations per phase; fewer in one of few epochs, of which each would take a quarter longer."""
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+"""Precisions of Lightning in which the weights are in single precision."""
 PATIENCE = 6
 """Validations without improvement after which a phase stops."""
 
@@ -121,8 +123,16 @@ class PhaseRunner:
         ------
         KeyboardInterrupt
             If it was interrupted.
+        ValueError
+            If the weights would be in another precision.
         """
         trainer = self._runner.trainer
+        if trainer.precision not in PRECISIONS:
+            # Lightning would convert the weights, and leave them so after a failure.
+            raise ValueError(
+                f"precision={trainer.precision!r} is not supported, because weights and data are in single precision; leave "
+                f"precision out, or choose one of {', '.join(map(repr, PRECISIONS))}."
+            )
         try:
             self.module.phase = self.plan.phase
             # The runner leaves the module in evaluation mode, in which the next phase would train.
