@@ -60,8 +60,7 @@ REGIONS = """\
 
 Squared error of the mean of a gene in a region, in units of its mean in the section, beyond the counting noise of the other half of
 the molecules: of the given counts (raw), of completed values, and of `get_region_expression` (combined). Then the coverage of
-its 50%, 80% and 95% intervals, widened by the counting noise of the other half, and the squared errors over those that it claims
-(excess), where 1 is right.
+its 50%, 80% and 95% intervals, widened by the counting noise of the other half.
 """
 CALLS = """\
 ## Is the gene here?
@@ -183,7 +182,7 @@ def totals_table(records: list[Record]) -> list[str]:
 
 
 def regions_table(records: list[Record]) -> list[str]:
-    head = ["section", "seed", "regions", "number", "raw", "completed", "combined", "50%", "80%", "95%", "excess"]
+    head = ["section", "seed", "regions", "number", "raw", "completed", "combined", "50%", "80%", "95%"]
     rows = []
     for record in records:
         for kind, found in record["values"]["regions"].items():
@@ -197,7 +196,6 @@ def regions_table(records: list[Record]) -> list[str]:
                     str(found["n"]),
                     *errors,
                     *covered,
-                    f"{found['excess']:.2f}",
                 ]
             )
     return table(head, rows)
@@ -230,6 +228,8 @@ def correlations_table(records: list[Record]) -> list[str]:
     rows = []
     for record in records:
         found = record["values"]["correlations"]
+        if not found["genes"]:  # none is determined
+            continue
         shown = [f"{found[method]['slope']:.2f}, {found[method]['error']:.3f}" for method in methods]
         rows.append(
             [named(record["set"]), str(record["seed"]), str(found["genes"]), *shown, f"{found['standard error']:.3f}"]

@@ -75,9 +75,6 @@ def regions(model: LGDiST, train: anndata.AnnData, truth: Record, seed: int) -> 
         }
         mean, std = np.asarray(means.X, dtype=float) / 1e4 * depth, means.layers["std"].astype(float) / 1e4 * depth
         coverage = [float(count_coverage(counts.ravel(), mean.ravel(), std.ravel(), level)) for level in LEVELS]
-        variance = (std / depth) ** 2
-        excess = (held_out - means.X / 1e4) ** 2 - noise
-        weight = 1 / (variance + noise + 1e-15)
         # The other half is about as deep as the given one.
         called, seen = calls.to_numpy().astype(str), counts > 0
         claims = {"present": 1 - probability.to_numpy(), "absent": probability.to_numpy()}
@@ -94,7 +91,6 @@ def regions(model: LGDiST, train: anndata.AnnData, truth: Record, seed: int) -> 
             "n": int(members.shape[0]),
             "errors": errors,
             "coverage": coverage,
-            "excess": float((excess * weight).sum() / (variance * weight).sum()),
             "detection": detection,
         }
     del train.obs["area"]

@@ -71,7 +71,7 @@ def entries_of(view: SpotView) -> NDArray[np.uint64]:
 
     Returns
     -------
-    The spot's name, genes, and the counts there, ``(n_sampled, 1 + 2 * n_entries)``; names and counts as hashes, and genes of
+    The spot's name, genes, and the counts there, ``(n_sampled, 5)``; names and counts as hashes, and genes of
     spots with fewer detected genes beyond the last.
     """
     rows = np.random.default_rng(0).permutation(view.n_spots)[:_REMEMBERED]

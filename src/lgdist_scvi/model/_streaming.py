@@ -43,13 +43,13 @@ class Blocks:
         described, text = folder / "job.json", json.dumps({**job, "spots_per_block": self._step}, indent=1)
         if not described.exists():
             if folder.exists() and not (folder.is_dir() and all(map(_is_scratch, os.listdir(folder)))):
-                raise _foreign(folder)
+                raise ValueError(_foreign(folder))
             folder.mkdir(exist_ok=True)
             _replace(described, lambda scratch: scratch.write_text(text, encoding="utf-8"))
         elif (found := described.read_text(encoding="utf-8")) != text:
             started = _job(found)
             if "spots_per_block" not in started:
-                raise _foreign(folder)
+                raise ValueError(_foreign(folder))
             differs = [name for name, value in started.items() if json.loads(text).get(name) != value]
             raise ValueError(
                 f"{folder} holds a part of another completion ({', '.join(differs)} differ). Delete it, choose another path, or "
@@ -208,8 +208,8 @@ def _job(text: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _foreign(folder: Path) -> ValueError:
-    return ValueError(
+def _foreign(folder: Path) -> str:
+    return (
         f"{folder} is needed for the blocks, but was not written by write_completed(); choose another path, or move it."
     )
 
