@@ -38,14 +38,15 @@ def doubled(prepared, truth):
 
 
 def filled(prepared, truth):
-    """Absent genes get a sixth of their mean."""
-    return np.where(truth == 0, truth.mean(axis=0) / 6, truth)
+    """Absent genes get half of their mean; the totals stay."""
+    values = np.where(truth == 0, truth.mean(axis=0) / 2, truth)
+    depth = prepared.obs["depth"].to_numpy()
+    return values * (depth @ truth) / (depth @ values)
 
 
-def shuffled_noise(prepared, truth):
-    """Noise in each entry, in genes that are too rare for correlations to be measured."""
-    noise = np.random.default_rng(0).gamma(0.05, 20, truth.shape)
-    return np.where(prepared.X.mean(axis=0) < 1, noise, 1) * truth
+def noisy(prepared, truth):
+    """Noise in each entry, which leaves sums as they are."""
+    return np.minimum(truth * np.random.default_rng(0).gamma(0.3, 1 / 0.3, truth.shape), 1)
 
 
 def smoothed(prepared, truth):
@@ -67,18 +68,17 @@ def cluster_means(prepared, truth):
     return broken
 
 
-def together(prepared, truth):
-    """All genes of a spot rise and fall together."""
-    return truth * np.random.default_rng(0).gamma(10, 0.1, (len(truth), 1))
+def smooth(prepared, truth):
+    """What varies between single spots is left out."""
+    return prepared.layers["smooth"]
 
 
 BROKEN = {
     "totals": doubled,
     "over-imputation": filled,
-    "deviance explained": shuffled_noise,
     "contrast": smoothed,
     "null tests": cluster_means,
-    "correlations": together,
+    "correlations": smooth,
 }
 
 
@@ -89,7 +89,7 @@ def test_the_truth_passes(prepared):
     assert result.summary["question"].unique().tolist() == ALL
     assert result.summary["fine"].isna().sum() == 1  # the test of counts is there for comparison
     assert result.summary.loc[result.summary["fine"].isna(), "detail"].item().endswith("for comparison")
-    assert value(result, "null tests", 1) == pytest.approx(0.05, abs=0.03)
+    assert value(result, "null tests", 1) == pytest.approx(0.05, abs=0.04)
     assert "7 of 7 questions could be answered. All of them as they should be." in str(result)
 
 
@@ -100,24 +100,31 @@ def test_what_is_broken_fails_its_question(prepared, question):
     assert f"Not as it should be: {question}." in str(result)
 
 
+def test_noise_fails_deviance_and_correlations(prepared):
+    result = audited(prepared, noisy(prepared, prepared.layers["truth"]))
+    assert result.failed == ["deviance explained", "correlations"]
+    assert value(result, "correlations") < 1
+
+
 @pytest.mark.parametrize(("factor", "verdict"), [(0.0, "too narrow"), (2.0, "too wide")])
 def test_intervals_that_are_wrong_fail_coverage(prepared, factor, verdict):
-    """Rates are off by a tenth here; the std says so, nothing, or twice as much."""
+    """Rates are off by two fifths here; the std says so, nothing, or twice as much."""
     truth = prepared.layers["truth"]
     rate = truth * np.random.default_rng(0).gamma(6.25, 0.16, truth.shape)
     right = audited(prepared, rate, std=0.4 * truth)
     assert "coverage" not in right.failed
     result = audited(prepared, rate, std=factor * 0.4 * truth)
     assert "coverage" in result.failed and set(result.failed) - set(right.failed) == {"coverage"}
-    assert result.summary["verdict"].iloc[-1] == verdict
+    verdicts = result.summary["verdict"][result.summary["question"] == "coverage"]
+    assert verdict in verdicts.tolist() and set(verdicts) <= {verdict, "right"}
 
 
 def test_raw_counts_are_unbiased_and_noisy(prepared):
     result = audited(prepared, prepared.X.copy(), scale="counts")
-    assert result.failed == ["deviance explained", "correlations"]
+    assert result.failed == ["correlations"]
     assert value(result, "contrast") == pytest.approx(1, abs=0.05)
     assert value(result, "null tests") == pytest.approx(0.05, abs=0.04)
-    assert value(result, "correlations") < 0.6
+    assert value(result, "correlations") < 0.75
 
 
 def test_deviance_and_coverage_are_those_of_the_metrics(prepared):
@@ -167,7 +174,7 @@ def test_table_of_genes(prepared):
     genes = result.genes
     assert genes["n_over_imputed"].sum() == value(result, "over-imputation") * genes["n_absent"].sum() > 0
     absent = genes.index[genes["n_over_imputed"] > 0]
-    assert all((int(name.split("_")[1]) - 1) % 5 == 0 for name in absent)
+    assert (prepared[:, absent].layers["truth"] == 0).any(axis=0).all()
     assert genes["false_discoveries"].notna().sum() == genes["decoy"].sum()
     assert genes.loc[~genes["decoy"], "contrast"].notna().sum() > 20
     frequent = genes[genes["measured"] > 5000]
@@ -186,7 +193,7 @@ def test_regions_are_compact_by_default(prepared):
 
 
 def test_without_held_out_molecules_or_decoys(tissue):
-    result = audit(tissue, "rate", scale="rate")
+    result = audit(tissue, "rate", scale="rate", groupby="domain")
     asked = result.summary.groupby("question", sort=False)["fine"].apply(lambda fine: fine.notna().any())
     assert asked.index[asked].tolist() == ["totals", "over-imputation"]
     assert result.failed == []
@@ -203,15 +210,13 @@ def test_without_held_out_molecules_or_decoys(tissue):
     assert told["coverage"].str.contains("no molecules are held out").all()
 
 
-def test_depth_of_a_panel(tissue):
-    """Rates that refer to more molecules than those of the panel."""
-    panel = tissue.copy()
-    panel.obs["lib"] = 2 * np.asarray(panel.X.sum(axis=1)).ravel()
-    panel.layers["half"] = panel.layers["rate"] / 2
-    panel.layers["others"] = panel.X.copy()
-    options = {"scale": "rate", "groupby": "domain", "held_out_layer": "others"}
-    assert audit(panel, "half", **options).failed == ["totals", "deviance explained"]
-    assert audit(panel, "half", size_factor_key="lib", **options).failed == []
+def test_depth_of_a_panel(prepared):
+    """Rates that refer to twice the molecules of the panel."""
+    panel = prepared[:, real(prepared)].copy()
+    panel.obs = panel.obs[["domain"]].assign(lib=2 * np.asarray(panel.X.sum(axis=1)).ravel())
+    rate = panel.layers["truth"] / panel.layers["truth"].sum(axis=1, keepdims=True) / 2
+    assert audited(panel, rate, size_factor_key="lib").failed == []
+    assert audited(panel, rate).failed == ["totals"]
 
 
 def test_a_wrong_scale_is_suspected(prepared):
@@ -282,7 +287,7 @@ BAD = {
         ValueError,
         "with scale='log1p' no value exceeds 9.21",
     ),
-    "counts": (lambda a: a.layers.pop("counts") * 0 + a.X.data.__imul__(0.5), {}, ValueError, "not whole numbers"),
+    "counts": (lambda a: a.layers["counts"].data.__imul__(0.5), {}, ValueError, "not whole numbers"),
     "no region": (lambda a: None, {"groupby": "layer"}, KeyError, "correct groupby="),
     "one region": (lambda a: None, {"groupby": "library_id"}, ValueError, "has one region only"),
     "region unknown": (
