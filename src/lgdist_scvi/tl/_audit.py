@@ -97,7 +97,8 @@ def audit(
 
     References
     ----------
-    Deviance explained: :cite:p:`cameron1996rsquared`; coverage: :cite:p:`czado2009predictive`.
+    Deviance explained: :cite:p:`cameron1996rsquared`; test: :cite:p:`welch1947generalization`; coverage:
+    :cite:p:`czado2009predictive`.
 
     Examples
     --------
