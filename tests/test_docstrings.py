@@ -35,7 +35,7 @@ DOCS = ROOT / "docs"
 if not DOCS.is_dir():
     pytest.skip("the documentation is not part of this installation", allow_module_level=True)
 
-MODULES = ("", ".datasets", ".metrics", ".pl", ".pp")
+MODULES = ("", ".datasets", ".metrics", ".pl", ".pp", ".tl")
 # What the documentation leaves out of a class: inherited members, and what scvi-tools alone calls.
 LEFT_OUT = runpy.run_path(str(DOCS / "conf.py"))["_skip_member"]
 
@@ -96,6 +96,7 @@ SOURCES = {
     "pl.gene_accuracy": {"cameron1996rsquared"},
     "pp.StainDescriptor": {"ruifrok2001deconvolution"},
     "pp.select_genes": {"cardenas2025lgdist", "moran1950notes"},
+    "tl.audit": {"cameron1996rsquared", "czado2009predictive", "welch1947generalization"},
 }
 # Errors of what a function calls that do not come to pass, and why.
 NEVER = {("LGDiST.train", "RuntimeError"): "it trains the autoencoder before the diffusion"}

@@ -49,7 +49,7 @@ def test_import_adds_no_heavy_package_to_what_scvi_loads_and_help_needs_none():
     assert run.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("name", ["", ".datasets", ".metrics", ".pl", ".pp"])
+@pytest.mark.parametrize("name", ["", ".datasets", ".metrics", ".pl", ".pp", ".tl"])
 def test_every_public_name_exists_and_is_documented(pytestconfig: pytest.Config, name: str):
     page = Path(pytestconfig.rootpath, "docs", "api.md")
     if not page.is_file():

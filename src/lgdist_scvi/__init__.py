@@ -2,10 +2,10 @@
 
 from importlib.metadata import version
 
-from . import datasets, metrics, pl, pp
+from . import datasets, metrics, pl, pp, tl
 from .model import PUBLISHED, LGDiST
 from .module import LGDiSTModule
 
-__all__ = ["PUBLISHED", "LGDiST", "LGDiSTModule", "datasets", "metrics", "pl", "pp"]
+__all__ = ["PUBLISHED", "LGDiST", "LGDiSTModule", "datasets", "metrics", "pl", "pp", "tl"]
 
 __version__ = version("lgdist-scvi")

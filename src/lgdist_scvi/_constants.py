@@ -49,3 +49,18 @@ class Keys:
     """Float ``var`` column with Moran's I averaged over libraries."""
     DEPTH = "total_counts"
     """Float ``obs`` column with the observed counts of a spot over the whole transcriptome."""
+
+
+class AuditKeys:
+    """Names in an AnnData that is prepared for an audit."""
+
+    COUNTS = "counts"
+    """Layer with the given counts."""
+    HELD_OUT = "held_out"
+    """Layer with the molecules that are held out."""
+    DEPTH = "depth"
+    """Column of ``obs`` with the depth of the given counts."""
+    HELD_OUT_DEPTH = "held_out_depth"
+    """Column of ``obs`` with the depth of the molecules that are held out."""
+    DECOY = "decoy"
+    """Boolean ``var`` column, True for decoy genes."""

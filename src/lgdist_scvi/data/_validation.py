@@ -78,14 +78,14 @@ def validate_setup(
     ValueError
         If values are invalid; the message names the first culprits and the remedy.
     """
-    _check_container(adata)
+    check_container(adata)
     check_whole(1, n_neighbors=n_neighbors)
     _check_names(adata, library_key, "library_key")
     _check_names(adata, batch_key, "batch_key")
-    positions = _check_positions(adata, spatial_key)
+    positions = check_positions(adata, spatial_key)
     _check_shared_positions(adata, positions, library_key)
     if size_factor_key is not None:
-        _check_size_factor(adata, size_factor_key)
+        check_size_factor(adata, size_factor_key)
     if image_key is not None:
         _check_image(adata, image_key, query=query)
     if target_genes_key is not None and not query:
@@ -132,7 +132,7 @@ def validate_places(
     """
     check_type(adata)
     _check_names(adata, library_key, "library_key")
-    _check_shared_positions(adata, _check_positions(adata, spatial_key), library_key)
+    _check_shared_positions(adata, check_positions(adata, spatial_key), library_key)
     _check_image(adata, image_key, query=True)
     image = np.asarray(adata.obsm[image_key], dtype=np.float32)
     if image.shape[1] != n_features:
@@ -148,7 +148,8 @@ def validate_places(
     return image
 
 
-def _check_container(adata: AnnData) -> None:
+def check_container(adata: AnnData) -> None:
+    """Refuse an AnnData that is on disk, a view or empty, or whose names are not unique."""
     check_type(adata)
     if adata.isbacked:
         raise ValueError(
@@ -167,7 +168,8 @@ def _check_container(adata: AnnData) -> None:
             )
 
 
-def _check_obs_column(adata: AnnData, key: str | None, argument: str) -> None:
+def check_obs_column(adata: AnnData, key: str | None, argument: str) -> None:
+    """Refuse a column of ``obs`` that is missing or has missing values."""
     if key is None:
         return
     if key not in adata.obs:
@@ -182,12 +184,13 @@ def _check_obs_column(adata: AnnData, key: str | None, argument: str) -> None:
 
 def _check_names(adata: AnnData, key: str | None, argument: str) -> None:
     """Check a column that groups spots."""
-    _check_obs_column(adata, key, argument)
+    check_obs_column(adata, key, argument)
     if key is not None:
         check_sortable(adata.obs[key], key, argument)
 
 
-def _check_positions(adata: AnnData, spatial_key: str) -> NDArray[np.float64]:
+def check_positions(adata: AnnData, spatial_key: str) -> NDArray[np.float64]:
+    """Positions of the spots, ``(n_spots, 2)`` or ``(n_spots, 3)``, refused if they are missing or not finite."""
     positions = _obsm_array(adata, spatial_key, "spatial_key", "positions")
     if positions.ndim != 2 or positions.shape[0] != adata.n_obs or positions.shape[1] not in (2, 3):
         raise ValueError(
@@ -229,8 +232,9 @@ def _check_shared_positions(adata: AnnData, positions: NDArray, library_key: str
     warnings.warn(f"{what}; they are treated as each other's nearest neighbours.", UserWarning, stacklevel=4)
 
 
-def _check_size_factor(adata: AnnData, key: str) -> None:
-    _check_obs_column(adata, key, "size_factor_key")
+def check_size_factor(adata: AnnData, key: str) -> None:
+    """Refuse a column of depths that is not of numbers of at least 0."""
+    check_obs_column(adata, key, "size_factor_key")
     column = adata.obs[key]
     if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
         raise TypeError(
