@@ -65,6 +65,10 @@ def all_outputs(small, adata, **setup):
         )
     outputs["counts"] = model.get_completed_expression(scale="counts", return_numpy=True, **small.READ)
     outputs["samples"] = model.sample_expression(n_samples=3, silent=True)
+    regions = model.get_region_expression(n_spots=5, silent=True)
+    outputs |= {f"regions {name}": values for name, values in {"mean": regions.X, **regions.layers}.items()}
+    table = model.differential_expression(idx1=range(20), idx2=range(40, 60), silent=True)
+    outputs["tests"] = table.select_dtypes("number").loc[adata.var_names].to_numpy()
     outputs["latent"] = model.get_latent_representation()
     outputs["scores"] = model.evaluate_completion(**small.READ).to_numpy(dtype=np.float64)
     for phase, metrics in model.history.items():

@@ -13,6 +13,7 @@ from scipy.special import gammaln, softmax
 from lgdist_scvi.data._areas import disjoint_patches
 from lgdist_scvi.data._tissue import in_strips
 from lgdist_scvi.module._field_codes import FIT_ENTRIES, fit_field
+from lgdist_scvi.train._seeds import seeded
 
 from ._options import Reading
 from ._reader import Reader
@@ -184,7 +185,8 @@ def find_inflation(
     half, other = view.halved(rows, seed)
     module = copy.deepcopy(module)
     module.share.copy_(torch.from_numpy(half.share))
-    fit_field(module, half, seed)
+    with seeded(seed):
+        fit_field(module, half, seed)
     assert module.field is not None
     module.field.mixing.fill_(1)  # the network knows the other half
     reader = Reader(module, half, Reading(n_samples=0, scale="rate", seed=seed), N_DRAWS)
