@@ -22,7 +22,7 @@ _FEWEST_GENES = 20
 _COLLAPSED = 0.01
 _REMEMBERED = 500
 _TELLING_GENES = 10
-_ENTRIES = 2
+_ENTRIES, _SPOTS_WITH_ENTRIES = 2, 200
 # Entries that must be compared, and the share that must be equal. Of spots of one name in other sections some are equal by chance.
 _FEWEST_ENTRIES, _ALIKE = 10, 0.9
 
@@ -74,7 +74,7 @@ def entries_of(view: SpotView) -> NDArray[np.uint64]:
     The spot's name, genes, and the counts there, ``(n_sampled, 5)``; names and counts as hashes, and genes of
     spots with fewer detected genes beyond the last.
     """
-    rows = np.random.default_rng(0).permutation(view.n_spots)[:_REMEMBERED]
+    rows = np.random.default_rng(0).permutation(view.n_spots)[:_SPOTS_WITH_ENTRIES]
     genes = np.full((len(rows), _ENTRIES), view.n_genes, dtype=np.uint64)
     for number, row in enumerate(rows):
         start, stop = view.counts.indptr[row : row + 2]
