@@ -168,10 +168,12 @@ def test_interrupted_training_leaves_nothing(
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 @pytest.mark.parametrize("when", ["training", "writing"])
 def test_stopped_by_a_signal(
-    section: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, name: str, when: str
+    request, section: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, name: str, when: str
 ):
     number = getattr(signal, name)
-    before = signal.getsignal(number)
+    # As a shell starts it: below nohup, or after another test, it may be otherwise.
+    outer = signal.signal(number, signal.SIG_DFL)
+    request.addfinalizer(lambda: signal.signal(number, outer))
 
     class Stop(Callback):
         def on_train_batch_end(self, *_, **__):
@@ -187,7 +189,7 @@ def test_stopped_by_a_signal(
     monkeypatch.setattr(AnnData, "write_h5ad", write_half)
     assert complete(section, tmp_path / "out.h5ad") == 128 + number
     assert f"stopped by {name}, no output was written" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == [] and signal.getsignal(number) is before
+    assert list(tmp_path.iterdir()) == [] and signal.getsignal(number) is signal.SIG_DFL
 
 
 def test_ignored_signal_stays_ignored(section: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

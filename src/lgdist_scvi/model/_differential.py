@@ -109,7 +109,7 @@ class DifferentialMixin(RegionMixin):
 
         Examples
         --------
-        >>> table = model.differential_expression(idx1=range(30), idx2=range(60, 90))
+        >>> table = model.differential_expression(idx1=range(30), idx2=range(60, 90), silent=True)
         >>> list(table.columns[:4])
         ['comparison', 'group1', 'group2', 'scores']
         """

@@ -38,7 +38,7 @@ class Moments(NamedTuple):
     n_spots: Floats
 
 
-class Tested(NamedTuple):
+class Scores(NamedTuple):
     """Result of the test, ``(n_genes,)``."""
 
     score: Floats
@@ -74,7 +74,7 @@ def moments(view: SpotView, members: sparse.csr_matrix) -> Moments:
     )
 
 
-def score_test(first: Moments, second: Moments, size: NDArray) -> Tested:
+def score_test(first: Moments, second: Moments, size: NDArray) -> Scores:
     """Test whether the shares of two groups differ, gene by gene, within the same sections.
 
     Given the total of the two groups in a section, the count of the first is binomial if the rates do not differ; more variable
@@ -117,7 +117,7 @@ def score_test(first: Moments, second: Moments, size: NDArray) -> Tested:
     )
     seen = all_counts > 0
     information = all_variance / np.maximum(overdispersion, _TINY)
-    return Tested(np.where(seen, score, 0.0), np.where(seen, information, 0.0))
+    return Scores(np.where(seen, score, 0.0), np.where(seen, information, 0.0))
 
 
 def _inflation(first: Moments, second: Moments, size: NDArray) -> Floats:
@@ -147,7 +147,7 @@ def p_values(score: Floats) -> Floats:
     return 2 * stats.norm.sf(np.abs(score))
 
 
-def guided_fdr(tested: Tested, expected: Floats) -> Floats:
+def guided_fdr(tested: Scores, expected: Floats) -> Floats:
     """False discovery rates of tests of which some are expected to differ, in one direction.
 
     Genes are ordered by the score that is expected of them, which does not depend on their scores if they do not differ. In each bin
