@@ -27,16 +27,13 @@ from sets import QUICK, SETS
 from sklearn.cluster import KMeans
 
 from lgdist_scvi import LGDiST
+from lgdist_scvi.tl._correlations import DETERMINED, agreement, covariance, noise_free, true_variance
+from lgdist_scvi.tl._verdicts import CLASSES, LEAST_COUNTS
 
 FOLDER = RESULTS / "evidence"
 PAGE = ROOT / "docs" / "benchmarks" / "evidence.md"
 FRACTION = 0.5
-CLASSES = (0.03, 0.1, 0.3, 1.0, 3.0, np.inf)
-"""Bounds of the classes of abundance, in counts per spot."""
 N_REGIONS = 8
-LEAST_COUNTS = 100
-DETERMINED = 4.0
-"""Standard errors by which the true variance of a gene must differ from zero."""
 
 SETS_OF = {
     "values": [*QUICK, "slideseq", "xenium"],
@@ -113,10 +110,6 @@ def totals(model: LGDiST, train: anndata.AnnData, seed: int) -> Record:
     return found
 
 
-def covariance(one: Floats, other: Floats) -> Floats:
-    return (one - one.mean(axis=0)).T @ (other - other.mean(axis=0)) / (len(one) - 1)
-
-
 def normalised(covariances: Floats, variance: Floats) -> Floats:
     """Correlations; NaN where a variance is not above zero."""
     deviation = np.sqrt(np.where(variance > 0, variance, np.nan))
@@ -126,23 +119,11 @@ def normalised(covariances: Floats, variance: Floats) -> Floats:
 def correlations(model: LGDiST, train: anndata.AnnData, truth: Record, seed: int) -> Record:
     """Slope and error of estimates of the correlation between genes."""
     genes = train.var["eval"].to_numpy()
-    first = np.random.default_rng(seed).binomial(truth["counts"].astype(np.int64), 0.5)
-    quarters = [part / (truth["lib"][:, None] / 2) for part in (first, truth["counts"] - first)]
     given, depth = train.X[:, genes].toarray().astype(float), train.obs["lib"].to_numpy(dtype=float)[:, None]
     # The two halves have independent noise.
-    halves = [given / depth, truth["counts"] / truth["lib"][:, None]]
-    products = (halves[0] - halves[0].mean(axis=0)) * (halves[1] - halves[1].mean(axis=0))
-    variance = products.mean(axis=0)
-    known = variance > DETERMINED * products.std(axis=0) / np.sqrt(len(products))
-    deviation = np.sqrt(variance[known])
-    pairs = np.triu_indices(known.sum(), 1)
-
-    def pairs_of(matrix: Floats) -> Floats:
-        return np.asarray(matrix, dtype=float)[np.ix_(known, known)][pairs]
-
-    one, other = (
-        covariance(part[:, known], part[:, known])[pairs] / np.outer(deviation, deviation)[pairs] for part in quarters
-    )
+    variance, error = true_variance(given / depth, truth["counts"] / truth["lib"][:, None])
+    known = variance > DETERMINED * error
+    free = noise_free(truth["counts"], truth["lib"], variance, known, np.random.default_rng(seed))
     measured = covariance(given / depth, given / depth)
     names = list(train.var_names[genes])
     estimate, std = model.get_gene_correlation(gene_list=names, return_std=True, silent=True)
@@ -154,13 +135,12 @@ def correlations(model: LGDiST, train: anndata.AnnData, truth: Record, seed: int
         "counts": np.corrcoef((given / depth).T),
     }
     found: Record = {"genes": int(known.sum())}
+    among = np.ix_(known, known)
     for name, matrix in estimates.items():
-        values = pairs_of(matrix)
-        there = np.isfinite(values)
-        slope = (values * (one + other) / 2)[there].mean() / (one * other)[there].mean()
-        error = np.sqrt(max(((values - one) * (values - other))[there].mean(), 0))
-        found[name] = {"slope": float(slope), "error": float(error)}
-    found["standard error"] = float(np.sqrt(np.square(pairs_of(std)).mean()))
+        agreed = agreement(np.asarray(matrix, dtype=float)[among], free)
+        found[name] = {"slope": agreed.slope, "error": agreed.error}
+    pairs = np.triu_indices(known.sum(), 1)
+    found["standard error"] = float(np.sqrt(np.square(np.asarray(std, dtype=float)[among][pairs]).mean()))
     return found
 
 

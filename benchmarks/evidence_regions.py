@@ -9,7 +9,7 @@ from scipy import sparse
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
-from lgdist_scvi.data._areas import disjoint_patches
+from lgdist_scvi.data._areas import disjoint_patches, groups_of
 from lgdist_scvi.metrics import count_coverage
 
 if TYPE_CHECKING:
@@ -58,10 +58,7 @@ def regions(model: LGDiST, train: anndata.AnnData, truth: Record, seed: int) -> 
         calls, probability = model.detect_expression(
             groupby="area", gene_list=genes, error=ERROR, return_probability=True, silent=True
         )
-        inside = np.flatnonzero(number >= 0)
-        members = sparse.csr_matrix(
-            (np.ones(len(inside)), (number[inside], inside)), shape=(number.max() + 1, train.n_obs)
-        )
+        _, members = groups_of(train, "area")
         counts, depth = members @ truth["counts"], (members @ truth["lib"])[:, None]
         held_out = counts / depth
         noise = counts / depth**2

@@ -93,30 +93,25 @@ class Halves:
         counts, ratio = self.given[np.ix_(from_, genes)], (self.depth[to] / self.depth[from_])[:, None]
         return random.binomial(counts, np.minimum(ratio, 1)) + random.poisson(counts * np.maximum(ratio - 1, 0))
 
-    def nulls(self, model: LGDiST, seed: int) -> Iterator[tuple[str, pd.Series, NDArray[np.bool_]]]:
+    def nulls(self, model: LGDiST, seed: int) -> Iterator[tuple[str, NDArray, NDArray[np.bool_]]]:
         """Kinds of groups between which some genes do not differ, the group of each spot, and these genes."""
         for one in range(N_REGIONS):
             inside = self.region == one
             if inside.sum() < 2 * LEAST_HALF:
                 continue
             half = np.where(inside, np.where(self.second, "b", "a"), None)
-            yield "contiguous halves", pd.Series(half), self.decoy | self.swapped
+            yield "contiguous halves", half, self.decoy | self.swapped
             outside = cKDTree(self.positions[~inside]).query(self.positions)[0]
             near = np.where(inside, np.where(outside > np.median(outside[inside]), "b", "a"), None)
             if min((near == "a").sum(), (near == "b").sum()) >= LEAST_HALF:
-                yield "near and far from a border", pd.Series(near), self.decoy
+                yield "near and far from a border", near, self.decoy
         values = model.get_completed_expression(return_numpy=True, silent=True)
         cluster = KMeans(N_REGIONS, n_init=1, random_state=seed).fit_predict(
             PCA(10, random_state=seed).fit_transform(values)
         )
         for one in range(N_REGIONS):
             if (cluster == one).sum() >= LEAST_HALF:
-                yield "clusters of completed values", pd.Series(np.where(cluster == one, "a", "b")), self.decoy
-
-
-def bh(p: NDArray) -> NDArray:
-    """False discovery rates without a guide."""
-    return stats.false_discovery_control(p)
+                yield "clusters of completed values", np.where(cluster == one, "a", "b"), self.decoy
 
 
 def compare(model: LGDiST, group: NDArray, seed: int) -> pd.DataFrame:
@@ -130,7 +125,7 @@ def levels(model: LGDiST, halves: Halves, seed: int) -> Record:
     """Share of genes without a difference that have p below 0.05, and of tests that call one of them."""
     found: Record = {}
     for kind, group, null in halves.nulls(model, seed):
-        table = compare(model, group.to_numpy(), seed)
+        table = compare(model, group, seed)
         p, q = table["pvals"].to_numpy(), table["pvals_adj"].to_numpy()
         for genes, name in ((halves.decoy, "decoys"), (halves.swapped, "swapped")):
             if (null & genes).any():
@@ -168,7 +163,7 @@ def powers(model: LGDiST, halves: Halves, seed: int) -> Record:
             true &= ~halves.decoy & ~halves.swapped
             p, q = table["pvals"].to_numpy(), table["pvals_adj"].to_numpy()
             record = {"true": int(true.sum()), "level": float((p[halves.decoy] < LEVEL).mean())}
-            for name, adjusted in (("guided", q), ("counts", bh(p))):
+            for name, adjusted in (("guided", q), ("counts", stats.false_discovery_control(p))):
                 called = adjusted < LEVEL
                 record[f"{name} power"] = float(called[true].mean()) if true.any() else np.nan
                 record[f"{name} false"] = float(called[halves.decoy].sum() / max(called.sum(), 1))

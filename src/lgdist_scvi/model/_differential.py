@@ -83,8 +83,8 @@ class DifferentialMixin(RegionMixin):
 
         Returns
         -------
-        Table ``(n_comparisons * n_genes, 13)`` with a row for each comparison and gene, named by the gene, sorted by ``pvals_adj`` in each comparison, and the columns
-        ``comparison``, ``group1``, ``group2``; ``scores`` (standard normal where nothing differs); ``logfoldchanges`` (base 2, of the
+        Table ``(n_comparisons * n_genes, 13)`` with a row for each comparison and gene, named by the gene, sorted by ``pvals_adj`` in
+        each comparison, and the columns ``comparison``, ``group1``, ``group2``; ``scores`` (standard normal where nothing differs); ``logfoldchanges`` (base 2, of the
         means of :meth:`get_region_expression`) with the ends ``lfc_low`` and ``lfc_high`` of 95% intervals, ``lfc_raw`` of the counts
         alone and ``lfc_expected`` without them; ``mean1`` and ``mean2`` (counts per 10,000); ``pvals``, and ``pvals_adj``, the
         guided false discovery rate.

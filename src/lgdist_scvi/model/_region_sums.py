@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 from scipy.special import gammaln, softmax
 
 from lgdist_scvi.data._areas import disjoint_patches
+from lgdist_scvi.data._hidden import dense
 from lgdist_scvi.data._tissue import in_strips
 from lgdist_scvi.module._field_codes import FIT_ENTRIES, fit_field
 from lgdist_scvi.train._seeds import seeded
@@ -201,7 +202,7 @@ def find_inflation(
     counts, claims = [], []
     for areas in patches:
         for place, sums in area_sums(reader, half, areas, np.arange(view.n_genes), silent=silent):
-            counts.append(np.asarray((areas[place] @ other).todense(), dtype=np.float64))
+            counts.append(dense(areas[place] @ other).astype(np.float64))
             claims.append(sums)
     together = AreaSums(*(np.concatenate(part) for part in zip(*claims, strict=True)))
     return _fitted(half.share, np.concatenate(sizes), np.concatenate(counts), together, random)

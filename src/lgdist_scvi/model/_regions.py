@@ -15,6 +15,7 @@ from lgdist_scvi._constants import TARGET_SUM
 from lgdist_scvi._memory import require_memory
 from lgdist_scvi.data._areas import groups_of, patches_around
 from lgdist_scvi.data._neighbors import library_codes
+from lgdist_scvi.metrics import count_distribution
 
 from ._options import BATCH_SIZE, Reading
 from ._reader import Reader
@@ -248,5 +249,4 @@ def intervals(means: AreaMeans, level: float = 0.95) -> tuple[NDArray[np.float64
 
 def unseen(means: AreaMeans, depth: NDArray[np.float64]) -> NDArray[np.float64]:
     """Probability that a measurement of this depth finds no molecule."""
-    shape = means.mean**2 / means.variance
-    return (shape / (shape + means.mean * depth)) ** shape
+    return count_distribution(means.mean * depth, np.sqrt(means.variance) * depth).pmf(0)

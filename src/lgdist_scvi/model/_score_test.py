@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from scipy import sparse, special, stats
+from scipy import special, stats
+
+from lgdist_scvi.data._hidden import dense
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from scipy import sparse
 
     from lgdist_scvi.data._view import SpotView
 
@@ -57,18 +60,14 @@ def moments(view: SpotView, members: sparse.csr_matrix) -> Moments:
 
     def exposed(power: int) -> Floats:
         values = depth**power
-        lost = members @ hidden.times(values)
-        lost = lost.toarray() if sparse.issparse(lost) else np.asarray(lost)
+        lost = dense(members @ hidden.times(values))
         return np.asarray(members @ values)[:, None] - lost + np.zeros((members.shape[0], counts.shape[1]))
 
-    def total(matrix: sparse.csr_matrix) -> Floats:
-        return np.asarray((members @ matrix).todense())
-
     return Moments(
-        total(counts),
+        dense(members @ counts),
         exposed(1),
-        total(counts.multiply(counts).tocsr()),
-        total(counts.multiply(depth[:, None]).tocsr()),
+        dense(members @ counts.multiply(counts)),
+        dense(members @ counts.multiply(depth[:, None])),
         exposed(2),
         np.asarray(members.sum(axis=1), dtype=np.float64).reshape(-1, 1),
     )

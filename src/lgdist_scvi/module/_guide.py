@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ._lgdist import LGDiSTModule
 
-SWEEPS = 8
+SWEEPS = 7
 _BLOCK_SPOTS = 2048
 _PSEUDO_COUNT = 0.5
 _LOWEST = -25.0
@@ -58,7 +58,7 @@ class Guide:
         """Expected mean share of the depth in some spots, ``(n_genes,)``."""
         expected = torch.zeros(self._view.n_genes, dtype=torch.float64, device=self._device)
         for fold, genes in enumerate(self._folds):
-            for codes, depth, _, _ in self._blocks(fold, rows, read=False):
+            for _, codes, depth in self._blocks(fold, rows):
                 expected[genes] += (self._rate(codes, self._coefficients[fold]) * depth).sum(0).double()
         return expected.cpu().numpy() / self._view.depth[rows].sum(dtype=np.float64)
 
@@ -69,22 +69,28 @@ class Guide:
         size = self._field.dispersion[genes]
         coefficients = size.new_zeros(len(genes), len(self._penalty))
         lower = torch.tril_indices(len(self._penalty), len(self._penalty), device=self._device)
-        for sweep in range(SWEEPS):
+        columns = genes.cpu().numpy()
+        counts, hidden = self._view.counts[rows][:, columns], self._view.hidden.of(rows)
+
+        def blocks() -> Iterator[tuple[torch.Tensor, ...]]:
+            for place, codes, depth in self._blocks(fold, rows):
+                arrays = counts[place].toarray(), ~hidden[np.arange(place.start, place.stop)][:, columns]
+                yield codes, depth, *(torch.from_numpy(array).to(self._device) for array in arrays)
+
+        counted, exposed = (size.new_full((len(genes),), _PSEUDO_COUNT) for _ in range(2))
+        for _, depth, seen, visible in blocks():
+            counted += seen.sum(0)
+            exposed += (depth * visible).sum(0)
+        coefficients[:, 0] = (counted / exposed).log()
+        for _ in range(SWEEPS):
             information = size.new_zeros(len(genes), lower.shape[1])
             target = -coefficients @ self._penalty
-            counted, exposed = (size.new_full((len(genes),), _PSEUDO_COUNT) for _ in range(2))
-            for codes, depth, counts, visible in self._blocks(fold, rows):
+            for codes, depth, seen, visible in blocks():
                 mean = self._rate(codes, coefficients) * depth * visible
                 certain = size / (size + mean)
                 products = (codes[:, :, None] * codes[:, None])[:, lower[0], lower[1]]
                 information += (mean * certain).T @ products
-                target += ((counts - mean) * certain).T @ codes
-                counted += counts.sum(0)
-                exposed += (depth * visible).sum(0)
-            if not sweep:
-                # The first step is that of the level alone.
-                coefficients[:, 0] = (counted / exposed).log()
-                continue
+                target += ((seen - mean) * certain).T @ codes
             matrix = size.new_empty(len(genes), *self._penalty.shape)
             matrix[:, lower[0], lower[1]] = information
             matrix[:, lower[1], lower[0]] = information
@@ -92,21 +98,14 @@ class Guide:
             coefficients += step.clamp(-LONGEST_STEP, LONGEST_STEP)
         return coefficients
 
-    def _blocks(
-        self, fold: int, rows: NDArray[np.int64], *, read: bool = True
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Codes with a one in front, depth, and counts of the genes of a fold and where they are visible, of some spots at a time."""
-        genes = self._folds[fold].cpu().numpy()
+    def _blocks(self, fold: int, rows: NDArray[np.int64]) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+        """Places of some spots at a time, their codes with a one in front, and their depth."""
         for start in range(0, len(rows), _BLOCK_SPOTS):
-            some = rows[start : start + _BLOCK_SPOTS]
-            codes = np.insert(self._view.field[some, 1 + fold], 0, 1, axis=1)
-            arrays = [codes, self._view.depth[some, None]]
-            if read:
-                arrays += [self._view.counts[some][:, genes].toarray(), ~self._view.hidden[some][:, genes]]
-            else:
-                arrays += [np.empty(0, dtype=np.float32)] * 2
-            codes, depth, counts, visible = (torch.from_numpy(array).to(self._device) for array in arrays)
-            yield codes, depth, counts, visible
+            place = slice(start, min(start + _BLOCK_SPOTS, len(rows)))
+            some = rows[place]
+            arrays = np.insert(self._view.field[some, 1 + fold], 0, 1, axis=1), self._view.depth[some, None]
+            codes, depth = (torch.from_numpy(array).to(self._device) for array in arrays)
+            yield place, codes, depth
 
     @staticmethod
     def _rate(codes: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 from scipy import sparse
@@ -13,14 +13,13 @@ from lgdist_scvi._constants import TARGET_SUM, AuditKeys
 from lgdist_scvi.data._counts import check_count_values, check_counts
 from lgdist_scvi.data._entries import BLOCK_ENTRIES, count_matrix
 from lgdist_scvi.data._validation import check_container, check_obs_column, check_positions, check_size_factor
+from lgdist_scvi.model._options import Scale
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from anndata import AnnData
     from numpy.typing import NDArray
-
-Scale = Literal["log1p", "rate", "counts"]
 
 N_REGIONS = 8
 SPOTS_PER_REGION = 10
