@@ -229,6 +229,8 @@ class CompletionMixin(LGDiSTBase):
 
         Raises
         ------
+        MemoryError
+            As :meth:`get_completed_expression`.
         RuntimeError
             If the autoencoder has not been trained.
         KeyError, TypeError, ValueError
