@@ -56,6 +56,7 @@ def real_data(pytestconfig: pytest.Config) -> Path:
 LONGEST = (
     "test_default_training.py",
     "test_fuzz.py",
+    "test_faults.py",
     "test_tutorials.py",
     "test_prediction.py",
     "test_leak.py",

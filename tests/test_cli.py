@@ -358,6 +358,20 @@ class TestMistakes:
         assert "igraph" in error_line(capsys)
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("Can't decrement id ref count")])
+def test_disk_that_is_full_for_the_model_or_the_file(section: Path, tmp_path: Path, monkeypatch, capsys, error):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr(AnnData, "write_h5ad", full)
+    assert complete(section, tmp_path / "out.h5ad") == 2
+    assert "out.h5ad could not be written" in capsys.readouterr().err
+    monkeypatch.setattr("lgdist_scvi.model._saving.torch.save", full)
+    assert complete(section, tmp_path / "out.h5ad", "--save-model", tmp_path / "model") == 2
+    assert "could not be saved" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_bugs_show_where_they_are(section: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def fail(*_, **__):
         raise ValueError("a bug of ours")

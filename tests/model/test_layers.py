@@ -98,6 +98,16 @@ def test_goes_on_where_it_was(trained, blocks, tmp_path, monkeypatch):
     assert_same(path, tmp_path / "whole.h5ad")
 
 
+def test_full_disk_in_the_words_of_hdf5(trained, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("Can't decrement id ref count (file write failed: errno = 28)")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"a\.h5ad could not be written.*repeat the call"):
+        patch.setattr(ad.AnnData, "write_h5ad", full)
+        trained.write_completed(tmp_path / "a.h5ad", **OPTIONS)
+    trained.write_completed(tmp_path / "a.h5ad", **OPTIONS)
+
+
 def test_full_disk(trained, blocks, tmp_path, monkeypatch):
     savez, calls = np.savez, []
 

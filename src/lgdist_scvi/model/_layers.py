@@ -227,11 +227,12 @@ class LayersMixin(LGDiSTBase):
                     check_replaceable(path, overwrite=overwrite)
                     blocks.finish(written, path)
         except (OSError, RuntimeError) as error:
-            if not is_of_disk(error):
-                raise
-            known = error if isinstance(error, OSError) else OSError(f"{path} could not be written: {error}")
-            known.add_note(f"Complete blocks are kept in {folder}; repeat the call to continue.")
-            raise known from error.__cause__
+            note = f"Complete blocks are kept in {folder}; repeat the call to continue."
+            if isinstance(error, OSError):
+                error.add_note(note)
+            elif is_of_disk(error):
+                raise OSError(f"{path} could not be written: {error} {note}") from error
+            raise
 
     def _provenance(self, reading: Reading) -> dict[str, Any]:
         options = {name: value for name, value in asdict(reading).items() if name not in _TECHNICAL}

@@ -29,6 +29,8 @@ VALIDATIONS = 25
 """Number of validations per phase; fewer in one of few epochs, of which each would take a quarter longer."""
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 """Precisions of Lightning in which the weights are in single precision."""
+PROCESSES_PER_CORE = 8
+"""Processes on each core of a CPU beyond which a training is refused: they would take the machine."""
 PATIENCE = 6
 """Validations without improvement after which a phase stops."""
 
@@ -183,7 +185,7 @@ def _check_trainer(options: dict[str, Any], device: torch.device, n_devices: int
         raise ValueError(
             "limit_val_batches=0 leaves nothing to stop early by; leave it out, or pass early_stopping=False as well."
         )
-    if device.type == "cpu" and n_devices > (most := os.cpu_count() or 1):
-        raise ValueError(f"devices={n_devices} would start as many processes on {most} CPU cores; pass devices=1.")
+    if device.type == "cpu" and n_devices > PROCESSES_PER_CORE * (cores := os.cpu_count() or 1):
+        raise ValueError(f"devices={n_devices} would start as many processes on {cores} CPU cores; pass devices=1.")
     if torch.is_inference_mode_enabled():
         raise RuntimeError("torch.inference_mode() is on, in which nothing can be trained; leave it first.")
