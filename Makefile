@@ -118,6 +118,7 @@ picture: $(VENV)/.stamp-package
 benchmark: $(VENV)/.stamp-package
 	$(bin)/python benchmarks/compare.py --peer-python $(PEER_PYTHON) $(BENCHMARK_ARGS)
 	$(bin)/python benchmarks/report.py
+	$(bin)/python benchmarks/overview.py
 
 benchmark-quick: override BENCHMARK_ARGS += --quick
 benchmark-quick: benchmark

@@ -431,7 +431,7 @@ of four sections of human dorsolateral prefrontal cortex, whose spots are annota
 matter (WM). It is written by `make benchmark-biology`. Every figure is in {{download}}`biology.csv`.
 
 Every method gets the same spots, those with at least 200 counts, and the same genes: the 1,024 with the strongest spatial
-pattern (Moran's I), as in the [comparison](comparison.md), and those of the {len(MARKERS)} markers below that are not among
+pattern (Moran's I), as in the [comparison](all_results.md), and those of the {len(MARKERS)} markers below that are not among
 them. Nothing is hidden from the methods but the annotation. Each figure is the mean over the sections, with the lowest and
 the highest in brackets; a section counts with the mean over its seeds.
 
