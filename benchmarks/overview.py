@@ -217,22 +217,22 @@ def answers(results: Results, folder: Path) -> list[list[str]]:
     if ratios := [fmean(values) for values in margins(results_of(results, QUICK), "A").values()]:
         found.append(
             [
-                "What would be seen where a gene is detected? (the question of the paper)",
+                "What would be seen where a gene is detected, the question of the paper?",
                 '`get_completed_expression(read_out="detected")`',
-                f"error {100 * (1 - fmean(ratios)):.0f}% below that of the best other method ({100 * (1 - max(ratios)):.0f}% to "
+                f"the error is {100 * (1 - fmean(ratios)):.0f}% below that of the best other method ({100 * (1 - max(ratios)):.0f}% to "
                 f"{100 * (1 - min(ratios)):.0f}%, by section)",
                 "[all results](all_results.md#masked-entries-a)",
             ]
         )
     for title, names, anchor in (
-        ("What is expressed in each spot? Deep sections (Visium, ST)", QUICK, "count-thinning-b"),
+        ("What is expressed in each spot of a deep section (Visium, ST)?", QUICK, "count-thinning-b"),
         (
-            "The same, where few molecules are counted (Slide-seq, Stereo-seq, Xenium, MERFISH, STARmap, osmFISH)",
+            "The same, where few molecules are counted (Slide-seq, Stereo-seq, Xenium, MERFISH, STARmap, osmFISH)?",
             {name: of for name, of in SPARSE.items() if not name.endswith("pct")},
             "sparse-data",
         ),
         (
-            "The same, sections with 5% of their molecules left",
+            "The same, in deep sections with 5% of their molecules left?",
             {name: of for name, of in SPARSE.items() if name.endswith("_5pct")},
             "sparse-data",
         ),
@@ -243,7 +243,7 @@ def answers(results: Results, folder: Path) -> list[list[str]]:
                 [
                     title,
                     "`get_completed_expression()`",
-                    f"explains {signed(above)} more of the deviance than the best other method",
+                    f"{signed(above)} of the deviance explained beyond the best other method",
                     f"[all results](all_results.md#{anchor})",
                 ]
             )
@@ -252,8 +252,8 @@ def answers(results: Results, folder: Path) -> list[list[str]]:
             found.append(
                 [
                     title,
-                    "`observed_layer=...`, then `get_completed_expression()`",
-                    f"explains {signed(above)} more than the best other method",
+                    "`observed_layer=` at setup, then `get_completed_expression()`",
+                    f"{signed(above)} of the deviance explained beyond the best other method",
                     "[hidden spots](hidden.md)",
                 ]
             )
@@ -265,7 +265,7 @@ def answers(results: Results, folder: Path) -> list[list[str]]:
             [
                 "What is the mean of a gene in a small region (7 spots)?",
                 "`get_region_expression`",
-                f"squared error {100 * fmean(e['combined'] / e['raw'] for e in errors):.0f}% of that of the counts, "
+                f"the squared error is {100 * fmean(e['combined'] / e['raw'] for e in errors):.0f}% of that of the counts, "
                 f"{100 * fmean(e['combined'] / e['completed'] for e in errors):.0f}% of that of completed values",
                 "[regions](evidence.md#means-of-regions)",
             ]
@@ -336,7 +336,12 @@ def page(results: Results, folder: Path, shown: list[Question]) -> str:
     lines = [
         INTRODUCTION.format(n=N_BEST),
         "## In short",
-        *table(["question", "call", "measured", "figures"], answers(results, folder)),
+        "",
+        *(
+            f"- **{question}** {call}: {measured} ({source})."
+            for question, call, measured, source in answers(results, folder)
+        ),
+        "",
         *costs(folder),
         LOSSES.format(patches=behind(folder)),
         METHODS_TITLE,
