@@ -20,6 +20,7 @@ from lgdist_scvi._constants import PACKAGE
 from lgdist_scvi._exclusive import sole_writer
 from lgdist_scvi._quiet import quiet
 from lgdist_scvi.data._fields import GroupField
+from lgdist_scvi.module._use import Steady, refuse_while_trained
 
 from ._base import LGDiSTBase
 from ._manifest import MANIFEST, hash_of_data, manifest_of
@@ -67,7 +68,7 @@ class SavingMixin(LGDiSTBase):
         OSError
             If the folder is not writable, or the disk is full; an existing model is not changed.
         RuntimeError
-            If another process or thread saves to the same folder.
+            If another process or thread saves to the same folder, or trains the model.
         KeyError, TypeError, ValueError
             If an option is more than text, numbers and lists of them, or the AnnData to be saved is no longer as it was registered, so that
             :meth:`load` could not read it; an existing model is not changed.
@@ -79,6 +80,8 @@ class SavingMixin(LGDiSTBase):
         folder = Path(dir_path)
         if folder.exists() and not overwrite:
             raise FileExistsError(f"{folder} exists; choose another name or pass overwrite=True.")
+        refuse_while_trained(self.module)
+        steady = Steady(self.module)
         name = f"{prefix or ''}model.pt"
         data = self._hash_of_data(required=save_anndata)
         registry = self.registry_
@@ -100,6 +103,7 @@ class SavingMixin(LGDiSTBase):
                     super().save(scratch, prefix, True, save_anndata, **kwargs)
                 finally:
                     self.registry_ = registry
+                steady.check()
                 _seal(Path(scratch, name), data)
                 # The model last: what is beside it is told by its manifest.
                 for file in sorted(os.listdir(scratch), key=name.__eq__):

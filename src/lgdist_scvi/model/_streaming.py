@@ -21,6 +21,7 @@ from anndata import AnnData
 from torch import distributed
 
 from lgdist_scvi._exclusive import sole_writer
+from lgdist_scvi._forks import is_forked
 from lgdist_scvi._quiet import quiet
 
 from ._manifest import hash_of
@@ -200,12 +201,14 @@ def write_extended(
         varp=dict(adata.varp),
         raw=adata.raw,
     )
-    if path.suffix == ".zarr":
-        shutil.rmtree(path, ignore_errors=True)
-        with quiet():
-            extended.write_zarr(path)
-    else:
-        extended.write_h5ad(path, compression="gzip", compression_opts=1)
+    # The threads of the pool of dask are not copied either.
+    with dask.config.set(scheduler="synchronous") if is_forked() else nullcontext():
+        if path.suffix == ".zarr":
+            shutil.rmtree(path, ignore_errors=True)
+            with quiet():
+                extended.write_zarr(path)
+        else:
+            extended.write_h5ad(path, compression="gzip", compression_opts=1)
 
 
 def imputed(view: SpotView, rows: NDArray[np.int64] | slice) -> NDArray[np.bool_]:
