@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary, finalize
 
 import rich.pretty  # noqa: F401  scvi-tools uses it to show its registry but does not import it
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from scvi.data._download import _download as download
 from scvi.model._utils import parse_device_args
 from scvi.train._progress import ProgressBar
 from scvi.utils import track
@@ -21,7 +22,15 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
     from scvi.data import AnnDataManager
 
-__all__ = ["ForgettingMixin", "PhaseProgressBar", "interruptible", "logged_history", "track", "training_devices"]
+__all__ = [
+    "ForgettingMixin",
+    "PhaseProgressBar",
+    "download",
+    "interruptible",
+    "logged_history",
+    "track",
+    "training_devices",
+]
 
 
 def logged_history(trainer: Trainer) -> dict[str, pd.DataFrame]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,12 +24,34 @@ _NOT_OURS = (
 )
 
 
+# Filters and levels are those of all threads: the first that is quiet sets them, the last puts them back.
+_LOCK = threading.Lock()
+_SET = ExitStack()
+_n_quiet = 0
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Let the packages below say nothing but warnings, and of these not the ones about themselves.
 
     Warnings of this package, and all that a user may act on, are shown.
     """
+    global _n_quiet
+    with _LOCK:
+        if not _n_quiet:
+            _SET.enter_context(_set())
+        _n_quiet += 1
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _n_quiet -= 1
+            if not _n_quiet:
+                _SET.close()
+
+
+@contextmanager
+def _set() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

@@ -16,6 +16,7 @@ import zarr
 from scipy import sparse
 
 from lgdist_scvi import LGDiST
+from lgdist_scvi._exclusive import sole_writer
 from lgdist_scvi.model import _layers, _streaming
 
 OPTIONS = {"n_samples": 2, "n_steps": 2, "silent": True, "batch_size": 32}
@@ -177,6 +178,93 @@ def test_what_the_user_puts_among_the_blocks_is_kept(trained, blocks, tmp_path, 
     monkeypatch.setattr(_streaming.Blocks, "save", save_and_note)
     trained.write_completed(path, **OPTIONS)
     assert "lgdist" in read(path).layers and os.listdir(folder) == ["notes.txt"]
+
+
+def begun(trained, path, monkeypatch):
+    """A completion with all blocks and without its file."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(_layers, "write_extended", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        trained.write_completed(path, **OPTIONS)
+    return path.with_name(f"{path.name}.partial")
+
+
+def zeroed(block, other):
+    content = bytearray(block.read_bytes())
+    content[300:500] = bytes(200)
+    block.write_bytes(content)
+
+
+def other_values(block, other):
+    with np.load(block) as arrays:
+        values = [arrays[name] for name in arrays]
+    np.savez(block, values[0] + 1, *values[1:])
+
+
+DAMAGE = {
+    "empty": lambda block, other: block.write_bytes(b""),
+    "half": lambda block, other: block.write_bytes(block.read_bytes()[:1000]),
+    "text": lambda block, other: block.write_text("not a block"),
+    "zeroed": zeroed,
+    "other values": other_values,
+    "another block": lambda block, other: block.write_bytes(other.read_bytes()),
+    "other arrays": lambda block, other: np.savez(block, np.zeros(3)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_block_is_computed_again(trained, blocks, tmp_path, monkeypatch, damage):
+    path = tmp_path / "a.h5ad"
+    folder = begun(trained, path, monkeypatch)
+    damage(folder / "block_000001.npz", folder / "block_000002.npz")
+    with pytest.warns(UserWarning, match=r"block_000001\.npz is damaged .*computed again"):
+        trained.write_completed(path, **OPTIONS)
+    np.testing.assert_array_equal(
+        read(path).layers["lgdist"], trained.get_completed_expression(return_numpy=True, **OPTIONS)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("job.json", None),
+        ("job.json", b"\xff\x00"),
+        ("job.json", b"[1]"),
+        ("job.json", b'{"seed": 0}'),
+        ("block_000001.npz", None),
+    ],
+    ids=["folder", "bytes", "list", "part", "block"],
+)
+def test_damaged_folder_of_blocks(trained, blocks, tmp_path, monkeypatch, name, content):
+    path = tmp_path / "a.h5ad"
+    folder = begun(trained, path, monkeypatch)
+    (folder / name).unlink()
+    if content is None:
+        (folder / name).mkdir()
+    else:
+        (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.h5ad\.partial.* not written by write_completed.*another path"):
+        trained.write_completed(path, **OPTIONS)
+    assert not path.exists() and (folder / name).exists()
+
+
+def test_second_process_is_refused(trained, tmp_path):
+    path = tmp_path / "a.h5ad"
+    with sole_writer(tmp_path / ".a.h5ad.lock", path), pytest.raises(RuntimeError, match="another process or thread"):
+        trained.write_completed(path, **OPTIONS)
+    assert os.listdir(tmp_path) == []
+
+
+def test_file_that_appears_meanwhile_stays(trained, tmp_path, monkeypatch):
+    path, write = tmp_path / "a.h5ad", _layers.write_extended
+
+    def write_and_wait(*arguments):
+        write(*arguments)
+        path.write_text("mine")
+
+    monkeypatch.setattr(_layers, "write_extended", write_and_wait)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        trained.write_completed(path, **OPTIONS)
+    assert path.read_text() == "mine"
 
 
 def stores(tmp_path):

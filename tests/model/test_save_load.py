@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
@@ -18,6 +19,7 @@ import torch
 from scvi.model.base import BaseModelClass
 
 from lgdist_scvi import LGDiST
+from lgdist_scvi._exclusive import sole_writer
 
 SETUP = {"library_key": "library_id", "image_key": "X_image", "observed_layer": "observed", "batch_key": "domain"}
 
@@ -231,9 +233,10 @@ def test_damaged_file(saved, tmp_path, damage):
 
 
 def changed(folder, path, *, change):
-    """A copy of a saved model whose file holds something else."""
+    """A copy of a saved model whose file holds something else, without a manifest, as other versions write it."""
     shutil.copytree(folder, path)
     content = torch.load(path / "model.pt", weights_only=False)
+    del content["lgdist_scvi_manifest"]
     change(content["attr_dict"], content["model_state_dict"])
     torch.save(content, path / "model.pt")
     return path
@@ -284,6 +287,138 @@ def test_model_without_a_version(saved, small, tmp_path):
         saved[2], tmp_path / "model", change=lambda attributes, _: attributes["registry_"].pop("lgdist_scvi_version")
     )
     pd.testing.assert_frame_equal(read(LGDiST.load(folder), small), saved[1])
+
+
+def rewritten(path, change):
+    content = torch.load(path, weights_only=False)
+    change(content)
+    torch.save(content, path)
+
+
+def byte_changed(path):
+    """One byte of the weights, as a disk or a network changes it; its checksum no longer fits."""
+    with zipfile.ZipFile(path) as parts:
+        largest = max(parts.infolist(), key=lambda part: part.file_size)
+    content = bytearray(path.read_bytes())
+    content[largest.header_offset + 200 + largest.file_size // 2] ^= 1
+    path.write_bytes(content)
+
+
+CHANGED = {
+    "byte": (byte_changed, "wrong checksum"),
+    "weights swapped": (
+        lambda path: rewritten(
+            path, lambda c: c["model_state_dict"].update(share=c["model_state_dict"]["share"].flip(0))
+        ),
+        "its weights are not those that were saved",
+    ),
+    "names reversed": (
+        lambda path: rewritten(path, lambda c: c.update(var_names=c["var_names"][::-1].copy())),
+        "its names are not",
+    ),
+    "settings": (lambda path: rewritten(path, lambda c: c["attr_dict"].update(held_out_=0.2)), "its settings are not"),
+    "names reversed, without a manifest": (
+        lambda path: rewritten(
+            path, lambda c: (c.pop("lgdist_scvi_manifest"), c.update(var_names=c["var_names"][::-1].copy()))
+        ),
+        "names of the genes",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), CHANGED.values(), ids=CHANGED)
+def test_model_that_was_changed_after_it_was_saved(saved, tmp_path, change, message):
+    path = tmp_path / "model.pt"
+    shutil.copy(saved[2] / "model.pt", path)
+    change(path)
+    with pytest.raises(ValueError, match=rf"model\.pt is damaged.*{message}.* use a copy"):
+        LGDiST.load(tmp_path, adata=saved[0].adata)
+
+
+DAMAGED = {
+    "no settings": lambda c: c.update(attr_dict=None),
+    "no weights": lambda c: c.update(model_state_dict=[1]),
+    "no registry": lambda c: c["attr_dict"].pop("registry_"),
+    "registry of text": lambda c: c["attr_dict"].update(registry_="x"),
+    "no options": lambda c: c["attr_dict"].pop("init_params_"),
+    "options of another form": lambda c: c["attr_dict"]["init_params_"].update(kwargs=3),
+    "setup of another form": lambda c: c["attr_dict"]["registry_"].update(setup_args=[1]),
+    "weight of text": lambda c: c["model_state_dict"].update(share="x"),
+    "seed of text": lambda c: c["attr_dict"].update(seed_="x"),
+    "history of text": lambda c: c["attr_dict"].update(history_="x"),
+    "fields of another form": lambda c: c["attr_dict"]["registry_"]["field_registries"].update(X=1),
+    "option out of range": lambda c: c["attr_dict"]["init_params_"]["kwargs"]["module_kwargs"].update(n_layers=-1),
+}
+
+
+@pytest.mark.parametrize("change", DAMAGED.values(), ids=DAMAGED)
+def test_damaged_dictionary(saved, tmp_path, change):
+    path = tmp_path / "model.pt"
+    shutil.copy(saved[2] / "model.pt", path)
+    rewritten(path, lambda content: (content.pop("lgdist_scvi_manifest"), change(content)))
+    with pytest.raises(ValueError, match=r"model\.pt is damaged.*Save the model again, or use a copy"):
+        LGDiST.load(tmp_path, adata=saved[0].adata)
+
+
+def test_options_that_need_all_memory_are_refused(saved, tmp_path):
+    def grow(attributes, _):
+        attributes["init_params_"]["kwargs"]["module_kwargs"].update(n_hidden=400_000)
+
+    with pytest.raises(ValueError, match=r"weights that do not fit .*instead of torch\.Size.*400000"):
+        LGDiST.load(changed(saved[2], tmp_path / "model", change=grow), adata=saved[0].adata)
+
+
+@pytest.mark.parametrize("place", ["counts", "spatial", "names", "genes"])
+def test_data_of_another_model(saved, small, tmp_path, place):
+    folder = tmp_path / "model"
+    shutil.copytree(saved[2], folder)
+    adata = ad.read_h5ad(folder / "adata.h5ad")
+    if place == "counts":
+        adata.layers["counts"].data[7] += 1
+    elif place == "spatial":
+        adata.obsm["spatial"][0] += 0.1
+    elif place == "names":
+        adata.obs_names = adata.obs_names[::-1]
+    else:
+        adata = small.hide(small.tissue(n_genes=30))
+    adata.write_h5ad(folder / "adata.h5ad")
+    with pytest.raises(ValueError, match=r"adata\.h5ad does not hold the spots .*Pass adata=\.\.\."):
+        LGDiST.load(folder)
+    # What else the user notes there is no matter.
+    adata = saved[0].adata.copy()
+    adata.obs["mine"] = 1.0
+    adata.write_h5ad(folder / "adata.h5ad")
+    assert "mine" in LGDiST.load(folder).adata.obs
+    # Nor is a model saved over it without its data, which stays.
+    saved[0].save(folder, overwrite=True)
+    assert LGDiST.load(folder).is_trained
+
+
+def test_data_that_changed_is_not_saved_with_the_model(small, tmp_path):
+    model = small.build(small.tissue())
+    del model.adata.layers["counts"]
+    model.save(tmp_path / "alone")
+    with pytest.raises(ValueError, match=r"changed since it was registered.*'counts'.*save_anndata=False"):
+        model.save(tmp_path / "model", save_anndata=True)
+    assert not (tmp_path / "model").exists()
+
+
+def test_registry_is_read_as_safely(saved, tmp_path):
+    assert LGDiST.load_registry(saved[2])["setup_args"]["library_key"] == "library_id"
+    sign = tmp_path / "executed"
+    torch.save(Bomb(sign), tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="Nothing of it was executed"):
+        LGDiST.load_registry(tmp_path)
+    assert not sign.exists()
+
+
+def test_one_process_at_a_time_saves(saved, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    with sole_writer(folder / ".saving.lock", folder), pytest.raises(RuntimeError, match="another process or thread"):
+        saved[0].save(folder, overwrite=True)
+    saved[0].save(folder, overwrite=True)
+    assert os.listdir(folder) == ["model.pt"]
 
 
 def test_data_of_the_model_is_damaged(saved, tmp_path):

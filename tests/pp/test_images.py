@@ -240,6 +240,141 @@ def test_file_may_be_larger_than_what_pillow_takes_for_an_attack(tmp_path, monke
     assert Image.MAX_IMAGE_PIXELS == 1000
 
 
+def grey(image):
+    return (image[..., 0] * 255).round().astype(np.uint8)
+
+
+def rgb(image):
+    return (image * 255).round().astype(np.uint8)
+
+
+def palette_tiff(path, image):
+    colours = np.random.default_rng(0).permutation(256)
+    table = np.zeros((3, 256), np.uint16)
+    table[0, colours] = np.arange(256) * 257
+    tifffile.imwrite(path, colours[grey(image)].astype(np.uint8), photometric="palette", colormap=table)
+
+
+def turned_jpeg(path, image):
+    """As a camera that was turned stores it, with a note of how it is to be shown."""
+    picture = Image.fromarray(np.rot90(rgb(image)))
+    noted = picture.getexif()
+    noted[274] = 6
+    picture.save(path, exif=noted, quality=95)
+
+
+def inverted16(path, image):
+    tifffile.imwrite(path, 65535 - grey(image).astype(np.uint16) * 257, photometric="miniswhite")
+
+
+SHOWN = {
+    "palette": ("a.tif", palette_tiff),
+    "white is zero": ("a.tif", lambda path, image: tifffile.imwrite(path, 255 - grey(image), photometric="miniswhite")),
+    "white is zero, 16 bits": ("a.tif", inverted16),
+    "cmyk tiff": ("a.tif", lambda path, image: Image.fromarray(rgb(image)).convert("CMYK").save(path)),
+    "cmyk jpeg": ("a.jpg", lambda path, image: Image.fromarray(rgb(image)).convert("CMYK").save(path, quality=95)),
+    "turned jpeg": ("a.jpg", turned_jpeg),
+    "turned tiff": (
+        "a.tif",
+        lambda path, image: tifffile.imwrite(
+            path, np.rot90(rgb(image)).copy(), photometric="rgb", extratags=[(274, "H", 1, 6, True)]
+        ),
+    ),
+    "12 bits in 16": (
+        "a.tif",
+        lambda path, image: tifffile.imwrite(
+            path, grey(image).astype(np.uint16) * 16, photometric="minisblack", extratags=[(281, "H", 1, 4080, True)]
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "write"), SHOWN.values(), ids=SHOWN)
+def test_pixels_are_those_that_the_file_shows(tmp_path, name, write):
+    adata = tissue()
+    write(tmp_path / name, position_image(WIDTH // 4, HEIGHT // 4, blue=0))
+    embed(adata, image=tmp_path / name, scale=0.25, patch_size=2)
+    np.testing.assert_allclose(adata.obsm["X_image"][:, 0] * WIDTH, adata.obsm["spatial"][:, 0], atol=12)
+
+
+def pages(path, image):
+    with tifffile.TiffWriter(path) as file:
+        file.write(rgb(image)[:20, :20], photometric="rgb")
+        file.write(rgb(image), photometric="rgb")
+
+
+REFUSED = {
+    "lab": (
+        lambda path, image: tifffile.imwrite(path, rgb(image), photometric="cielab"),
+        ["CIELAB", "not converted", "RGB"],
+    ),
+    "pages": (
+        lambda path, image: tifffile.imwrite(path, np.stack([grey(image)] * 3), photometric="minisblack"),
+        ["axes are QYX", "one page"],
+    ),
+    "small page first": (pages, ["2 pages", "not the largest"]),
+}
+
+
+@pytest.mark.parametrize(("write", "parts"), REFUSED.values(), ids=REFUSED)
+def test_file_whose_pixels_are_not_known_is_refused(tmp_path, write, parts):
+    adata = tissue()
+    before = contents(adata)
+    write(tmp_path / "a.tif", position_image(WIDTH // 4, HEIGHT // 4))
+    with pytest.raises(ValueError, match=r"a\.tif could not be read as an image.*TIFF, PNG or JPEG") as caught:
+        embed(adata, image=tmp_path / "a.tif", scale=0.25)
+    assert all(part in str(caught.value) for part in parts) and contents(adata) == before
+
+
+def test_truncated_file(tmp_path):
+    path = tmp_path / "a.tif"
+    image = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    tifffile.imwrite(path, image, photometric="rgb", tile=(64, 64), compression="zlib")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 3])
+    with pytest.raises(ValueError, match=r"a\.tif.*(could not be read|cannot be read in rows .* damaged or truncated)"):
+        embed(tissue(), image=path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_pixels_that_are_not_finite(value):
+    image = position_image(WIDTH, HEIGHT)
+    image[HEIGHT // 2 :] = value
+    with pytest.raises(ValueError, match=r"NaN or infinite in rows .*value of the background"):
+        embed(tissue(image))
+
+
+@pytest.mark.parametrize("dtype", [object, np.complex64, "U3"])
+def test_pixels_that_are_no_numbers(dtype):
+    with pytest.raises(TypeError, match="pixels of the type .*convert them to numbers"):
+        embed(tissue(position_image(WIDTH, HEIGHT).astype(dtype)))
+
+
+def test_twelve_bits_in_an_array_raise_a_warning():
+    with pytest.warns(UserWarning, match=r"12 bits.*multiply it by 16"):
+        embed(tissue((position_image(WIDTH, HEIGHT) * 4095).astype(np.uint16)))
+
+
+@pytest.mark.parametrize("part", ["obsm", "uns"])
+def test_data_of_the_user_is_not_replaced(part):
+    adata = tissue()
+    getattr(adata, part)["X_pca"] = mine = np.ones((adata.n_obs, 3))
+    with pytest.raises(ValueError, match=r"key_added='X_pca' would replace.*another key"):
+        embed(adata, key_added="X_pca")
+    assert getattr(adata, part)["X_pca"] is mine
+    # What the function wrote itself it may replace.
+    for patch_size in (1, 2):
+        image_embeddings(adata, mean_colour, key_added="mine", patch_size=patch_size, n_pixels=16, silent=True)
+    assert adata.uns["mine"]["patch_size"] == 2
+
+
+def test_file_that_would_not_fit_in_memory(tmp_path, monkeypatch):
+    png(tmp_path / "a.png", position_image(WIDTH // 4, HEIGHT // 4))
+    monkeypatch.setattr("lgdist_scvi._memory.available_memory", lambda: 1000)
+    with pytest.raises(MemoryError, match=r"a\.png would take .*smaller image"):
+        embed(tissue(), image=tmp_path / "a.png", scale=0.25)
+
+
 def test_grey_file_of_16_bits(tmp_path):
     adata = tissue()
     grey_png16(tmp_path / "a.png", position_image(WIDTH // 4, HEIGHT // 4))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ._entries import spot_listing
+from ._image_files import Opened, check_pixels, open_image
 from ._regions import annotating_table, regions
 from ._slides import Slide
 
@@ -131,7 +131,7 @@ def _slides_of_anndata(
         entry = known.get(name, {})
         factors = entry.get("scalefactors", {})
         if given.get(name) is not None:
-            pixels, source, factor = *_open_image(given[name]), scale
+            opened, factor = open_image(given[name]), scale
         elif image is None and entry.get("images"):
             key = image_key or max(entry["images"], key=lambda k: factors.get(f"tissue_{k}_scalef", 0))
             if key not in entry["images"]:
@@ -144,11 +144,8 @@ def _slides_of_anndata(
                     f"adata.uns['spatial'][{name!r}]['scalefactors'] has no 'tissue_{key}_scalef' (found: "
                     f"{list(factors)}); add it, or pass the image as image=... with scale=..."
                 )
-            pixels, source, factor = (
-                entry["images"][key],
-                f"uns['spatial'] {key}",
-                float(factors[f"tissue_{key}_scalef"]),
-            )
+            opened = Opened(entry["images"][key], f"uns['spatial'] {key}", None)
+            factor = float(factors[f"tissue_{key}_scalef"])
         else:
             without.append(name)
             continue
@@ -159,12 +156,13 @@ def _slides_of_anndata(
         slides.append(
             Slide(
                 name,
-                source,
+                opened.name,
                 rows,
-                _checked_image(pixels, source),
+                check_pixels(opened).pixels,
                 positions[rows] * factor,
                 None if diameter is None else float(diameter) * factor,
                 None if microns is None else float(microns) / factor,
+                opened.full,
             )
         )
     _report_missing(slides, without, "adata.uns['spatial'][library]['images'], or pass image=...")
@@ -204,7 +202,7 @@ def _slides_of_spatialdata(
                 region.name,
                 name,
                 region.rows,
-                _checked_image(pixels.transpose("y", "x", "c").data, name),
+                check_pixels(Opened(pixels.transpose("y", "x", "c").data, name, None)).pixels,
                 region.centers @ matrix[:2, :2].T + matrix[:2, 2],
                 region.diameter * scale,
                 None if microns_per_pixel is None else microns_per_pixel / scale,
@@ -212,57 +210,6 @@ def _slides_of_spatialdata(
         )
     _report_missing(slides, without, "sdata.images in the coordinate system of the region, or pass image=...")
     return slides
-
-
-def _open_image(image: Any) -> tuple[Any, str]:
-    """Open an image file, lazily if it is a TIFF, or take an array; return the image and its name.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If the file is missing or not an image.
-    """
-    if not isinstance(image, str | Path):
-        return image, "array"
-    path = Path(image)
-    if not path.is_file():
-        raise FileNotFoundError(f"The image {path} does not exist; correct image=...")
-    try:
-        if path.suffix.lower() in (".tif", ".tiff", ".btf", ".svs", ".ndpi"):
-            import tifffile
-            import zarr
-
-            store = zarr.open(tifffile.imread(path, aszarr=True, level=0), mode="r")
-            return _channels_last(store), path.name
-        from PIL import Image
-
-        # Whole slides exceed the size above which Pillow suspects a decompression bomb.
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            with Image.open(path) as opened:
-                plain = opened.mode in ("1", "L", "RGB", "RGBA") or opened.mode.startswith(("I", "F"))
-                return np.asarray(opened if plain else opened.convert("RGBA")), path.name
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-    except Exception as error:
-        raise ValueError(f"{path} could not be read as an image ({error}); pass a TIFF, PNG or JPEG file.") from error
-
-
-def _checked_image(image: Any, source: str) -> Any:
-    """Check that an array is an image, ``(height, width)`` or ``(height, width, n_channels)`` with 1, 3 or 4 channels.
-
-    Raises
-    ------
-    ValueError
-        If it is not.
-    """
-    shape = tuple(getattr(image, "shape", ()))
-    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)) or 0 in shape:
-        raise ValueError(
-            f"The image {source} has shape {shape}; it must be (height, width) or (height, width, channels) with 1 "
-            "(grey), 3 (RGB) or 4 (RGBA) channels."
-        )
-    return image
 
 
 def _only_image(sdata: SpatialData, region: Region) -> str | None:
@@ -300,9 +247,3 @@ def _report_missing(slides: list[Slide], without: list[str], where: str) -> None
             UserWarning,
             stacklevel=5,
         )
-
-
-def _channels_last(image: Any) -> Any:
-    if len(image.shape) == 3 and image.shape[0] in (1, 3, 4) and image.shape[2] not in (1, 3, 4):
-        return np.moveaxis(np.asarray(image), 0, 2)
-    return image

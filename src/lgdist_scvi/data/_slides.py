@@ -20,6 +20,8 @@ _TILE = 2048
 # wrong, below the second it may be.
 _LEAST_EXTENT, _SMALL_EXTENT = 0.05, 0.25
 
+_TWELVE = 1 << 12
+
 
 @dataclass(frozen=True)
 class Slide:
@@ -39,17 +41,35 @@ class Slide:
     """Spot diameter in pixels of the image."""
     microns_per_pixel: float | None
     """Size of a pixel of the image in micrometres."""
+    full: float | None = None
+    """Value of full brightness, where the file tells it."""
 
     @cached_property
     def full_scale(self) -> float:
-        """Value of full brightness: the maximum of 8- or 16-bit types, else 1 (floats), 255 or 65535 by the values."""
+        """Value of full brightness: as the file says; else the maximum of 8- or 16-bit types, 1 (floats), 255 or 65535 by the values."""
+        if self.full is not None:
+            return self.full
         dtype = np.dtype(self.image.dtype)
         if dtype.kind not in "iuf":
             return 1.0
-        if dtype.kind == "u" and dtype.itemsize <= 2:
-            return float(np.iinfo(dtype).max)
         step = max(1, max(self.image.shape[:2]) // 512)
-        largest = np.nanmax(np.asarray(self.image[::step, ::step]))
+        if dtype.kind == "u" and dtype.itemsize <= 2:
+            # Only of what is in memory: of a file this would read all tiles.
+            if (
+                dtype.itemsize == 2
+                and isinstance(self.image, np.ndarray)
+                and self.image[::step, ::step].max() < _TWELVE
+            ):
+                warnings.warn(
+                    f"The image {self.source} of {self.library!r} has 16 bits and no value of {_TWELVE} or more: if it has "
+                    "12 bits, it is taken for an almost black one; multiply it by 16.",
+                    UserWarning,
+                    stacklevel=4,
+                )
+            return float(np.iinfo(dtype).max)
+        sample = np.asarray(self.image[::step, ::step])
+        # Pixels that are not finite are refused where a spot needs them.
+        largest = np.max(sample, where=np.isfinite(sample), initial=0)
         # Interpolation may slightly exceed full brightness.
         candidates = (1.0, 255.0, 65535.0) if dtype.kind == "f" else (255.0, 65535.0)
         return next((value for value in candidates if largest <= 1.5 * value), candidates[-1])
@@ -165,13 +185,36 @@ class Slide:
         n = max(2, round(side))
         start = np.floor(self.centers[spots] - n / 2 + 0.5).astype(np.int64)
         (x0, y0), (x1, y1) = start.min(axis=0).clip(0), start.max(axis=0) + n
-        region = np.asarray(self.image[y0:y1, x0:x1])
+        region = self._read(slice(y0, y1), slice(x0, x1))
         offsets = np.arange(n)
         patches = []
         for x, y in start:
             rows, columns = (y + offsets).clip(0, height - 1) - y0, (x + offsets).clip(0, width - 1) - x0
             patches.append(_resampled(_rgb(region[rows][:, columns], self.full_scale), n_pixels))
         return torch.cat(patches)
+
+    def _read(self, rows: slice, columns: slice) -> NDArray:
+        """Pixels of a piece of the image.
+
+        Raises
+        ------
+        ValueError
+            If it cannot be read, or is not finite.
+        """
+        where = f"rows {rows.start} to {rows.stop}, columns {columns.start} to {columns.stop}"
+        try:
+            region = np.asarray(self.image[rows, columns])
+        except Exception as error:  # damaged bytes can raise any error
+            raise ValueError(
+                f"The image {self.source} of {self.library!r} cannot be read in {where} ({type(error).__name__}: {error}); it is "
+                "damaged or truncated, so use a copy."
+            ) from error
+        if region.dtype.kind == "f" and not np.isfinite(region).all():
+            raise ValueError(
+                f"The image {self.source} of {self.library!r} has pixels that are NaN or infinite in {where}; set them to the "
+                "value of the background."
+            )
+        return region
 
 
 def _rgb(patch: NDArray, full: float) -> torch.Tensor:

@@ -14,6 +14,7 @@ from lgdist_scvi.data._counts import check_counts
 from lgdist_scvi.data._genes import validate_genes
 from lgdist_scvi.data._validation import validate_setup
 from lgdist_scvi.data._view import SpotView
+from lgdist_scvi.module._use import refuse_while_trained
 
 from ._guards import warn_if_unlike
 from ._options import N_SAMPLES, Reading
@@ -85,6 +86,7 @@ class LGDiSTBase(ForgettingMixin, BaseModelClass):
         return Reading(n_samples, **options)
 
     def _check_trained(self, *, diffusion: bool) -> None:
+        refuse_while_trained(self.module)
         needed = {"autoencoder": "train"} | ({"diffusion": "train_diffusion"} if diffusion else {})
         for phase, method in needed.items():
             if phase not in self.history_:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Container, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -17,10 +16,11 @@ from lgdist_scvi._memory import require_memory
 from lgdist_scvi.data._regions import annotating_table
 
 from ._base import LGDiSTBase
+from ._manifest import hash_of
 from ._reader import Reader
 from ._spatialdata import put_into_table
 from ._stores import stored_table, write_layers
-from ._streaming import Blocks, check_replaceable, fill, imputed, write_extended
+from ._streaming import Blocks, check_replaceable, fill, first_writer, imputed, write_extended
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -187,7 +187,9 @@ class LayersMixin(LGDiSTBase):
         ValueError
             If `path` has another suffix, an option or `adata` does not fit, the stored blocks are of another model, other
             data or other options, or their folder is not of this function.
-        RuntimeError, KeyError, TypeError, FloatingPointError
+        RuntimeError
+            If another process writes the same path; also as :meth:`get_completed_expression`.
+        KeyError, TypeError, FloatingPointError
             As :meth:`get_completed_expression`.
 
         Examples
@@ -202,26 +204,27 @@ class LayersMixin(LGDiSTBase):
             raise ValueError(f"The name of the file must end in .h5ad or .zarr, got {path.name!r}.")
         if not path.parent.is_dir():
             raise FileNotFoundError(f"The folder {path.parent} does not exist; create it first.")
-        if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} exists; choose another name or pass overwrite=True.")
-        check_replaceable(path)
+        check_replaceable(path, overwrite=overwrite)
         reading = self._reading(**options)
         adata, view = self._trained_view(adata, diffusion=reading.n_samples > 0, use_image=reading.use_image)
         _check_key(adata.layers, adata.uns, key_added)
         job = {**asdict(reading), **self._provenance(reading), "weights": self._weights_hash(), "data": view.digest()}
-        blocks = Blocks(path.with_name(f"{path.name}.partial"), view, reading.batch_size, job)
         batches = partial(Reader(self.module, view, reading).batches, silent=silent)
+        folder = path.with_name(f"{path.name}.partial")
         try:
-            if fill(blocks, batches, return_std=reading.return_std):
-                layers = {key_added: blocks.layer(0), f"{key_added}{IMPUTED_SUFFIX}": blocks.imputed()}
-                if reading.return_std:
-                    layers[f"{key_added}{STD_SUFFIX}"] = blocks.layer(1)
-                written = blocks.folder / path.name
-                write_extended(adata, layers, {key_added: self._provenance(reading)}, written, _layer_names(key_added))
-                check_replaceable(path)
-                blocks.finish(written, path)
+            with first_writer(path.with_name(f".{path.name}.lock"), path):
+                blocks = Blocks(folder, view, reading.batch_size, job)
+                if fill(blocks, batches, return_std=reading.return_std):
+                    layers = {key_added: blocks.layer(0), f"{key_added}{IMPUTED_SUFFIX}": blocks.imputed()}
+                    if reading.return_std:
+                        layers[f"{key_added}{STD_SUFFIX}"] = blocks.layer(1)
+                    written, uns = blocks.folder / path.name, {key_added: self._provenance(reading)}
+                    write_extended(adata, layers, uns, written, _layer_names(key_added))
+                    # Another may have come meanwhile.
+                    check_replaceable(path, overwrite=overwrite)
+                    blocks.finish(written, path)
         except OSError as error:
-            error.add_note(f"Complete blocks are kept in {blocks.folder}; repeat the call to continue.")
+            error.add_note(f"Complete blocks are kept in {folder}; repeat the call to continue.")
             raise
 
     def _provenance(self, reading: Reading) -> dict[str, Any]:
@@ -229,11 +232,7 @@ class LayersMixin(LGDiSTBase):
         return {"model": type(self).__name__, "package": PACKAGE, "version": version(PACKAGE), **options}
 
     def _weights_hash(self) -> str:
-        digest = hashlib.sha256()
-        for name, tensor in self.module.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.cpu().numpy().tobytes())
-        return digest.hexdigest()
+        return hash_of(self.module.state_dict())
 
 
 def _layer_names(key: str) -> list[str]:

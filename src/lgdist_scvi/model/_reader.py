@@ -15,6 +15,7 @@ from lgdist_scvi.module._field_codes import solve_field
 from lgdist_scvi.module._joint import ExpressionSamples
 from lgdist_scvi.module._posterior import Posterior, Prediction, draw_noise, posterior, predict
 from lgdist_scvi.module._read_outs import READ_OUTS
+from lgdist_scvi.module._use import Steady
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,6 +57,7 @@ class Reader:
 
     def __init__(self, module: LGDiSTModule, view: SpotView, reading: Reading, n_draws: int = 0) -> None:
         self._module, self._view, self._reading = module, view, reading
+        self._steady = Steady(module)
         # Of all spots, whichever are read: each is a part of the surroundings of others.
         self._folds = READ_OUTS[reading.read_out].given_detection
         n_folded = view.n_spots if self._folds else 0
@@ -105,6 +107,7 @@ class Reader:
                     f"The completion of spots {rows[place].min()} to {rows[place].max()} is not finite. Check "
                     "these spots for extreme counts and depths."
                 )
+            self._steady.check()
             yield completed
 
     def read(
@@ -212,9 +215,12 @@ class Reader:
         shown = track(places, description="Completing", style="tqdm", disable=silent)
         with smaller_batches_suggested():
             if self._module.device.type == "cuda":
-                yield from ahead(shown, lambda place: self._view.gather(rows[place], folds=self._folds).pin_memory())
+                gathered = ahead(shown, lambda place: self._view.gather(rows[place], folds=self._folds).pin_memory())
             else:
-                yield from ((place, self._view.gather(rows[place], folds=self._folds)) for place in shown)
+                gathered = ((place, self._view.gather(rows[place], folds=self._folds)) for place in shown)
+            for place, batch in gathered:
+                yield place, batch
+                self._steady.check()
 
 
 def _scaled(rate: torch.Tensor, depth: torch.Tensor, scale: Scale) -> torch.Tensor:

@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-import inspect
+import errno
 import os
 import pickle
 import re
 import tempfile
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import anndata
 import torch
 
+from lgdist_scvi._compat import download, training_devices
 from lgdist_scvi._constants import PACKAGE
+from lgdist_scvi._exclusive import sole_writer
 from lgdist_scvi._quiet import quiet
 from lgdist_scvi.data._fields import GroupField
+from lgdist_scvi.module._use import Steady, refuse_while_trained
 
 from ._base import LGDiSTBase
+from ._manifest import MANIFEST, hash_of_data, manifest_of
+from ._model_file import VERSION, read_model_file, safely_loaded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Self
 
     from anndata import AnnData
 
-_VERSION = "lgdist_scvi_version"
-# PyTorch's environment variables.
-_RESTRICTED, _UNRESTRICTED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-# What scvi-tools stores beside tensors: names of genes and categories, and dictionaries. Reading these runs no code.
-_HARMLESS: list[Any] = [
-    dict,
-    bytes,  # of arrays without entries
-    np.ndarray,
-    np.dtype,
-    *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
-    *(value.__reduce__()[0] for value in (np.empty(0), np.float64(0))),
-]
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+"""Errors of a disk that is full, read-only or broken."""
 
 
 class SavingMixin(LGDiSTBase):
@@ -72,10 +66,12 @@ class SavingMixin(LGDiSTBase):
         FileExistsError
             If `dir_path` exists.
         OSError
-            If the folder is not writable; an existing model is not changed.
-        ValueError
-            If an option is more than text, numbers and lists of them, so that :meth:`load` could not read it; an existing model is not
-            changed.
+            If the folder is not writable, or the disk is full; an existing model is not changed.
+        RuntimeError
+            If another process or thread saves to the same folder, or trains the model.
+        KeyError, TypeError, ValueError
+            If an option is more than text, numbers and lists of them, or the AnnData to be saved is no longer as it was registered, so that
+            :meth:`load` could not read it; an existing model is not changed.
 
         Examples
         --------
@@ -84,6 +80,10 @@ class SavingMixin(LGDiSTBase):
         folder = Path(dir_path)
         if folder.exists() and not overwrite:
             raise FileExistsError(f"{folder} exists; choose another name or pass overwrite=True.")
+        refuse_while_trained(self.module)
+        steady = Steady(self.module)
+        name = f"{prefix or ''}model.pt"
+        data = self._hash_of_data(required=save_anndata)
         registry = self.registry_
         # scvi-tools keeps a defaultdict here, which PyTorch's safe loading refuses.
         fields = {
@@ -92,24 +92,45 @@ class SavingMixin(LGDiSTBase):
         }
         new = not folder.exists()
         try:
-            self.registry_ = {**registry, "field_registries": fields, _VERSION: version(PACKAGE)}
             folder.mkdir(parents=True, exist_ok=True)
             # Written to a scratch folder, so that an earlier model stays intact until the new one is complete.
-            with tempfile.TemporaryDirectory(prefix=".saving_", dir=folder) as scratch:
-                super().save(scratch, prefix, True, save_anndata, **kwargs)
-                _require_loadable(Path(scratch, f"{prefix or ''}model.pt"))
-                for file in Path(scratch).iterdir():
-                    os.replace(file, folder / file.name)
+            with (
+                sole_writer(folder / ".saving.lock", folder),
+                tempfile.TemporaryDirectory(prefix=".saving_", dir=folder) as scratch,
+            ):
+                try:
+                    self.registry_ = {**registry, "field_registries": fields, VERSION: version(PACKAGE)}
+                    super().save(scratch, prefix, True, save_anndata, **kwargs)
+                finally:
+                    self.registry_ = registry
+                steady.check()
+                _seal(Path(scratch, name), data)
+                # The model last: what is beside it is told by its manifest.
+                for file in sorted(os.listdir(scratch), key=name.__eq__):
+                    os.replace(Path(scratch, file), folder / file)
                 new = False
+        except (OSError, RuntimeError) as error:
+            if not _is_of_disk(error):
+                raise
+            raise OSError(
+                f"The model could not be saved in {folder} ({error}); free space there, or choose another folder. What was "
+                "there is unchanged."
+            ) from error
         finally:
-            self.registry_ = registry
             if new:
                 with suppress(OSError):
                     folder.rmdir()
 
     @classmethod
     def load(
-        cls, dir_path: str | Path, adata: AnnData | None = None, *, prefix: str | None = None, **kwargs: Any
+        cls,
+        dir_path: str | Path,
+        adata: AnnData | None = None,
+        *,
+        prefix: str | None = None,
+        accelerator: str = "auto",
+        device: int | str = "auto",
+        backup_url: str | None = None,
     ) -> Self:
         """Load a saved model; the file is read as weights and plain metadata only, and its code never runs.
 
@@ -121,8 +142,10 @@ class SavingMixin(LGDiSTBase):
             Spots with the genes of the model; by default those saved with it.
         prefix
             Prefix of the file names, as passed to :meth:`save`.
-        **kwargs
-            ``accelerator`` and ``device``, and further arguments of the ``load`` method of scvi-tools.
+        accelerator, device
+            Hardware to use, as in the ``load`` method of scvi-tools.
+        backup_url
+            Where to download the model from if it is not in the folder.
 
         Returns
         -------
@@ -134,86 +157,118 @@ class SavingMixin(LGDiSTBase):
             If there is no model in the folder.
         OSError
             If the spots saved with it cannot be read.
-        ValueError
-            If the file is damaged, holds more than weights and plain metadata (its code is not executed), is of another model
-            or of an unsupported version, or if `adata` does not fit the model.
+        KeyError, TypeError, ValueError
+            If the file is damaged or was changed, holds more than weights and plain metadata (its code is not executed), is of another
+            model or of an unsupported version, if the spots beside it are those of another model, or if `adata` does not fit the model.
 
         Examples
         --------
         >>> model.save("model", overwrite=True)
         >>> model = lgdist_scvi.LGDiST.load("model", adata=adata)
         """
-        path = Path(dir_path) / f"{prefix or ''}model.pt"
-        if not path.is_file() and "backup_url" not in kwargs:
-            raise FileNotFoundError(f"There is no saved model at {path}; name the folder written by model.save().")
-        with quiet(), _weights_and_plain_metadata():
-            if path.is_file():
-                _check(path, cls)
-            try:
-                return super().load(str(dir_path), adata, prefix=prefix, **kwargs)
-            except OSError as error:
-                raise OSError(f"The spots saved with {path} cannot be read: {error}. Pass adata=...") from error
-            except RuntimeError as error:
-                if "loading state_dict" not in str(error):
-                    raise
-                raise ValueError(f"{path} holds weights that do not fit this version of {PACKAGE}: {error}") from error
+        path = _model_path(dir_path, prefix, backup_url)
+        with quiet():
+            content = read_model_file(path, cls)
+            attributes = dict(content["attr_dict"])
+            registry, arguments = attributes.pop("registry_"), attributes.pop("init_params_")
+            if adata is None:
+                adata = _spots_of(path, prefix, registry["setup_args"], content.get(MANIFEST, {}).get("data"))
+            cls.setup_anndata(adata, source_registry=registry, **registry["setup_args"])
+            model = cls(adata, **arguments["non_kwargs"], **arguments["kwargs"].get("module_kwargs", {}))
+            for name, value in attributes.items():
+                setattr(model, name, value)
+            model.module.load_state_dict(
+                {name: value for name, value in content["model_state_dict"].items() if name != "pyro_param_store"}
+            )
+            model.to_device(training_devices(accelerator, device)[0])
+            model.module.eval()
+            model._validate_anndata(adata)
+        return model
+
+    @classmethod
+    def load_registry(cls, dir_path: str | Path, prefix: str | None = None) -> dict[str, Any]:
+        """Registry of a saved model, read as safely as :meth:`load` does.
+
+        Parameters
+        ----------
+        dir_path, prefix
+            As in :meth:`load`.
+
+        Returns
+        -------
+        The registry of scvi-tools.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            As :meth:`load`.
+
+        Examples
+        --------
+        >>> model.save("model", overwrite=True)
+        >>> lgdist_scvi.LGDiST.load_registry("model")["model_name"]
+        'LGDiST'
+        """
+        return read_model_file(_model_path(dir_path, prefix), cls)["attr_dict"]["registry_"]
+
+    def _hash_of_data(self, *, required: bool) -> str | None:
+        """Hash of the AnnData of the model; None if it is no longer as it was registered and need not be."""
+        try:
+            return hash_of_data(self.adata, self.adata_manager.registry["setup_args"])
+        except (KeyError, TypeError, ValueError) as error:
+            if not required:
+                return None
+            raise ValueError(
+                f"model.adata has changed since it was registered, so that load() would refuse it: {error.args[0]} Save the model "
+                "without it (save_anndata=False), or put back what is missing."
+            ) from error
 
 
-def _require_loadable(path: Path) -> None:
-    """Refuse to save what :meth:`SavingMixin.load` would refuse."""
+def _model_path(dir_path: str | Path, prefix: str | None, backup_url: str | None = None) -> Path:
+    path = Path(dir_path) / f"{prefix or ''}model.pt"
+    if backup_url is not None and not path.exists():
+        download(backup_url, str(path.parent), path.name)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no saved model at {path}; name the folder written by model.save().")
+    return path
+
+
+def _spots_of(path: Path, prefix: str | None, setup: dict[str, Any], expected: str | None) -> AnnData:
+    """The spots that were saved with a model."""
+    spots = path.with_name(f"{prefix or ''}adata.h5ad")
+    if not spots.exists():
+        raise ValueError(
+            f"There are no spots beside the model {path}; pass adata=..., or save it with save_anndata=True."
+        )
     try:
-        with _weights_and_plain_metadata():
-            torch.load(path, map_location="cpu")
+        adata = anndata.read_h5ad(spots)
+    except Exception as error:  # damaged bytes can raise any error
+        raise OSError(f"The spots saved with {path} cannot be read: {error}. Pass adata=...") from error
+    try:
+        same = expected is None or hash_of_data(adata, setup) == expected
+    except (KeyError, TypeError, ValueError):
+        same = False
+    if not same:
+        raise ValueError(
+            f"{spots} does not hold the spots that the model beside it was saved with: names, counts, positions or images "
+            "differ. Pass adata=... if they are to be used."
+        )
+    return adata
+
+
+def _seal(path: Path, data: str | None) -> None:
+    """Add the manifest to the file of a model, and refuse what :meth:`SavingMixin.load` would refuse."""
+    try:
+        content = safely_loaded(path)
     except pickle.UnpicklingError as error:
         culprit = re.search(r"GLOBAL (\S+)", str(error))
         raise ValueError(
             "The model cannot be saved, because load() would refuse it: an option of the model or of its setup is a "
             f"{culprit[1] if culprit else error}. Pass text, numbers, or lists of them instead."
         ) from error
+    torch.save({**content, MANIFEST: manifest_of(content, data)}, path)
 
 
-def _check(path: Path, cls: Any) -> None:
-    """Refuse files that are not a saved model, or have options that this version does not know."""
-    try:
-        content = torch.load(path, map_location="cpu")
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds more than weights and plain metadata: it was not written by LGDiST.save(), or it was modified. "
-            f"Nothing of it was executed. PyTorch says: {' '.join(str(error).split())}"
-        ) from error
-    except Exception as error:  # damaged bytes can raise any error
-        raise ValueError(
-            f"{path} is damaged or not a saved model. PyTorch says: {type(error).__name__} {error}"
-        ) from error
-    if not isinstance(content, dict) or not {"model_state_dict", "var_names", "attr_dict"} <= set(content):
-        raise ValueError(f"{path} is not a saved model of scvi-tools.")
-    attributes = content["attr_dict"]
-    registry, arguments = attributes.get("registry_", {}), attributes.get("init_params_", {})
-    if (name := registry.get("model_name")) != cls.__name__:
-        raise ValueError(f"{path} holds a model of the class {name}, not {cls.__name__}; load it with its own class.")
-    given = {
-        cls.setup_anndata: registry.get("setup_args", {}),
-        cls.__init__: arguments.get("non_kwargs", {}),
-        cls._module_cls: arguments.get("kwargs", {}).get("module_kwargs", {}),
-    }
-    unknown = [
-        name for known, names in given.items() for name in names if name not in inspect.signature(known).parameters
-    ]
-    if unknown:
-        raise ValueError(
-            f"{path} was saved by {PACKAGE} {registry.get(_VERSION, '(version unknown)')}, with options that {version(PACKAGE)} "
-            f"does not have: {', '.join(unknown)}. Install the version that saved it, or a newer one."
-        )
-
-
-@contextmanager
-def _weights_and_plain_metadata() -> Iterator[None]:
-    """Keep ``torch.load`` from executing code, even if called without that restriction, as in scvi-tools."""
-    before = {name: os.environ.pop(name, None) for name in (_RESTRICTED, _UNRESTRICTED)}
-    os.environ[_RESTRICTED] = "1"
-    try:
-        with torch.serialization.safe_globals(_HARMLESS):
-            yield
-    finally:
-        del os.environ[_RESTRICTED]
-        os.environ.update({name: value for name, value in before.items() if value is not None})
+def _is_of_disk(error: OSError | RuntimeError) -> bool:
+    """Whether an error is one of writing: PyTorch has its own for it."""
+    return "PytorchStreamWriter" in str(error) or (isinstance(error, OSError) and error.errno in _DISK)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from lgdist_scvi._exclusive import sole_writer
 from lgdist_scvi._quiet import quiet
 from lgdist_scvi.data._regions import annotating_table
 
@@ -93,7 +94,12 @@ def write_layers(sdata: SpatialData, stored: StoredTable, table: AnnData, names:
     """
     from anndata.io import write_elem
 
-    with _scratch(Path(sdata.path)) as (folder, scratch), quiet():
+    store = Path(sdata.path)
+    with (
+        sole_writer(store.with_name(f".{store.name}.lock"), store),
+        _scratch(store) as (folder, scratch),
+        quiet(),
+    ):
         for name in names:
             if name in table.layers:
                 write_elem(scratch, name, _spread(table.layers[name], stored))

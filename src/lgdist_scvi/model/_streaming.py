@@ -6,7 +6,8 @@ import json
 import os
 import re
 import shutil
-from contextlib import suppress
+import warnings
+from contextlib import nullcontext, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,10 +20,15 @@ import zarr
 from anndata import AnnData
 from torch import distributed
 
+from lgdist_scvi._exclusive import sole_writer
+from lgdist_scvi._forks import is_forked
 from lgdist_scvi._quiet import quiet
+
+from ._manifest import hash_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
 
@@ -41,16 +47,16 @@ class Blocks:
         self.folder, self._view, self._batch_size = folder, view, batch_size
         self._step = batch_size * max(1, BLOCK_BYTES // (4 * view.n_genes * batch_size))
         described, text = folder / "job.json", json.dumps({**job, "spots_per_block": self._step}, indent=1)
+        self._job, self._n_arrays = text, 1 + bool(job["return_std"])
         if not described.exists():
             if folder.exists() and not (folder.is_dir() and all(map(_is_scratch, os.listdir(folder)))):
                 raise ValueError(_foreign(folder))
             folder.mkdir(exist_ok=True)
             _replace(described, lambda scratch: scratch.write_text(text, encoding="utf-8"))
-        elif (found := described.read_text(encoding="utf-8")) != text:
-            started = _job(found)
+        elif (started := _job(described)) != (wanted := json.loads(text)):
             if "spots_per_block" not in started:
                 raise ValueError(_foreign(folder))
-            differs = [name for name, value in started.items() if json.loads(text).get(name) != value]
+            differs = [name for name in {**wanted, **started} if started.get(name) != wanted.get(name)]
             raise ValueError(
                 f"{folder} holds a part of another completion ({', '.join(differs)} differ). Delete it, choose another path, or "
                 "repeat the original call to continue it."
@@ -64,16 +70,17 @@ class Blocks:
         """Number of minibatches that make up a block of these spots."""
         return -(-len(spots) // self._batch_size)
 
-    def missing(self) -> list[int]:
-        """Blocks that are not complete yet."""
-        return [block for block in self._all() if not self._file(block).exists()]
+    def missing(self, first: int = 0, step: int = 1) -> list[int]:
+        """Every `step`-th block from the `first` on that is not complete yet, or no longer what was written."""
+        return [block for block in self._all()[first::step] if not self._is_whole(block)]
 
     def save(self, block: int, arrays: list[NDArray[np.float32]]) -> None:
-        """Store the values of a block and, if any, their standard deviations."""
+        """Store the values of a block and, if any, their standard deviations, with their hash."""
+        known = np.array(self._hash(block, arrays))
 
         def write(scratch: Path) -> None:
             with scratch.open("wb") as file:
-                np.savez(file, *arrays)
+                np.savez(file, *arrays, known)
 
         _replace(self._file(block), write)
 
@@ -100,6 +107,24 @@ class Blocks:
     def _load(self, block: int, number: int) -> NDArray[np.float32]:
         with np.load(self._file(block)) as arrays:
             return arrays[f"arr_{number}"]
+
+    def _is_whole(self, block: int) -> bool:
+        """Whether a block is there and as it was written; warns if it is there and not."""
+        if not (file := self._file(block)).exists():
+            return False
+        try:
+            *arrays, known = (self._load(block, number) for number in range(self._n_arrays + 1))
+            whole = str(known) == self._hash(block, arrays)
+        except Exception:  # noqa: BLE001  damaged bytes can raise any error
+            whole = False
+        if not whole and not file.is_file():
+            raise ValueError(_foreign(file))
+        if not whole:
+            warnings.warn(f"{file} is damaged or of another block; it is computed again.", UserWarning, stacklevel=5)
+        return whole
+
+    def _hash(self, block: int, arrays: list[NDArray[np.float32]]) -> str:
+        return hash_of([self._job, block, arrays])
 
     def _lazy(self, read: Callable[[int], NDArray], dtype: type) -> da.Array:
         def part(block: int) -> da.Array:
@@ -131,9 +156,8 @@ def fill(blocks: Blocks, batches: Callable[[NDArray[np.int64]], Iterator[Complet
     -------
     Whether all blocks are there and this process is to write the file.
     """
-    spread_out = distributed.is_available() and distributed.is_initialized()
-    rank, n_ranks = (distributed.get_rank(), distributed.get_world_size()) if spread_out else (0, 1)
-    todo = [block for block in blocks.missing() if block % n_ranks == rank]
+    rank, n_ranks = _rank()
+    todo = blocks.missing(rank, n_ranks)
     rows = [blocks.rows(block) for block in todo]
     completed = batches(np.concatenate([[], *rows]).astype(int))
     for block, spots in zip(todo, rows, strict=True):
@@ -142,9 +166,21 @@ def fill(blocks: Blocks, batches: Callable[[NDArray[np.int64]], Iterator[Complet
         if return_std:
             arrays.append(np.concatenate([part.std for part in parts]))
         blocks.save(block, arrays)
-    if spread_out:
+    if n_ranks > 1:
         distributed.barrier()
     return rank == 0
+
+
+def first_writer(lock: Path, path: Path) -> AbstractContextManager[None]:
+    """Refuse a path that another process writes, but for those that work together, of which the first holds the lock."""
+    return sole_writer(lock, path) if _rank()[0] == 0 else nullcontext()
+
+
+def _rank() -> tuple[int, int]:
+    """Number of this process among those that work together, and how many these are."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
 
 
 def write_extended(
@@ -165,26 +201,30 @@ def write_extended(
         varp=dict(adata.varp),
         raw=adata.raw,
     )
-    if path.suffix == ".zarr":
-        shutil.rmtree(path, ignore_errors=True)
-        with quiet():
-            extended.write_zarr(path)
-    else:
-        extended.write_h5ad(path, compression="gzip", compression_opts=1)
+    # The threads of the pool of dask are not copied either.
+    with dask.config.set(scheduler="synchronous") if is_forked() else nullcontext():
+        if path.suffix == ".zarr":
+            shutil.rmtree(path, ignore_errors=True)
+            with quiet():
+                extended.write_zarr(path)
+        else:
+            extended.write_h5ad(path, compression="gzip", compression_opts=1)
 
 
 def imputed(view: SpotView, rows: NDArray[np.int64] | slice) -> NDArray[np.bool_]:
     return ~view.counts[rows].astype(bool).toarray()
 
 
-def check_replaceable(path: Path) -> None:
+def check_replaceable(path: Path, *, overwrite: bool) -> None:
     """Refuse to replace anything but a file by a file, and an AnnData or an empty folder by an AnnData.
 
     Raises
     ------
     FileExistsError
-        If something else has the name.
+        If something else has the name, or if anything has it and nothing is to be replaced.
     """
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; choose another name or pass overwrite=True.")
     if not path.exists() or (path.suffix == ".h5ad" and path.is_file()):
         return
     if path.suffix == ".h5ad":
@@ -200,10 +240,10 @@ def _is_stored_anndata(path: Path) -> bool:
         return False
 
 
-def _job(text: str) -> dict[str, Any]:
+def _job(described: Path) -> dict[str, Any]:
     try:
-        found = json.loads(text)
-    except ValueError:
+        found = json.loads(described.read_text(encoding="utf-8"))
+    except (ValueError, IsADirectoryError):
         found = None
     return found if isinstance(found, dict) else {}
 

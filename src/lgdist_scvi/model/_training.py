@@ -13,6 +13,7 @@ from lgdist_scvi._compat import training_devices
 from lgdist_scvi.data._holdout import holdout_entries
 from lgdist_scvi.dataloaders._neighborhood import CodeDataModule, NeighborhoodDataModule
 from lgdist_scvi.module._field_codes import fit_field, solve_field
+from lgdist_scvi.module._use import refuse_while_trained, trains
 from lgdist_scvi.train import AutoencoderPlan, DiffusionPlan
 from lgdist_scvi.train._calibration import CALIBRATION_STRIPS, fit_calibration
 from lgdist_scvi.train._runner import PhaseRunner
@@ -126,6 +127,7 @@ class TrainingMixin(LGDiSTBase):
         >>> model.is_trained
         True
         """
+        refuse_while_trained(self.module)
         # Checked before the long first phase.
         _check_steps(
             batch_size,
@@ -147,6 +149,7 @@ class TrainingMixin(LGDiSTBase):
         if self._diffuses or diffusion_max_epochs or max_epochs:
             self.train_diffusion(diffusion_max_epochs or max_epochs, plan_kwargs=diffusion_plan_kwargs, **shared)
 
+    @trains
     def train_autoencoder(
         self,
         max_epochs: int | None = None,
@@ -215,6 +218,7 @@ class TrainingMixin(LGDiSTBase):
                     solve_field(self.module, data.view, fold_strips=CALIBRATION_STRIPS)
                     fit_calibration(self.module, data.for_calibration(), self.seed_)
 
+    @trains
     def train_diffusion(
         self,
         max_epochs: int | None = None,

@@ -44,7 +44,8 @@ class NoiseSchedule(nn.Module):
         if n_steps < 1:
             raise ValueError(f"`n_steps` must be at least 1, got {n_steps}.")
         self.n_steps = int(n_steps)
-        phase = torch.arange(self.n_steps + 1, dtype=torch.float64) / self.n_steps
+        # On the CPU, where the factors are read, also for a module that is made on another device.
+        phase = torch.arange(self.n_steps + 1, dtype=torch.float64, device="cpu") / self.n_steps
         cosine = torch.cos((phase + _COSINE_OFFSET) / (1 + _COSINE_OFFSET) * math.pi / 2).square()
         betas = (1 - cosine[1:] / cosine[:-1]).clamp(max=_MAX_BETA)
         alpha_bar = torch.cumprod(1 - betas, dim=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Literal
 
@@ -16,7 +17,7 @@ from lgdist_scvi.data._slide_sources import PATCH_SIZE, open_slides
 from ._descriptor import StainDescriptor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
     from anndata import AnnData
@@ -144,6 +145,13 @@ def image_embeddings(
         spot_diameter=spot_diameter,
         microns_per_pixel=microns_per_pixel,
     )
+    made = table.uns.get(key_added)
+    ours = isinstance(made, Mapping) and made.get("package") == PACKAGE
+    if key_added != Keys.IMAGE and not ours and (key_added in table.obsm or key_added in table.uns):
+        raise ValueError(
+            f"key_added={key_added!r} would replace data of this name in obsm or uns that image_embeddings did not write; choose "
+            "another key."
+        )
     plan = [(slide, side, spots) for slide, side in slides for spots in slide.batches(side, batch_size)]
     embeddings = None
     for slide, side, spots in track(plan, description="Embedding", style="tqdm", disable=silent):
