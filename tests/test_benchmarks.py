@@ -377,6 +377,7 @@ def section():
 @pytest.fixture
 def briefly(monkeypatch):
     """One pass of training for every model, whose other options stay the defaults."""
+    monkeypatch.setattr("lgdist_scvi.model._lgdist.MOST_FACTORS", 4)
     for phase in ("train_autoencoder", "train_diffusion"):
         monkeypatch.setattr(LGDiST, phase, partialmethod(short, getattr(LGDiST, phase)))
 
