@@ -12,7 +12,6 @@ table and the picture in docs/benchmarks are written from all results that are k
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.util
 import io
 import json
@@ -47,6 +46,7 @@ from compare import (
     Store,
     is_current,
     parse_running,
+    recipe_key,
     started,
 )
 from matplotlib.axes import Axes
@@ -493,17 +493,10 @@ The score asks about whole layers, so blurring across a border between two of th
 Results = dict[Case, dict[str, Record]]
 
 
-def recipe_key() -> str:
-    """Hash of the part of this file that makes a result."""
-    source = Path(__file__).read_text(encoding="utf-8")
-    recipe = re.search("^# recipe begins.*^# recipe ends", source, re.MULTILINE | re.DOTALL)
-    return hashlib.sha256(recipe.group().encode()).hexdigest()[:12]
-
-
 def measure(options: argparse.Namespace, harness: Harness, store: Store) -> None:
     """Run what is not kept yet, and keep it."""
     code = Code(dirty=options.dirty, measured={"tree": MODEL})
-    recipe = recipe_key()
+    recipe = recipe_key(Path(__file__))
     todo = []
     for case in CASES:
         if case.name not in options.sections or case.seed not in options.seeds:

@@ -55,14 +55,15 @@ def real_data(pytestconfig: pytest.Config) -> Path:
 # is begun last should be short.
 LONGEST = (
     "test_default_training.py",
-    "test_fuzz.py",
     "test_tutorials.py",
-    "test_prediction.py",
     "test_leak.py",
     "test_layers.py",
     "test_training.py",
-    "user_guide.md",
+    "test_prediction.py",
+    "test_fuzz.py",
     "test_properties.py",
+    "user_guide.md",
+    "test_truth.py",
     "test_benchmarks.py",
     "test_completion.py",
     "test_distributed.py",

@@ -404,6 +404,7 @@ def section():
 @pytest.fixture
 def briefly(monkeypatch):
     """One pass of training for every model, whose other options stay the defaults."""
+    monkeypatch.setattr("lgdist_scvi.model._lgdist.MOST_FACTORS", 4)
     for phase in ("train_autoencoder", "train_diffusion"):
         monkeypatch.setattr(LGDiST, phase, partialmethod(short, getattr(LGDiST, phase)))
 
@@ -479,3 +480,69 @@ def test_calibration_of_both_kinds_of_entries(report, section, briefly):
     assert set(found) == set(calibration.KINDS)
     for record in found.values():
         assert record["n"] > 50 and 0 < record["coverage"]["0.5"] < record["coverage"]["0.95"] <= 1
+
+
+@pytest.fixture
+def audited(report):
+    return importlib.import_module("audit")
+
+
+def test_audit_of_methods_says_what_is_not_as_it_should_be(audited, compare, tmp_path):
+    def answers(*found):
+        return {
+            "commit": "abc123",
+            "answers": [dict(zip(("question", "value", "fine"), one, strict=True)) for one in found],
+        }
+
+    store = compare.Store(tmp_path / "audit")
+    for seed, slope in enumerate((1.0, 1.5)):
+        totals = [("totals", 0.98 + 0.01 * seed, True), ("totals", 1.01, True)]
+        null = [("null tests", 0.06, True), ("null tests", 0.2, None)]  # that of the counts is not shown
+        records = {
+            "raw": answers(*totals, *null, ("correlations", slope, seed == 0), ("coverage", None, None)),
+            "magic": {"commit": "abc123", "error": "not installed: no module"},
+            "lgdist": answers(("coverage", 0.5, True), ("coverage", 0.95, True)),
+        }
+        store.merge(compare.Case("mob1", "audit", seed), {"spots": 379}, records)
+    audited.main(["--render", "--out", str(store.folder), "--pages", str(tmp_path)])
+    page = (tmp_path / "audit.md").read_text()
+    assert "## Olfactory bulb MOB1, 379 spots" in page and "Commits: `abc123`." in page
+    assert "| raw counts | 2 | 0.98 to 1.01 |  |  |  | 6 (6 to 6) | **1.25 (1.00 to 1.50)** |  |" in page
+    assert "| LGDiST | 2 |  |  |  |  |  |  | 50 (50 to 50), 95 (95 to 95) |" in page
+    assert "Not audited: MAGIC: not installed: no module." in page
+
+
+@pytest.mark.slow
+def test_methods_are_audited_without_what_is_held_out(audited, section, briefly, harness, monkeypatch):
+    section.var["panel"] = True
+    section.uns["target_sum"] = 1e4
+    monkeypatch.setattr(audited, "N_DECOYS", 6)
+    completion = SimpleNamespace(
+        load=lambda paths, **_: section, lognorm=lambda counts, lib, target: np.log1p(counts / lib[:, None] * target)
+    )
+    given = audited.prepared("mob1", 0, completion, [Path("none")])
+    assert given.shape == (120, 30) and given.var["eval"].all()
+
+    def call(command, *_):
+        assert command[1].endswith("methods.py") and command[2] == "magic"
+        visible = anndata.read_h5ad(command[3])
+        assert set(visible.layers) == {"missing", "lognorm"} and visible.X.sum() == given.X.sum()
+        # A method may go below zero in the log.
+        anndata.AnnData(visible.layers["lognorm"] - 0.01, uns={"space": "log"}).write_h5ad(command[4])
+        return 0, ""
+
+    monkeypatch.setattr(harness, "call", call)
+    made = {
+        name: one
+        for method in ("raw", "magic", "lgdist")
+        for name, one in audited.completed(method, given, harness).items()
+    }
+    assert list(made) == ["raw", "magic", "lgdist", "lgdist_kept"]
+    found = {name: audited.answers(given, one, 0) for name, one in made.items()}
+    for name, answers in found.items():
+        assert {one["question"] for one in answers} == set(audited.COLUMNS), name
+        covered = [one["value"] for one in answers if one["question"] == "coverage"]
+        assert (covered[0] is not None) == (name == "lgdist")
+    assert [one["value"] for one in found["raw"]][0] == pytest.approx(1, abs=1e-3)
+    monkeypatch.setattr(harness, "call", lambda *_: (1, "out of luck"))
+    assert audited.completed("magic", given, harness) == "out of luck"
