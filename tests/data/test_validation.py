@@ -7,10 +7,11 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import rich
 from scipy import sparse
 from scvi.data.fields import CategoricalObsField
 
-from lgdist_scvi.data._genes import validate_genes
+from lgdist_scvi.data._genes import CountsField, validate_genes
 from lgdist_scvi.data._validation import validate_setup
 
 DEFAULTS = {
@@ -557,7 +558,7 @@ def test_a_few_shared_positions_only_warn():
     adata = share_positions(1)(tissue(300))
     with pytest.warns(UserWarning, match=r"2 spots \('spot0', 'spot1'\) share their position"):
         check(adata)
-    adata.obs["batch"] = ["u"] * 150 + ["v"] * 150  # both are of the same section
+    adata.obs["half"] = ["u"] * 150 + ["v"] * 150  # both are of the same section
     with pytest.warns(UserWarning, match="share their position"):
         check(adata)
 
@@ -602,3 +603,47 @@ def test_same_genes_pass():
     validate_genes(np.array(GENES), tissue())
     with pytest.raises(ValueError, match=r"duplicated genes: 'gene1'"):
         validate_genes([name for name in GENES if name != "gene3"], renamed("var")(tissue()))
+
+
+def sections(apart=0.0, n=120):
+    adata = tissue(n)
+    adata.obs["section"] = np.repeat(["mouse 1", "mouse 2"], n // 2)
+    adata.obsm["spatial"][n // 2 :] += apart
+    return adata
+
+
+def test_sections_over_each_other_need_the_key():
+    with pytest.raises(
+        ValueError, match=r"obs\['section'\] has 2 values \('mouse 1', 'mouse 2'\).*library_key='section'"
+    ):
+        check(sections())
+    check(sections(), library_key="section")
+    # New data is placed as the model's was.
+    check(sections(), query=True)
+
+
+def test_sections_beside_each_other_without_the_key_warn():
+    with pytest.warns(UserWarning, match="taken for one section. Pass library_key='section'"):
+        check(sections(apart=1000))
+    adata = sections(apart=1000)
+    check(adata, batch_key="section")
+    adata.obs["section"] = adata.obs_names  # of single spots
+    check(adata)
+    adata.obs["section"] = "mouse 1"
+    check(adata)
+
+
+def test_all_that_is_missing_is_named_at_once():
+    adata = tissue()
+    del adata.obs["lib"], adata.obs["depth"], adata.obsm["image"]
+    with pytest.raises(KeyError) as caught:
+        check(adata, **EVERYTHING)
+    for part in ("obs['lib'] (library_key)", "obs['depth'] (size_factor_key)", "obsm['image'] (image_key)", "chip"):
+        assert part in str(caught.value)
+
+
+def test_the_view_of_the_registry_lists_the_genes(capsys):
+    adata = tissue(n_genes=2)
+    field = CountsField("X", "counts")
+    rich.print(field.view_state_registry(field.register_field(adata)))
+    assert "adata.layers['counts']" in (shown := capsys.readouterr().out) and "gene0, gene1" in shown

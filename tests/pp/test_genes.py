@@ -6,6 +6,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from formats import as_spatialdata
 from scipy import sparse
 
 from lgdist_scvi.data._neighbors import spatial_graph
@@ -156,6 +157,38 @@ def test_spots_and_genes_without_a_count(tissue, to_format, masked):
     # Depths of 0 do not enter the median of the library.
     np.testing.assert_array_equal(result.obs["total_counts"].iloc[:300], alone.obs["total_counts"])
     assert (result.obs["total_counts"].iloc[300:] == 0).sum() == n_empty
+
+
+def test_genes_that_are_needed_are_kept(tissue):
+    ranked = all_genes(tissue).var["moran_i"].sort_values(ascending=False)
+    poor = list(ranked.index[-3:])
+    assert not set(poor) & set(select_genes(tissue, n_target=10, n_context=20).var_names)
+    panel = select_genes(tissue, n_target=10, n_context=20, keep=poor)
+    assert panel.n_vars == 30 and panel.var.loc[poor, "target_gene"].all() and panel.var["target_gene"].sum() == 10
+    # One that is hardly detected, named by its symbol.
+    adata = tissue.copy()
+    adata.var["symbol"] = [f"S{i}" for i in range(adata.n_vars)]
+    panel = select_genes(adata, n_target=1, n_context=2, min_fraction=0.99, keep=["S3", "S4"], gene_symbols="symbol")
+    assert {"S3", "S4"} <= set(panel.var.loc[panel.var["target_gene"], "symbol"])
+    with pytest.raises(KeyError, match=r"keep=... names 1 genes that adata does not have: 'S3'.*gene_symbols="):
+        select_genes(adata, keep=["S3", adata.var_names[0]])
+    with pytest.raises(KeyError, match=r"var\['name'\] is missing.*gene_symbols="):
+        select_genes(adata, keep=["S3"], gene_symbols="name")
+
+
+def test_a_table_of_spatialdata_is_its_anndata():
+    adata = simulated_tissue(120, 40, n_libraries=2, seed=2)
+    sdata = as_spatialdata(adata)
+    panel = select_genes(sdata, layer="counts", n_target=5, n_context=10)
+    alone = select_genes(adata, layer="counts", n_target=5, n_context=10, library_key="library_id")
+    pd.testing.assert_frame_equal(panel.var, alone.var, check_exact=False)
+    np.testing.assert_allclose(panel.obsm["spatial"], adata.obsm["spatial"])
+    assert "spatial" not in sdata["table"].obsm and sdata["table"].n_vars == 40
+    sdata["panel"] = panel  # annotates the same shapes
+    with pytest.raises(KeyError, match="positions of this table are in its SpatialData object, pass that object"):
+        select_genes(sdata["table"], layer="counts")
+    with pytest.raises(KeyError, match="no 'cells'.*table_key"):
+        select_genes(sdata, table_key="cells")
 
 
 def test_fewer_genes_than_wanted_warn(tissue):

@@ -16,12 +16,11 @@ from ._counts import check_counts, warn_of_empty
 from ._entries import listing, spot_listing
 from ._genes import check_type
 from ._names import check_sortable
+from ._sections import SECTION_COLUMNS, check_sections
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Names of columns that usually identify sections.
-SECTION_COLUMNS = ("library_id", "library", "sample", "sample_id", "slide", "slide_id", "section", "batch")
 MAX_SHARED_POSITIONS = 0.01
 FEW_SPOTS = 100
 
@@ -80,10 +79,18 @@ def validate_setup(
     """
     check_container(adata)
     check_whole(1, n_neighbors=n_neighbors)
+    _refuse_several_missing(
+        adata,
+        layers={"layer": layer, "observed_layer": observed_layer},
+        obsm={"spatial_key": spatial_key, "image_key": image_key},
+        obs={"library_key": library_key, "batch_key": batch_key, "size_factor_key": size_factor_key},
+    )
     _check_names(adata, library_key, "library_key")
     _check_names(adata, batch_key, "batch_key")
     positions = check_positions(adata, spatial_key)
     _check_shared_positions(adata, positions, library_key)
+    if library_key is None and not query:
+        check_sections(adata, positions, batch_key, stacklevel=4)
     if size_factor_key is not None:
         check_size_factor(adata, size_factor_key)
     if image_key is not None:
@@ -166,6 +173,22 @@ def check_container(adata: AnnData) -> None:
                 f"adata.{axis}_names has {len(duplicated)} names that occur more than once, {what} "
                 f"{listing(duplicated)}; use adata.{axis}_names_make_unique()."
             )
+
+
+def _refuse_several_missing(adata: AnnData, **named: dict[str, str | None]) -> None:
+    """Name all that is missing at once; of one missing thing the later checks say more."""
+    missing = [
+        f"adata.{place}[{key!r}] ({argument})"
+        for place, keys in named.items()
+        for argument, key in keys.items()
+        if key is not None and key not in getattr(adata, place)
+    ]
+    if len(missing) > 1:
+        found = {place: [key for key in getattr(adata, place) if key is not None] for place in named}
+        raise KeyError(
+            f"adata lacks {', '.join(missing)}; add them, or in a setup correct the arguments (found: "
+            f"{'; '.join(f'{place}: {keys}' for place, keys in found.items())})."
+        )
 
 
 def check_obs_column(adata: AnnData, key: str | None, argument: str) -> None:
@@ -307,7 +330,12 @@ def _check_library_sizes(adata: AnnData, library_key: str | None, n_neighbors: i
 
 def _obsm_array(adata: AnnData, key: str, argument: str, what: str) -> NDArray:
     if key not in adata.obsm:
-        raise KeyError(f"adata.obsm[{key!r}] ({what}) is missing (found: {sorted(adata.obsm)}); correct {argument}=...")
+        hint = ""
+        if argument == "spatial_key" and "spatialdata_attrs" in adata.uns:
+            hint = ", or, since the positions of this table are in its SpatialData object, pass that object"
+        raise KeyError(
+            f"adata.obsm[{key!r}] ({what}) is missing (found: {sorted(adata.obsm)}); correct {argument}=...{hint}"
+        )
     stored = adata.obsm[key]
     if sparse.issparse(stored):
         raise TypeError(f"adata.obsm[{key!r}] ({what}) is sparse; store it as a dense array with .toarray().")

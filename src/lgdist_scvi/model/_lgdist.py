@@ -13,7 +13,7 @@ from lgdist_scvi._checks import check_whole
 from lgdist_scvi._constants import REGISTRY_KEYS
 from lgdist_scvi._quiet import quiet
 from lgdist_scvi.data._fields import GroupField, ImageField, SpatialGraphField
-from lgdist_scvi.data._genes import validate_genes
+from lgdist_scvi.data._genes import CountsField, validate_genes
 from lgdist_scvi.data._validation import validate_setup
 from lgdist_scvi.module._lgdist import LGDiSTModule
 from lgdist_scvi.module._likelihoods import LIKELIHOODS
@@ -247,7 +247,7 @@ def _fields(
 ) -> list[AnnDataField]:
     """Fields that are registered; arguments as of :meth:`LGDiST.setup_anndata`."""
     fields = [
-        LayerField(REGISTRY_KEYS.X, layer, is_count_data=False),
+        CountsField(REGISTRY_KEYS.X, layer, is_count_data=False),
         ObsmField(REGISTRY_KEYS.SPATIAL, spatial_key, is_count_data=False),
         SpatialGraphField(spatial_key, library_key, neighbors_key, n_neighbors),
     ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lgdist_scvi.data._regions import annotating_table, regions
+from lgdist_scvi.data._regions import annotating_table, table_positions, warn_of_fields_of_view
 
 from ._base import LGDiSTBase
 
@@ -31,6 +31,7 @@ class SpatialDataMixin(LGDiSTBase):
         region: str | Sequence[str] | None = None,
         spatial_key: str = "spatial",
         library_key: str | None = None,
+        coordinate_system: str | None = None,
         **setup: Any,
     ) -> AnnData:
         """Register a table of a SpatialData object.
@@ -38,7 +39,7 @@ class SpatialDataMixin(LGDiSTBase):
         Parameters
         ----------
         sdata
-            Sections, with a table of spots that annotates circles or polygons.
+            Sections, as spatialdata-io reads them, with a table of spots, bins or cells.
         layer
             Layer of the table with raw counts; ``X`` by default.
         table_key
@@ -46,10 +47,13 @@ class SpatialDataMixin(LGDiSTBase):
         region
             Regions to use; by default all that the table annotates.
         spatial_key
-            Key of the positions in ``obsm`` of the table. If missing, it is set to the centroids of the shapes of the
-            regions, in their own coordinates.
+            Key of the positions in ``obsm`` of the table. If missing, it is set to the centroids of the shapes, labels or
+            points that the table annotates: of shapes in their own coordinates, else in their first coordinate system.
         library_key
-            Column of ``obs`` with the sections; by default the region column.
+            Column of ``obs`` with the sections; by default the region column, or with `coordinate_system` one section.
+        coordinate_system
+            Coordinate system of all regions, if they are parts of one section such as the fields of view of CosMx. The
+            positions are the centroids in it, and in its unit, and are written to ``obsm[spatial_key]``.
         **setup
             Further arguments of :meth:`setup_anndata`.
 
@@ -61,7 +65,7 @@ class SpatialDataMixin(LGDiSTBase):
         Raises
         ------
         KeyError
-            If table or regions are missing.
+            If table, regions or their elements are missing, or are not in the coordinate system.
         KeyError, TypeError, ValueError
             As :meth:`setup_anndata`.
 
@@ -78,12 +82,13 @@ class SpatialDataMixin(LGDiSTBase):
             )
         if region is not None:
             table = table[table.obs[region_key].isin(wanted).to_numpy()].copy()
-        if spatial_key not in table.obsm:
-            positions = np.full((table.n_obs, 2), np.nan)
-            for part in regions(sdata, table, wanted):
-                positions[part.rows] = part.centers
-            table.obsm[spatial_key] = positions
-        cls.setup_anndata(table, layer, spatial_key=spatial_key, library_key=library_key or region_key, **setup)
+        table.obsm[spatial_key] = table_positions(
+            sdata, table, wanted, spatial_key=spatial_key, coordinate_system=coordinate_system
+        )
+        if coordinate_system is None and library_key is None:
+            library_key = region_key
+            warn_of_fields_of_view(sdata, wanted, stacklevel=2)
+        cls.setup_anndata(table, layer, spatial_key=spatial_key, library_key=library_key, **setup)
         return table
 
 

@@ -10,13 +10,25 @@ from scipy import sparse
 
 from lgdist_scvi._constants import Keys
 from lgdist_scvi.data._counts import check_count_values
-from lgdist_scvi.data._entries import count_matrix, count_observed, observed_entries, observed_matrix, spot_listing
+from lgdist_scvi.data._entries import (
+    count_matrix,
+    count_observed,
+    listing,
+    observed_entries,
+    observed_matrix,
+    spot_listing,
+)
 from lgdist_scvi.data._medians import fill_by_group
 from lgdist_scvi.data._neighbors import library_codes, spatial_graph
+from lgdist_scvi.data._regions import spots_of
+from lgdist_scvi.data._validation import check_positions
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from anndata import AnnData
     from numpy.typing import NDArray
+    from spatialdata import SpatialData
 
     from lgdist_scvi.data._entries import Matrix
 
@@ -25,11 +37,14 @@ CHUNK_ENTRIES = 1 << 23
 
 
 def select_genes(
-    adata: AnnData,
+    adata: AnnData | SpatialData,
     *,
     layer: str | None = None,
     n_target: int = 128,
     n_context: int = 896,
+    keep: Sequence[str] = (),
+    gene_symbols: str | None = None,
+    table_key: str = "table",
     spatial_key: str = "spatial",
     library_key: str | None = None,
     observed_layer: str | None = None,
@@ -48,17 +63,24 @@ def select_genes(
     Parameters
     ----------
     adata
-        Annotated spots with raw counts of all genes; not changed.
+        Annotated spots with raw counts of all genes, or a SpatialData object with a table of them; not changed.
     layer
         Layer with the counts; None takes ``X``.
     n_target
-        Number of target genes.
+        Number of target genes, those of `keep` among them.
     n_context
         Number of context genes.
+    keep
+        Genes that you need, such as markers: they are targets whatever their rank. A gene that is high almost everywhere, as
+        ERBB2 in a HER2-positive tumour, has little pattern and may rank low.
+    gene_symbols
+        Column of ``var`` with the names that `keep` has; by default ``var_names``.
+    table_key
+        Name of the table of a SpatialData object.
     spatial_key
-        Key of the positions in ``obsm``.
+        Key of the positions in ``obsm``; of a table without, the centroids of its shapes, labels or points are taken.
     library_key
-        Column of ``obs`` with the libraries; None for one library.
+        Column of ``obs`` with the libraries; None for one library, or for the regions of a table.
     observed_layer
         Boolean layer, True where the entry was observed; None when all were.
     n_neighbors
@@ -70,14 +92,14 @@ def select_genes(
 
     Returns
     -------
-    A copy of `adata` with the selected genes in their original order, ``var["moran_i"]``, ``var["target_gene"]`` and
+    A copy of `adata` or of the table with the selected genes in their original order, ``var["moran_i"]``, ``var["target_gene"]`` and
     ``obs["total_counts"]``: the observed counts of a spot over all genes of `adata`, to be registered as
     ``size_factor_key``. A spot without any observed entry gets the median of its library, and a spot without a count 0.
 
     Raises
     ------
     KeyError
-        If a named key is missing.
+        If a named key or gene is missing.
     TypeError
         If counts or mask are neither an array nor a CSR or CSC matrix.
     ValueError
@@ -97,20 +119,18 @@ def select_genes(
     >>> panel = lgdist_scvi.pp.select_genes(adata, layer="counts", n_target=5, n_context=15)
     >>> panel.n_vars, int(panel.var["target_gene"].sum())
     (20, 5)
+
+    A table can be added beside the one with all genes, and annotates the same shapes:
+
+    >>> sdata["panel"] = lgdist_scvi.pp.select_genes(sdata, layer="counts", n_target=5, n_context=15, keep=["gene_3"])
+    >>> table = lgdist_scvi.LGDiST.setup_spatialdata(sdata, layer="counts", table_key="panel")
     """
+    adata, library_key = spots_of(adata, table_key, spatial_key, library_key)
     if n_target < 1 or n_context < 0:
         raise ValueError(f"n_target={n_target} must be at least 1 and n_context={n_context} at least 0.")
-    if spatial_key not in adata.obsm:
-        raise KeyError(f"adata.obsm[{spatial_key!r}] is missing (found: {sorted(adata.obsm)}); correct spatial_key=...")
     if library_key is not None and library_key not in adata.obs:
         raise KeyError(f"adata.obs[{library_key!r}] is missing (found: {list(adata.obs)}); correct library_key=...")
-    positions = np.asarray(adata.obsm[spatial_key], dtype=np.float64)
-    lost = np.logical_not(np.isfinite(positions).all(axis=1))
-    if lost.any():
-        raise ValueError(
-            f"adata.obsm[{spatial_key!r}] has NaN or infinite positions for {spot_listing(adata, lost)}; "
-            "correct them or drop the spots."
-        )
+    positions = check_positions(adata, spatial_key)
     codes = library_codes(None if library_key is None else adata.obs[library_key], adata.n_obs)
     counts, where = count_matrix(adata, layer)
     observed = observed_matrix(adata, observed_layer)
@@ -119,12 +139,14 @@ def select_genes(
     depth = _fill_depth(depth, spots_seen, codes, where)
 
     values, mask = _expression(counts, observed, depth, target_sum)
-    candidates = np.flatnonzero(np.diff(values.indptr) >= np.maximum(min_fraction * seen, 1))
-    if len(candidates) == 0:
+    kept = _kept(adata, keep, gene_symbols)
+    enough = np.diff(values.indptr) >= np.maximum(min_fraction * seen, 1)
+    if not enough.any():
         raise ValueError(
             f"{where} has no gene detected in at least {min_fraction:.0%} of the spots; lower min_fraction or check "
             "that it holds raw counts."
         )
+    candidates = np.flatnonzero(enough | kept)
     graph, _ = spatial_graph(positions, codes, n_neighbors)
     score = np.full(adata.n_vars, np.nan)
     values, mask = values[:, candidates], None if mask is None else mask[:, candidates]
@@ -140,7 +162,8 @@ def select_genes(
         graph, codes = graph[told][:, told], codes[told]
     score[candidates] = _moran(values, mask, graph, codes)
 
-    ranked = candidates[np.argsort(-score[candidates], kind="stable")]
+    ranked = candidates[np.lexsort((-score[candidates], ~kept[candidates]))]
+    n_target = max(n_target, int(kept.sum()))
     if len(ranked) < n_target + n_context:
         warnings.warn(
             f"Only {len(ranked)} of {adata.n_vars} genes are detected in at least {min_fraction:.0%} of the spots, "
@@ -156,6 +179,21 @@ def select_genes(
     result.var[Keys.TARGET_GENES] = target[chosen]
     result.obs[Keys.DEPTH] = depth
     return result
+
+
+def _kept(adata: AnnData, keep: Sequence[str], gene_symbols: str | None) -> NDArray[np.bool_]:
+    """True for the genes that the user names, ``(n_genes,)``."""
+    if isinstance(keep, str):
+        keep = [keep]
+    if gene_symbols is not None and gene_symbols not in adata.var:
+        raise KeyError(f"adata.var[{gene_symbols!r}] is missing (found: {list(adata.var)}); correct gene_symbols=...")
+    names = adata.var_names if gene_symbols is None else adata.var[gene_symbols].astype(str)
+    if lost := sorted(set(keep) - set(names)):
+        raise KeyError(
+            f"keep=... names {len(lost)} genes that adata does not have: {listing(lost)} (its genes: "
+            f"{listing(list(names), 3)}); correct the names, or name the var column that has them in gene_symbols=..."
+        )
+    return np.asarray(names.isin(list(keep)), dtype=bool)
 
 
 def _fill_depth(depth: NDArray, seen: NDArray, codes: NDArray, where: str) -> NDArray[np.float64]:
