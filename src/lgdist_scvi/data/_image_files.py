@@ -95,7 +95,7 @@ def _open_tiff(path: Path) -> Opened | None:
             return None
         ycbcr = page.photometric == colours.YCBCR and page.compression in (6, 7)  # decoded with JPEG
         if page.photometric not in (colours.MINISBLACK, colours.MINISWHITE, colours.RGB) and not ycbcr:
-            raise ValueError(f"its colours are {page.photometric.name}, which are not converted: {_REMEDY}")
+            raise ValueError(f"its colours are {colours(page.photometric).name}, which are not converted: {_REMEDY}")
         full = _full_scale(page)
         inverted = page.photometric == colours.MINISWHITE
         if inverted:

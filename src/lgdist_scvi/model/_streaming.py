@@ -7,7 +7,8 @@ import os
 import re
 import shutil
 import warnings
-from contextlib import nullcontext, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -201,14 +202,23 @@ def write_extended(
         varp=dict(adata.varp),
         raw=adata.raw,
     )
-    # The threads of the pool of dask are not copied either.
-    with dask.config.set(scheduler="synchronous") if is_forked() else nullcontext():
+    with _threads_of_this_process():
         if path.suffix == ".zarr":
             shutil.rmtree(path, ignore_errors=True)
             with quiet():
                 extended.write_zarr(path)
         else:
             extended.write_h5ad(path, compression="gzip", compression_opts=1)
+
+
+@contextmanager
+def _threads_of_this_process() -> Iterator[None]:
+    """Threads for dask in a forked process, where those of its pool, to which anndata leaves the blocks, do not exist."""
+    if not is_forked():
+        yield
+        return
+    with ThreadPoolExecutor() as pool, dask.config.set(pool=pool):
+        yield
 
 
 def imputed(view: SpotView, rows: NDArray[np.int64] | slice) -> NDArray[np.bool_]:
