@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from lgdist_scvi._checks import check_whole
+from lgdist_scvi._checks import check_positive, check_whole
 
 from ._counts import check_counts, warn_of_empty
 from ._entries import listing, spot_listing
@@ -37,6 +37,7 @@ def validate_setup(
     size_factor_key: str | None,
     target_genes_key: str | None,
     n_neighbors: int,
+    max_distance: float | None = None,
     query: bool = False,
 ) -> None:
     """Check everything that ``setup_anndata`` is about to register.
@@ -65,6 +66,8 @@ def validate_setup(
         Boolean column of ``var``.
     n_neighbors
         Neighbours per spot.
+    max_distance
+        Largest distance of neighbours.
     query
         True for data handed to a trained model, which may have few spots.
 
@@ -79,6 +82,8 @@ def validate_setup(
     """
     check_container(adata)
     check_whole(1, n_neighbors=n_neighbors)
+    if max_distance is not None:
+        check_positive(max_distance=max_distance)
     _refuse_several_missing(
         adata,
         layers={"layer": layer, "observed_layer": observed_layer},
