@@ -47,6 +47,8 @@ class Keys:
     """Boolean ``var`` column, True for target genes."""
     MORAN = "moran_i"
     """Float ``var`` column with Moran's I averaged over libraries."""
+    CONTROLS = "controls"
+    """Frame in ``obsm`` with the counts of control features."""
     DEPTH = "total_counts"
     """Float ``obs`` column with the observed counts of a spot over the whole transcriptome."""
 

@@ -186,3 +186,14 @@ def test_user_graph_must_be_finite():
     adata.obsp["mine_connectivities"].data[1] = np.nan
     with pytest.raises(ValueError, match=r"NaN or infinite.*'s6' and 's8'"):
         manager(adata, neighbors_key="mine")
+
+
+def test_another_largest_distance_builds_the_graph_anew():
+    adata = tissue()
+    near = SpatialGraphField("spatial", max_distance=5.0)
+    state = near.register_field(adata)
+    few = adata.obsp["lgdist_connectivities"].nnz
+    SpatialGraphField("spatial").register_field(adata)
+    assert adata.obsp["lgdist_connectivities"].nnz > few
+    near.transfer_field(state, adata)
+    assert adata.obsp["lgdist_connectivities"].nnz == few

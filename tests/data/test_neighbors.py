@@ -302,3 +302,10 @@ def test_order_of_the_spots_does_not_matter():
     graph, _ = spatial_graph(positions, libraries, 6)
     shuffled, _ = spatial_graph(positions[order], libraries[order], 6)
     np.testing.assert_array_equal(shuffled.toarray(), graph.toarray()[np.ix_(order, order)])
+
+
+def test_largest_distance():
+    positions = np.array([[0.0, 0], [1, 0], [3, 0], [7, 0], [7, 0]])
+    connectivities, distances = spatial_graph(positions, None, 2, 2.0)
+    assert sorted(zip(*connectivities.nonzero(), strict=True)) == [(0, 1), (1, 0), (1, 2), (2, 1), (3, 4), (4, 3)]
+    assert distances.max() == 2

@@ -647,3 +647,9 @@ def test_the_view_of_the_registry_lists_the_genes(capsys):
     field = CountsField("X", "counts")
     rich.print(field.view_state_registry(field.register_field(adata)))
     assert "adata.layers['counts']" in (shown := capsys.readouterr().out) and "gene0, gene1" in shown
+
+
+@pytest.mark.parametrize("value", [0, -1.0, np.inf, "20", True])
+def test_distances_are_positive(value):
+    with pytest.raises(ValueError, match="max_distance=.* must be a number above 0"):
+        check(tissue(), max_distance=value)

@@ -122,6 +122,8 @@ class SpatialGraphField(BaseAnnDataField):
         Prefix of the user's graph, as in ``obsp[f"{neighbors_key}_connectivities"]``; None builds one.
     n_neighbors
         Neighbours per spot.
+    max_distance
+        Largest distance of neighbours of a graph that is built, in the unit of the positions.
     registry_key
         Key of the field in the registry.
     """
@@ -137,6 +139,7 @@ class SpatialGraphField(BaseAnnDataField):
         library_key: str | None = None,
         neighbors_key: str | None = None,
         n_neighbors: int = 6,
+        max_distance: float | None = None,
         registry_key: str = REGISTRY_KEYS.GRAPH,
     ) -> None:
         super().__init__()
@@ -145,6 +148,7 @@ class SpatialGraphField(BaseAnnDataField):
         self.library_key = library_key
         self.neighbors_key = neighbors_key
         self.n_neighbors = int(n_neighbors)
+        self.max_distance = max_distance
 
     @property
     def registry_key(self) -> str:
@@ -303,22 +307,16 @@ class SpatialGraphField(BaseAnnDataField):
         return table
 
     def _build(self, adata: AnnData) -> None:
-        add_spatial_graph(
-            adata,
-            spatial_key=self.spatial_key,
-            library_key=self.library_key,
-            n_neighbors=self.n_neighbors,
-            key_added=self.prefix,
-        )
+        add_spatial_graph(adata, **self._graph(), key_added=self.prefix)
 
-    def _params(self) -> dict[str, str | int | float]:
-        return graph_params(spatial_key=self.spatial_key, library_key=self.library_key, n_neighbors=self.n_neighbors)
+    def _graph(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("spatial_key", "library_key", "n_neighbors", "max_distance")}
 
     def _fits(self, adata: AnnData) -> bool:
         """Whether a built graph is present and its edges fit the positions and libraries."""
         if self.attr_key not in adata.obsp or self.distances_key not in adata.obsp:
             return False
-        expected = self._params()
+        expected = graph_params(**self._graph())
         # anndata.concat(pairwise=True) keeps obsp but by default drops uns: rebuild a graph of unknown origin.
         stored = adata.uns.get(f"{self.prefix}_neighbors", {})
         if dict(stored.get("params", {})) != expected:

@@ -168,7 +168,7 @@ def warn_of_fields_of_view(sdata: SpatialData, names: Sequence[str], *, stacklev
     placed: list[dict[str, Any]] = [get_transformation(sdata[name], get_all=True) for name in names if name in sdata]
     if len(placed) < 2:
         return
-    for system in set.intersection(*map(set, placed)):
+    for system in sorted(set.intersection(*map(set, placed))):
         # What nobody placed is at the identity.
         if not any(isinstance(place[system], Identity) for place in placed):
             warnings.warn(

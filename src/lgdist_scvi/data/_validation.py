@@ -10,11 +10,13 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from lgdist_scvi._checks import check_whole
+from lgdist_scvi._checks import check_positive, check_whole
 
+from ._controls import warn_of_controls
 from ._counts import check_counts, warn_of_empty
 from ._entries import listing, spot_listing
 from ._genes import check_type
+from ._missing import refuse_several_missing
 from ._names import check_sortable
 from ._sections import SECTION_COLUMNS, check_sections
 
@@ -37,6 +39,7 @@ def validate_setup(
     size_factor_key: str | None,
     target_genes_key: str | None,
     n_neighbors: int,
+    max_distance: float | None = None,
     query: bool = False,
 ) -> None:
     """Check everything that ``setup_anndata`` is about to register.
@@ -65,6 +68,8 @@ def validate_setup(
         Boolean column of ``var``.
     n_neighbors
         Neighbours per spot.
+    max_distance
+        Largest distance of neighbours.
     query
         True for data handed to a trained model, which may have few spots.
 
@@ -79,7 +84,9 @@ def validate_setup(
     """
     check_container(adata)
     check_whole(1, n_neighbors=n_neighbors)
-    _refuse_several_missing(
+    if max_distance is not None:
+        check_positive(max_distance=max_distance)
+    refuse_several_missing(
         adata,
         layers={"layer": layer, "observed_layer": observed_layer},
         obsm={"spatial_key": spatial_key, "image_key": image_key},
@@ -89,6 +96,8 @@ def validate_setup(
     _check_names(adata, batch_key, "batch_key")
     positions = check_positions(adata, spatial_key)
     _check_shared_positions(adata, positions, library_key)
+    if not query:
+        warn_of_controls(adata, stacklevel=3)
     if library_key is None and not query:
         check_sections(adata, positions, batch_key, stacklevel=4)
     if size_factor_key is not None:
@@ -173,22 +182,6 @@ def check_container(adata: AnnData) -> None:
                 f"adata.{axis}_names has {len(duplicated)} names that occur more than once, {what} "
                 f"{listing(duplicated)}; use adata.{axis}_names_make_unique()."
             )
-
-
-def _refuse_several_missing(adata: AnnData, **named: dict[str, str | None]) -> None:
-    """Name all that is missing at once; of one missing thing the later checks say more."""
-    missing = [
-        f"adata.{place}[{key!r}] ({argument})"
-        for place, keys in named.items()
-        for argument, key in keys.items()
-        if key is not None and key not in getattr(adata, place)
-    ]
-    if len(missing) > 1:
-        found = {place: [key for key in getattr(adata, place) if key is not None] for place in named}
-        raise KeyError(
-            f"adata lacks {', '.join(missing)}; add them, or in a setup correct the arguments (found: "
-            f"{'; '.join(f'{place}: {keys}' for place, keys in found.items())})."
-        )
 
 
 def check_obs_column(adata: AnnData, key: str | None, argument: str) -> None:

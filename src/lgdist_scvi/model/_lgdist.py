@@ -155,6 +155,7 @@ class LGDiST(
         target_genes_key: str | None = None,
         neighbors_key: str | None = None,
         n_neighbors: int = 6,
+        max_distance: float | None = None,
         **kwargs: Any,
     ) -> None:
         """Register raw counts, positions and optional data.
@@ -189,6 +190,9 @@ class LGDiST(
             Prefix of your own graph in ``obsp``, in the format of ``squidpy``; by default a graph is built.
         n_neighbors
             Neighbours per spot.
+        max_distance
+            Largest distance of neighbours, in the unit of the positions (micrometres for Xenium and MERSCOPE); by default 1.5
+            times the median distance to the last of `n_neighbors` in each section.
         **kwargs
             Used by scvi-tools when it loads a saved model.
 
@@ -243,13 +247,14 @@ def _fields(
     size_factor_key: str | None,
     neighbors_key: str | None,
     n_neighbors: int,
+    max_distance: float | None = None,
     **_: Any,
 ) -> list[AnnDataField]:
     """Fields that are registered; arguments as of :meth:`LGDiST.setup_anndata`."""
     fields = [
         CountsField(REGISTRY_KEYS.X, layer, is_count_data=False),
         ObsmField(REGISTRY_KEYS.SPATIAL, spatial_key, is_count_data=False),
-        SpatialGraphField(spatial_key, library_key, neighbors_key, n_neighbors),
+        SpatialGraphField(spatial_key, library_key, neighbors_key, n_neighbors, max_distance),
     ]
     for key, column in {REGISTRY_KEYS.LIBRARY: library_key, REGISTRY_KEYS.BATCH: batch_key}.items():
         if column is not None:

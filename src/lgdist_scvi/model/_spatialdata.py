@@ -53,7 +53,8 @@ class SpatialDataMixin(LGDiSTBase):
             Column of ``obs`` with the sections; by default the region column, or with `coordinate_system` one section.
         coordinate_system
             Coordinate system of all regions, if they are parts of one section such as the fields of view of CosMx. The
-            positions are the centroids in it, and in its unit, and are written to ``obsm[spatial_key]``.
+            positions are the centroids in it, in its unit; beside others in ``obsm[spatial_key]`` they are written to
+            ``obsm[f"{spatial_key}_{coordinate_system}"]``.
         **setup
             Further arguments of :meth:`setup_anndata`.
 
@@ -82,9 +83,13 @@ class SpatialDataMixin(LGDiSTBase):
             )
         if region is not None:
             table = table[table.obs[region_key].isin(wanted).to_numpy()].copy()
-        table.obsm[spatial_key] = table_positions(
-            sdata, table, wanted, spatial_key=spatial_key, coordinate_system=coordinate_system
-        )
+        if coordinate_system is not None or spatial_key not in table.obsm:
+            positions = table_positions(
+                sdata, table, wanted, spatial_key=spatial_key, coordinate_system=coordinate_system
+            )
+            if spatial_key in table.obsm:
+                spatial_key = f"{spatial_key}_{coordinate_system}"
+            table.obsm[spatial_key] = positions
         if coordinate_system is None and library_key is None:
             library_key = region_key
             warn_of_fields_of_view(sdata, wanted, stacklevel=2)

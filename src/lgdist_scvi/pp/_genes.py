@@ -9,6 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from lgdist_scvi._constants import Keys
+from lgdist_scvi.data._controls import controls_among
 from lgdist_scvi.data._counts import check_count_values
 from lgdist_scvi.data._entries import (
     count_matrix,
@@ -22,6 +23,8 @@ from lgdist_scvi.data._medians import fill_by_group
 from lgdist_scvi.data._neighbors import library_codes, spatial_graph
 from lgdist_scvi.data._regions import spots_of
 from lgdist_scvi.data._validation import check_positions
+
+from ._controls import drop_controls
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +61,8 @@ def select_genes(
     equal weights. The `n_target` highest ranked genes are the targets, the next `n_context` are the context. Only
     observed entries are read. A hidden entry contributes nothing, like one at the mean of the gene's observed entries
     in its library. Moran's I is normalised by the observed entries and pairs, so that hiding entries does not lower a
-    rank. Spots without a count are left out: their zeros would look like a pattern of every gene.
+    rank. Spots without a count are left out: their zeros would look like a pattern of every gene. Control features are left
+    out as by :func:`drop_controls`.
 
     Parameters
     ----------
@@ -126,6 +130,8 @@ def select_genes(
     >>> table = lgdist_scvi.LGDiST.setup_spatialdata(sdata, layer="counts", table_key="panel")
     """
     adata, library_key = spots_of(adata, table_key, spatial_key, library_key)
+    if controls_among(adata.var_names).any():
+        adata = drop_controls(adata, layer=layer)
     if n_target < 1 or n_context < 0:
         raise ValueError(f"n_target={n_target} must be at least 1 and n_context={n_context} at least 0.")
     if library_key is not None and library_key not in adata.obs:
