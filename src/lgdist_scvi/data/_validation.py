@@ -109,8 +109,8 @@ def validate_setup(
     if not query:
         _check_library_sizes(adata, library_key, n_neighbors)
     empty = check_counts(adata, layer, observed_layer, size_factor_key, library_key, training=not query)
-    # New data is checked one call further down than a setup.
-    warn_of_empty(adata, empty, size_factor_key, training=not query, stacklevel=4 if query else 3)
+    # New data is checked two calls further down than a setup.
+    warn_of_empty(adata, empty, size_factor_key, training=not query, stacklevel=5 if query else 3)
     if adata.n_obs < FEW_SPOTS and not query:
         warnings.warn(
             f"adata has only {adata.n_obs} spots; fewer than {FEW_SPOTS} are hardly enough to train a model.",

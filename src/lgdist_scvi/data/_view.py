@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,11 +13,12 @@ from lgdist_scvi._constants import REGISTRY_KEYS
 
 from ._batch import Batch
 from ._entries import observed_entries, observed_matrix
-from ._fields import SpatialGraphField
+from ._graph_field import SpatialGraphField
 from ._hidden import Hidden
 from ._medians import fill_by_group, group_median
 from ._neighbors import library_codes, neighbor_index
 from ._pooling import HOPS, Pools, radii_of
+from ._registered import digest_arrays
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -280,15 +280,13 @@ class SpotView:
 
     def digest(self) -> str:
         """Hash of everything that determines the predictions for these spots."""
-        digest = hashlib.sha256(repr((self.counts.shape, HOPS)).encode())
-        for array in (
+        arrays = (
             *(part for matrix in (self.counts, self.graph) for part in (matrix.indptr, matrix.indices, matrix.data)),
             *self.hidden.parts(),
             *(self.neighbors, self.neighbor_mask, self.neighbor_distance),
             *(self.depth, self.section, self.half, self.image, self.image_mask, self.share),
-        ):
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()
+        )
+        return digest_arrays(arrays, self.counts.shape, HOPS)
 
     def fingerprints(self) -> NDArray[np.uint64]:
         """Fingerprint of the counts of each spot, ``(n_spots,)``."""

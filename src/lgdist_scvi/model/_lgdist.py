@@ -6,14 +6,15 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scvi.data import AnnDataManager
 from scvi.data.fields import LayerField, NumericalObsField, ObsmField
 
 from lgdist_scvi._checks import check_whole
 from lgdist_scvi._constants import REGISTRY_KEYS
 from lgdist_scvi._quiet import quiet
-from lgdist_scvi.data._fields import GroupField, ImageField, SpatialGraphField
+from lgdist_scvi.data._fields import GroupField, ImageField
 from lgdist_scvi.data._genes import CountsField, validate_genes
+from lgdist_scvi.data._graph_field import SpatialGraphField
+from lgdist_scvi.data._registered import RegisteredManager
 from lgdist_scvi.data._validation import validate_setup
 from lgdist_scvi.module._lgdist import LGDiSTModule
 from lgdist_scvi.module._likelihoods import LIKELIHOODS
@@ -220,7 +221,7 @@ class LGDiST(
         arguments |= {name: str.__str__(key) for name, key in arguments.items() if isinstance(key, str)}
         checked = {name: value for name, value in arguments.items() if name != "neighbors_key"}
         validate_setup(adata, **checked, query=source is not None)
-        manager = AnnDataManager(fields=_fields(**arguments), setup_method_args=setup_method_args)
+        manager = RegisteredManager(fields=_fields(**arguments), setup_method_args=setup_method_args)
         with quiet():
             manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)

@@ -12,7 +12,7 @@ from scvi.data import AnnDataManager
 from scvi.data.fields import LayerField
 
 from lgdist_scvi._constants import REGISTRY_KEYS
-from lgdist_scvi.data._fields import SpatialGraphField
+from lgdist_scvi.data._graph_field import SpatialGraphField
 
 KEY = "lgdist_connectivities"
 
@@ -97,7 +97,7 @@ def test_new_section_gets_its_own_graph():
 
 @pytest.mark.parametrize(
     "stale",
-    ["other_k", "moved", "no_params", "no_distances", "more_edges", "other_library_key"],
+    ["other_k", "moved", "zeroed", "weighted", "no_distances", "more_edges", "other_library_key"],
 )
 def test_graph_that_does_not_fit_is_built_anew(stale):
     registered = manager(tissue())
@@ -109,9 +109,8 @@ def test_graph_that_does_not_fit_is_built_anew(stale):
     )
     if stale == "moved":
         new.obsm["spatial"] = np.random.default_rng(2).permutation(new.obsm["spatial"])
-    elif stale == "no_params":
-        del new.uns["lgdist_neighbors"]
-        new.obsp[KEY] = sparse.csr_matrix((80, 80))
+    elif stale in ("zeroed", "weighted"):
+        new.obsp[KEY].data[:] = 0 if stale == "zeroed" else 2
     elif stale == "no_distances":
         del new.obsp["lgdist_distances"]
         new.obsp[KEY] = sparse.csr_matrix((80, 80))
@@ -122,6 +121,22 @@ def test_graph_that_does_not_fit_is_built_anew(stale):
     manager(expected)
     registered.transfer_fields(new)
     assert (new.obsp[KEY] != expected.obsp[KEY]).nnz == 0
+    assert "lgdist_neighbors" in new.uns
+
+
+@pytest.mark.parametrize("key", [KEY, "lgdist_distances"])
+def test_graph_of_unknown_origin_is_not_replaced(key):
+    registered = manager(tissue())
+    new = tissue(80, seed=5)
+    new.obsp[key] = sparse.identity(80, format="csr")
+    for register in (manager, registered.transfer_fields):
+        with pytest.raises(ValueError, match=f"adata has obsp..{key}.*neighbors_key='lgdist'.*delete it"):
+            register(new)
+    assert new.obsp[key].diagonal().all() and not new.uns
+    # That which is built anyway may be of unknown origin.
+    manager(new := tissue())
+    del new.uns["lgdist_neighbors"], new.uns["_scvi_manager_uuid"]
+    registered.transfer_fields(new)
     assert "lgdist_neighbors" in new.uns
 
 
