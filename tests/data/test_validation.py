@@ -326,6 +326,24 @@ CASES = {
         ValueError,
         ["'spot0', 'spot1'", "library_key='Sample_ID'"],
     ),
+    "tiny positions": (
+        setting("obsm", "spatial", lambda a: a.obsm["spatial"] * 1e-200),
+        {},
+        ValueError,
+        ["obsm['spatial']", "e-199 apart at most", "unit such as micrometres"],
+    ),
+    "huge positions": (
+        setting("obsm", "spatial", lambda a: a.obsm["spatial"] * 1e200),
+        {},
+        ValueError,
+        ["e+201 apart"],
+    ),
+    "one position": (
+        setting("obsm", "spatial", lambda a: a.obsm["spatial"] * (a.obs[["lib"]] == "a").to_numpy()),
+        {"library_key": "lib"},
+        ValueError,
+        ["obsm['spatial'] has positions of the library 'b' that are 0 apart"],
+    ),
     "small library": (
         setting("obs", "lib", lambda a: ["a"] * 114 + ["b"] * 6),
         {"library_key": "lib"},
@@ -351,6 +369,36 @@ CASES = {
         {"observed_layer": "observed"},
         ValueError,
         ["neither 0 nor 1"],
+    ),
+    "mask False": (
+        observed_as(lambda a: np.zeros(a.shape, dtype=bool)),
+        {"observed_layer": "observed"},
+        ValueError,
+        ["layers['observed'] (observed_layer) is False everywhere", "True where the entry was observed"],
+    ),
+    "mask of the counts": (
+        both(setting("layers", "counts", lambda a: (a.X > 1).astype(int))),
+        {"layer": "counts", "observed_layer": "counts"},
+        ValueError,
+        ["layers['counts'] (observed_layer) equals the counts", "zeros included"],
+    ),
+    "masked counts": (
+        setting("layers", "counts", lambda a: np.ma.masked_array(a.X, ~a.layers["observed"])),
+        {"layer": "counts"},
+        TypeError,
+        ["layers['counts'] is a masked array", "adata.layers['counts'].data", "observed_layer=..."],
+    ),
+    "masked mask": (
+        observed_as(lambda a: np.ma.masked_array(a.layers["observed"], a.X > 2)),
+        {"observed_layer": "observed"},
+        TypeError,
+        ["layers['observed'] is a masked array"],
+    ),
+    "masked positions": (
+        setting("obsm", "spatial", lambda a: np.ma.masked_array(a.obsm["spatial"], a.obsm["spatial"] > 90)),
+        {},
+        TypeError,
+        ["obsm['spatial'] (positions) is a masked array", ".filled(numpy.nan)"],
     ),
     "no depth": (no_check, {"size_factor_key": "sf"}, KeyError, ["obs['sf']", "size_factor_key="]),
     "depth NaN": (with_entry("obs", "depth", 2, np.nan), {"size_factor_key": "depth"}, ValueError, ["'spot2'", "NaN"]),
@@ -452,6 +500,22 @@ EMPTY = {
         ["2 spots ('spot8', 'spot9')", "2 genes ('gene2', 'gene6')", *SURROUNDED, *PANEL, *RARE],
     ),
 }
+
+
+def test_a_mask_that_hides_all_zeros_warns():
+    adata = tissue()
+    adata.layers["observed"] = adata.X > 0
+    with pytest.warns(UserWarning, match="only where there is a count, and hides all zeros.*leave out observed_layer"):
+        check(adata, observed_layer="observed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check(adata, observed_layer="observed", query=True)
+        adata.layers["observed"][0] = True
+        check(adata, observed_layer="observed")
+        # Of deep data all may be counts.
+        adata.X += 1
+        adata.layers["observed"][:] = True
+        check(adata, observed_layer="observed")
 
 
 @pytest.mark.parametrize("to_format", FORMATS.values(), ids=FORMATS)

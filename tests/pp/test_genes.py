@@ -191,6 +191,34 @@ def test_a_table_of_spatialdata_is_its_anndata():
         select_genes(sdata, table_key="cells")
 
 
+def test_a_depth_of_the_user_is_used_and_stays(tissue):
+    adata = tissue.copy()
+    adata.obs["total_counts"] = np.asarray(adata.X.sum(axis=1)).ravel()
+    expected = all_genes(adata)  # the sum of the counts may stand there
+    adata.obs["total_counts"] *= np.random.default_rng(0).integers(2, 20, 300)
+    before = adata.obs.copy()
+    with pytest.warns(UserWarning, match=r"total_counts'. differs .* for \d+ spots.* delete it to have the sum taken"):
+        kept = all_genes(adata)
+    result = all_genes(adata, size_factor_key="total_counts")
+    assert result.obs.equals(before) and kept.obs.equals(before)
+    pd.testing.assert_frame_equal(kept.var, result.var)
+    adata.layers["observed"] = np.random.default_rng(0).random(adata.shape) < 0.9
+    with pytest.raises(ValueError, match="would be replaced.*pass size_factor_key='total_counts'; else delete it"):
+        select_genes(adata, observed_layer="observed")
+    assert not np.allclose(result.var["moran_i"], expected.var["moran_i"])
+    counts = adata.X.toarray() / adata.obs["total_counts"].to_numpy()[:, None] * 1e4
+    again = ad.AnnData(np.log1p(counts), var=adata.var[[]])
+    again.obsp["spatial_connectivities"], _ = spatial_graph(adata.obsm["spatial"], None, 6)
+    sq = pytest.importorskip("squidpy")
+    moran = sq.gr.spatial_autocorr(again, mode="moran", copy=True)["I"].reindex(adata.var_names)
+    np.testing.assert_allclose(result.var["moran_i"], moran, rtol=1e-4, atol=1e-6)
+    adata.obs["total_counts"] = 1
+    with pytest.raises(ValueError, match="would be replaced"):
+        select_genes(adata)
+    with pytest.raises(ValueError, match="less than the counts of the spot"):
+        select_genes(adata, size_factor_key="total_counts")
+
+
 def test_fewer_genes_than_wanted_warn(tissue):
     with pytest.warns(UserWarning, match="fewer than n_target"):
         result = select_genes(tissue, n_target=5, n_context=1000)
@@ -225,6 +253,16 @@ def put(place, value):
         ({"X": put((2, 3), np.nan)}, {}, ValueError, "section_1_spot_3.*gene_4"),
         ({"X": put(slice(None), 0)}, {}, ValueError, "no gene detected"),
         ({"spatial": put((2, 1), np.nan)}, {}, ValueError, "section_1_spot_3.*correct them"),
+        # What setup refuses, too.
+        ({}, {"target_sum": 0}, ValueError, "target_sum=0 must be a number above 0"),
+        ({}, {"target_sum": -1.0}, ValueError, "target_sum=-1"),
+        ({}, {"target_sum": np.nan}, ValueError, "target_sum=nan"),
+        ({}, {"n_neighbors": 0}, ValueError, "n_neighbors=0"),
+        ({}, {"n_neighbors": 300}, ValueError, "300 spots, too few"),
+        ({"spatial": lambda positions: positions[:, :1]}, {}, ValueError, r"positions must be \(300, 2\)"),
+        ({"spatial": lambda positions: np.tile(positions[:150], (2, 1))}, {}, ValueError, "overlap. Pass library_key"),
+        ({}, {"size_factor_key": "n_counts"}, KeyError, r"obs\['n_counts'\]"),
+        ({}, {"size_factor_key": "domain"}, TypeError, "column of numbers"),
     ],
 )
 def test_bad_input(tissue, changes, kwargs, error, match):

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from lgdist_scvi._checks import check_positive
 from lgdist_scvi._memory import require_memory
+from lgdist_scvi.data._counts import LARGEST
 from lgdist_scvi.metrics import count_distribution
 
 from ._base import LGDiSTBase
@@ -178,7 +180,7 @@ class CompletionMixin(LGDiSTBase):
         Raises
         ------
         ValueError
-            If a quantile is not between 0 and 1, or the depth is not positive.
+            If a quantile is not between 0 and 1, or the depth is not above 0, or too large for a number of counts.
         RuntimeError, KeyError, TypeError, ValueError, FloatingPointError
             As :meth:`get_completed_expression`.
         MemoryError
@@ -196,8 +198,10 @@ class CompletionMixin(LGDiSTBase):
         """
         if wrong := [q for q in quantiles if not isinstance(q, Real) or not 0 < q < 1]:
             raise ValueError(f"Quantiles must be numbers between 0 and 1, got {wrong}.")
-        if depth is not None and not depth > 0:
-            raise ValueError(f"`depth` must be positive, got {depth}.")
+        if depth is not None:
+            check_positive(depth=depth)
+            if depth > LARGEST:
+                raise ValueError(f"depth={depth!r} is too large for a number of counts; pass at most {LARGEST}.")
         options: dict[str, Any] = {"n_samples": n_samples, "n_steps": n_steps, "seed": seed, "batch_size": batch_size}
         options |= {"scale": "counts" if depth is None else "rate", "return_std": True}
         mean, std = self.get_completed_expression(adata, indices, gene_list, silent=silent, **options)

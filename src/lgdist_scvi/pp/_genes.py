@@ -6,11 +6,13 @@ import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
+from lgdist_scvi._checks import check_positive, check_whole
 from lgdist_scvi._constants import Keys
 from lgdist_scvi.data._controls import controls_among
-from lgdist_scvi.data._counts import check_count_values
+from lgdist_scvi.data._counts import ROUNDED, check_count_values, checked_depth
 from lgdist_scvi.data._entries import (
     count_matrix,
     count_observed,
@@ -22,7 +24,13 @@ from lgdist_scvi.data._entries import (
 from lgdist_scvi.data._medians import fill_by_group
 from lgdist_scvi.data._neighbors import library_codes, spatial_graph
 from lgdist_scvi.data._regions import spots_of
-from lgdist_scvi.data._validation import check_positions
+from lgdist_scvi.data._validation import (
+    check_container,
+    check_group_names,
+    check_library_sizes,
+    check_sections_apart,
+    check_size_factor,
+)
 
 from ._controls import drop_controls
 
@@ -51,6 +59,7 @@ def select_genes(
     spatial_key: str = "spatial",
     library_key: str | None = None,
     observed_layer: str | None = None,
+    size_factor_key: str | None = None,
     n_neighbors: int = 6,
     min_fraction: float = 0.05,
     target_sum: float = 1e4,
@@ -87,6 +96,9 @@ def select_genes(
         Column of ``obs`` with the libraries; None for one library, or for the regions of a table.
     observed_layer
         Boolean layer, True where the entry was observed; None when all were.
+    size_factor_key
+        Column of ``obs`` with the depth (counts over the whole transcriptome) of the spots, if `adata` has fewer genes than were
+        measured; by default ``total_counts`` if it is there, with a warning, else the sum of the observed entries.
     n_neighbors
         Neighbours per spot, weighted equally.
     min_fraction
@@ -97,7 +109,7 @@ def select_genes(
     Returns
     -------
     A copy of `adata` or of the table with the selected genes in their original order, ``var["moran_i"]``, ``var["target_gene"]`` and
-    ``obs["total_counts"]``: the observed counts of a spot over all genes of `adata`, to be registered as
+    unless a depth is given ``obs["total_counts"]``: the observed counts of a spot over all genes of `adata`, to be registered as
     ``size_factor_key``. A spot without any observed entry gets the median of its library, and a spot without a count 0.
 
     Raises
@@ -107,7 +119,8 @@ def select_genes(
     TypeError
         If counts or mask are neither an array nor a CSR or CSC matrix.
     ValueError
-        If counts or positions are invalid, or no gene is detected in `min_fraction` of the spots.
+        If counts, positions, depths or arguments are invalid, no gene is detected in `min_fraction` of the spots, or
+        ``obs["total_counts"]`` is there and no depth, or may tell of hidden counts.
 
     Notes
     -----
@@ -134,15 +147,23 @@ def select_genes(
         adata = drop_controls(adata, layer=layer)
     if n_target < 1 or n_context < 0:
         raise ValueError(f"n_target={n_target} must be at least 1 and n_context={n_context} at least 0.")
-    if library_key is not None and library_key not in adata.obs:
-        raise KeyError(f"adata.obs[{library_key!r}] is missing (found: {list(adata.obs)}); correct library_key=...")
-    positions = check_positions(adata, spatial_key)
+    check_positive(target_sum=target_sum)
+    check_container(adata, views=True)
+    check_group_names(adata, library_key, "library_key")
+    positions = check_sections_apart(adata, spatial_key, library_key)
+    check_whole(1, n_neighbors=n_neighbors)
+    check_library_sizes(adata, library_key, n_neighbors)
     codes = library_codes(None if library_key is None else adata.obs[library_key], adata.n_obs)
     counts, where = count_matrix(adata, layer)
     observed = observed_matrix(adata, observed_layer)
-    depth, _ = check_count_values(adata, counts, observed, where)
+    sums = check_count_values(adata, counts, observed, where).spots
     spots_seen, seen = count_observed(observed, adata.shape)
-    depth = _fill_depth(depth, spots_seen, codes, where)
+    if size_factor_key is None:
+        depth = _fill_depth(sums, spots_seen, codes, where)
+        size_factor_key = _other_depth(adata, depth, observed_layer)
+    if size_factor_key is not None:
+        check_size_factor(adata, size_factor_key)
+        depth = checked_depth(adata, size_factor_key, sums)
 
     values, mask = _expression(counts, observed, depth, target_sum)
     kept = _kept(adata, keep, gene_symbols)
@@ -183,7 +204,8 @@ def select_genes(
     result = adata[:, chosen].copy()
     result.var[Keys.MORAN] = score[chosen]
     result.var[Keys.TARGET_GENES] = target[chosen]
-    result.obs[Keys.DEPTH] = depth
+    if size_factor_key is None:
+        result.obs[Keys.DEPTH] = depth
     return result
 
 
@@ -200,6 +222,29 @@ def _kept(adata: AnnData, keep: Sequence[str], gene_symbols: str | None) -> NDAr
             f"{listing(list(names), 3)}); correct the names, or name the var column that has them in gene_symbols=..."
         )
     return np.asarray(names.isin(list(keep)), dtype=bool)
+
+
+def _other_depth(adata: AnnData, depth: NDArray[np.float64], observed_layer: str | None) -> str | None:
+    """Name of the depths that are there already, if they are not the sums of the counts and may be of the user."""
+    if Keys.DEPTH not in adata.obs:
+        return None
+    known = pd.to_numeric(adata.obs[Keys.DEPTH], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    other = ~np.isclose(known, depth, rtol=1e-5)
+    if not other.any():
+        return None
+    what = f"adata.obs[{Keys.DEPTH!r}] differs from the sum of the observed counts for {spot_listing(adata, other)}"
+    if observed_layer is not None or not (known >= ROUNDED * depth).all():
+        # It may tell of hidden counts.
+        raise ValueError(
+            f"{what}, and would be replaced. If it is the depth over the whole transcriptome, pass "
+            f"size_factor_key={Keys.DEPTH!r}; else delete it."
+        )
+    warnings.warn(
+        f"{what}. It is taken as their depth over the whole transcriptome; delete it to have the sum taken.",
+        UserWarning,
+        stacklevel=3,
+    )
+    return Keys.DEPTH
 
 
 def _fill_depth(depth: NDArray, seen: NDArray, codes: NDArray, where: str) -> NDArray[np.float64]:
