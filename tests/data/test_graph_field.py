@@ -1,6 +1,7 @@
 """The graph in scvi-tools' AnnDataManager: setup, transfer, subsets, reloading."""
 
 import pickle
+import warnings
 
 import anndata as ad
 import numpy as np
@@ -170,7 +171,7 @@ def user_graph(adata, edges):
 
 def test_user_graph_is_used_as_it_is():
     adata = tissue()
-    user_graph(adata, [(0, 2), (2, 4)])
+    user_graph(adata, [(0, 2), (2, 4), (1, 3)])
     before = adata.obsp["mine_connectivities"].copy()
     registered = manager(adata, neighbors_key="mine")
     assert (adata.obsp["mine_connectivities"] != before).nnz == 0
@@ -199,7 +200,7 @@ def test_user_graph_must_be_finite():
     adata = tissue()
     user_graph(adata, [(0, 2), (6, 8)])
     adata.obsp["mine_connectivities"].data[1] = np.nan
-    with pytest.raises(ValueError, match=r"NaN or infinite.*'s6' and 's8'"):
+    with pytest.raises(ValueError, match=r"NaN, infinite or negative.*'s6' and 's8'"):
         manager(adata, neighbors_key="mine")
 
 
@@ -212,3 +213,40 @@ def test_another_largest_distance_builds_the_graph_anew():
     assert adata.obsp["lgdist_connectivities"].nnz > few
     near.transfer_field(state, adata)
     assert adata.obsp["lgdist_connectivities"].nnz == few
+
+
+@pytest.mark.parametrize("key", ["mine_connectivities", "mine_distances"])
+def test_user_graph_must_not_be_negative(key):
+    adata = tissue()
+    user_graph(adata, [(i, (i + 2) % 60) for i in range(60)])
+    adata.obsp["mine_distances"] = adata.obsp["mine_connectivities"].copy()
+    adata.obsp[key].data[1] = -0.5
+    with pytest.raises(ValueError, match=rf"{key}.*negative entries, the first \(-0.5\) between spots 's1' and 's3'"):
+        manager(adata, neighbors_key="mine")
+
+
+def test_user_graph_without_edges():
+    adata = tissue()
+    user_graph(adata, [])
+    with pytest.warns(UserWarning, match=r"mine_connectivities'\] has no edge within the libraries 'x', 'y', so that"):
+        manager(adata, neighbors_key="mine")
+    with pytest.warns(UserWarning, match=r"has no edge, so that each spot .* leave out neighbors_key"):
+        manager(adata, neighbors_key="mine", library_key=None)
+    user_graph(adata, [(0, 2), (2, 4)])
+    with pytest.warns(UserWarning, match="has no edge within the libraries 'y'"):
+        manager(adata, neighbors_key="mine")
+    # A part of a tissue may have lost its edges.
+    user_graph(adata, [(0, 2), (1, 3)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        manager(adata, neighbors_key="mine").transfer_fields(adata[20:].copy())
+
+
+def test_user_graph_with_more_neighbours_than_are_seen():
+    adata = tissue()
+    user_graph(adata, [(i, j) for i in range(60) for j in range(i % 2, 60, 2) if i != j])
+    with pytest.warns(UserWarning, match=r"up to 29 neighbours per spot, .* the nearest 4; pass n_neighbors=29"):
+        manager(adata, neighbors_key="mine")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        manager(adata, neighbors_key="mine", n_neighbors=29)

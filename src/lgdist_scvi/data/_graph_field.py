@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from scvi.data.fields import BaseAnnDataField
 
 from lgdist_scvi._constants import REGISTRY_KEYS, Keys
 
+from ._entries import listing
 from ._neighbors import add_spatial_graph, edge_lengths, graph_edges, graph_params, library_codes, spatial_graph
 
 if TYPE_CHECKING:
@@ -102,7 +104,7 @@ class SpatialGraphField(BaseAnnDataField):
         return {}
 
     def validate_field(self, adata: AnnData) -> None:
-        """Check that the graph exists, is finite and links no two libraries.
+        """Check that the graph exists, is finite and not negative, and links no two libraries.
 
         Parameters
         ----------
@@ -114,7 +116,7 @@ class SpatialGraphField(BaseAnnDataField):
         KeyError
             If the graph is missing.
         ValueError
-            If the graph has non-finite entries or an edge between two libraries.
+            If the graph has non-finite or negative entries, or an edge between two libraries.
         """
         if self.attr_key not in adata.obsp:
             raise KeyError(
@@ -125,10 +127,11 @@ class SpatialGraphField(BaseAnnDataField):
         keys = [self.attr_key] + ([self.distances_key] if self.distances_key in adata.obsp else [])
         for key in keys:
             row, col, weight = graph_edges(adata.obsp[key])
-            if not np.isfinite(weight).all():
-                bad = np.flatnonzero(~np.isfinite(weight))[0]
+            wrong = ~(np.isfinite(weight) & (weight >= 0))
+            if wrong.any():
+                bad = np.flatnonzero(wrong)[0]
                 raise ValueError(
-                    f"adata.obsp[{key!r}] has NaN or infinite entries, the first between spots "
+                    f"adata.obsp[{key!r}] has NaN, infinite or negative entries, the first ({weight[bad]}) between spots "
                     f"{adata.obs_names[row[bad]]!r} and {adata.obs_names[col[bad]]!r}; recompute the graph."
                 )
         crossing = self._crossing_edge(adata)
@@ -158,6 +161,8 @@ class SpatialGraphField(BaseAnnDataField):
             # Always rebuilt: it is cheap, and a graph from an earlier setup may be outdated.
             self._build(adata)
         super().register_field(adata)
+        if self.neighbors_key is not None:
+            self._check_degrees(adata)
         return {
             self.CONNECTIVITIES_KEY: self.attr_key,
             self.DISTANCES_KEY: self.distances_key,
@@ -222,6 +227,29 @@ class SpatialGraphField(BaseAnnDataField):
             str(state_registry[self.BUILT_KEY]),
         )
         return table
+
+    def _check_degrees(self, adata: AnnData) -> None:
+        """Warn of a graph of the user without edges in a library, and of one of which a part is not used."""
+        row, _, _ = graph_edges(adata.obsp[self.attr_key])
+        degree = np.bincount(row, minlength=adata.n_obs)
+        codes = library_codes(None if self.library_key is None else adata.obs[self.library_key], adata.n_obs)
+        if (alone := np.bincount(codes, weights=degree) == 0).any():
+            where = ""
+            if self.library_key is not None:
+                where = f" within the libraries {listing(adata.obs[self.library_key][alone[codes]].unique())}"
+            warnings.warn(
+                f"adata.obsp[{self.attr_key!r}] has no edge{where}, so that each spot is completed without neighbours. Recompute the "
+                "graph, or leave out neighbors_key to have it built, if that is unwanted.",
+                UserWarning,
+                stacklevel=6,
+            )
+        if (most := int(degree.max())) > self.n_neighbors:
+            warnings.warn(
+                f"adata.obsp[{self.attr_key!r}] has up to {most} neighbours per spot, of which the network sees the nearest "
+                f"{self.n_neighbors}; pass n_neighbors={most} to have it see all.",
+                UserWarning,
+                stacklevel=6,
+            )
 
     def _build(self, adata: AnnData) -> None:
         """Build the graph, but in place of none but an earlier one.

@@ -264,7 +264,10 @@ def _lookup(keys: NDArray, values: NDArray, queries: NDArray) -> tuple[NDArray, 
 
 
 def neighbor_index(
-    connectivities: sparse.spmatrix, distances: sparse.spmatrix | None, n_neighbors: int
+    connectivities: sparse.spmatrix,
+    distances: sparse.spmatrix | None,
+    n_neighbors: int,
+    names: NDArray[np.uint64] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
     """Read a graph as arrays with a fixed number of neighbours per spot, nearest first.
 
@@ -276,18 +279,20 @@ def neighbor_index(
         Distances along the edges; None orders by descending connectivity instead.
     n_neighbors
         Columns of the result; rows with more neighbours keep the nearest.
+    names
+        Number of each spot by which ties are broken, whatever the order of the spots, ``(n_spots,)``.
 
     Returns
     -------
     Index (int64), distance (float32, 0 without `distances`) and mask (True where a neighbour exists), each of shape
-    ``(n_spots, n_neighbors)``. Missing neighbours have the spot's own index, distance 0 and mask False. Ties are
-    broken by row number.
+    ``(n_spots, n_neighbors)``. Missing neighbours have the spot's own index, distance 0 and mask False. Ties that `names`
+    leave are broken by row number.
     """
     n_obs = connectivities.shape[0]
     row, col, weight = graph_edges(connectivities)
     length = np.zeros(len(row)) if distances is None else edge_lengths(distances, row, col)
     rank_by = -weight if distances is None else length
-    order = np.lexsort((col, rank_by, row))
+    order = np.lexsort((col, col if names is None else names[col], rank_by, row))
     row, col, length = row[order], col[order], length[order]
     first = np.searchsorted(row, np.arange(n_obs))
     slot = np.arange(len(row)) - first[row]

@@ -190,7 +190,7 @@ class LGDiST(
         neighbors_key
             Prefix of your own graph in ``obsp``, in the format of ``squidpy``; by default a graph is built.
         n_neighbors
-            Neighbours per spot.
+            Neighbours per spot; of your own graph the nearest, and ties are broken by the names of the spots.
         max_distance
             Largest distance of neighbours, in the unit of the positions (micrometres for Xenium and MERSCOPE); by default 1.5
             times the median distance to the last of `n_neighbors` in each section.

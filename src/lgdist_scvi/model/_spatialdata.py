@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from lgdist_scvi.data._regions import annotating_table, table_positions, warn_of
 from ._base import LGDiSTBase
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, MutableMapping, Sequence
 
     from anndata import AnnData
     from numpy.typing import NDArray
@@ -83,18 +84,32 @@ class SpatialDataMixin(LGDiSTBase):
             )
         if region is not None:
             table = table[table.obs[region_key].isin(wanted).to_numpy()].copy()
-        if coordinate_system is not None or spatial_key not in table.obsm:
-            positions = table_positions(
-                sdata, table, wanted, spatial_key=spatial_key, coordinate_system=coordinate_system
-            )
-            if spatial_key in table.obsm:
-                spatial_key = f"{spatial_key}_{coordinate_system}"
-            table.obsm[spatial_key] = positions
-        if coordinate_system is None and library_key is None:
-            library_key = region_key
-            warn_of_fields_of_view(sdata, wanted, stacklevel=2)
-        cls.setup_anndata(table, layer, spatial_key=spatial_key, library_key=library_key, **setup)
+        with _undone_if_refused(table.obsm):
+            if coordinate_system is not None or spatial_key not in table.obsm:
+                positions = table_positions(
+                    sdata, table, wanted, spatial_key=spatial_key, coordinate_system=coordinate_system
+                )
+                if spatial_key in table.obsm:
+                    spatial_key = f"{spatial_key}_{coordinate_system}"
+                table.obsm[spatial_key] = positions
+            if coordinate_system is None and library_key is None:
+                library_key = region_key
+                warn_of_fields_of_view(sdata, wanted, stacklevel=2)
+            cls.setup_anndata(table, layer, spatial_key=spatial_key, library_key=library_key, **setup)
         return table
+
+
+@contextmanager
+def _undone_if_refused(entries: MutableMapping[str, Any]) -> Iterator[None]:
+    """Set entries back, and remove new ones, if what follows raises an error."""
+    before = dict(entries)
+    try:
+        yield
+    except BaseException:
+        for key in [key for key in entries if entries[key] is not before.get(key)]:
+            del entries[key]
+        entries.update({key: value for key, value in before.items() if key not in entries})
+        raise
 
 
 def put_into_table(table: AnnData, adata: AnnData, rows: NDArray[np.int64], names: list[str], key_added: str) -> None:
