@@ -49,7 +49,7 @@ def write_space_ranger(adata, folder, *, positions="csv", images=("hires", "lowr
     scale = section["scalefactors"]["tissue_hires_scalef"]
     factors = {**section["scalefactors"], "tissue_lowres_scalef": scale / 2}
     if positions == "parquet":
-        factors["microns_per_pixel"] = 0.5
+        factors["microns_per_pixel"] = 1 / 16
     (folder / "spatial" / "scalefactors_json.json").write_text(json.dumps({k: float(v) for k, v in factors.items()}))
 
 

@@ -717,3 +717,11 @@ def test_the_view_of_the_registry_lists_the_genes(capsys):
 def test_distances_are_positive(value):
     with pytest.raises(ValueError, match="max_distance=.* must be a number above 0"):
         check(tissue(), max_distance=value)
+
+
+def test_a_distance_in_another_unit_is_refused():
+    check(tissue(), max_distance=20)
+    with pytest.raises(
+        ValueError, match=r"max_distance=0.01 leaves 100% of the spots.*unit of adata.obsm\['spatial'\]"
+    ):
+        check(tissue(), max_distance=0.01)

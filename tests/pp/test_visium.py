@@ -95,7 +95,7 @@ def test_bins_and_cells_of_visium_hd(tissue, tmp_path):
     assert list(cells.obs_names[:2]) == ["cellid_000000001-1", "cellid_000000002-1"] and cells.n_obs == 120
     np.testing.assert_allclose(cells.obsm["spatial"], tissue.obsm["spatial"])
     np.testing.assert_array_equal(cells.layers["counts"].toarray(), tissue.layers["counts"].toarray())
-    assert cells.uns["spatial"]["mine"]["scalefactors"]["microns_per_pixel"] == 0.5
+    assert cells.uns["spatial"]["mine"]["scalefactors"]["microns_per_pixel"] == 1 / 16
     assert set(cells.obs["library_id"]) == {"mine"}
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from lgdist_scvi._checks import check_positive, check_whole
+from lgdist_scvi._checks import check_whole
 
 from ._controls import warn_of_controls
 from ._counts import check_counts, warn_of_empty
@@ -19,6 +19,7 @@ from ._genes import check_type
 from ._libraries import check_extent, check_library_sizes
 from ._missing import refuse_several_missing
 from ._names import check_sortable
+from ._reach import check_reach
 from ._sections import SECTION_COLUMNS, check_sections
 
 if TYPE_CHECKING:
@@ -85,8 +86,6 @@ def validate_setup(
     """
     check_container(adata)
     check_whole(1, n_neighbors=n_neighbors)
-    if max_distance is not None:
-        check_positive(max_distance=max_distance)
     refuse_several_missing(
         adata,
         layers={"layer": layer, "observed_layer": observed_layer},
@@ -97,6 +96,7 @@ def validate_setup(
     check_group_names(adata, batch_key, "batch_key")
     positions = check_sections_apart(adata, spatial_key, library_key)
     if not query:
+        check_reach(positions, max_distance, spatial_key)
         warn_of_controls(adata, stacklevel=3)
     if library_key is None and not query:
         check_sections(adata, positions, batch_key, stacklevel=4)

@@ -48,6 +48,8 @@ def drop_controls(adata: AnnData, *, layer: str | None = None) -> AnnData:
         If the layer is missing.
     TypeError
         If the counts are neither an array nor a CSR or CSC matrix.
+    ValueError
+        If no layer is named and ``X`` is empty.
 
     Examples
     --------

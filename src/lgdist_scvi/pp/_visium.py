@@ -110,8 +110,8 @@ def from_visium_hd(
     Examples
     --------
     >>> section = lgdist_scvi.pp.from_visium_hd("outs_hd", bin_um=16)
-    >>> section.uns["spatial"]["section_1"]["scalefactors"]["microns_per_pixel"]
-    0.5
+    >>> microns_per_pixel = section.uns["spatial"]["section_1"]["scalefactors"]["microns_per_pixel"]
+    >>> lgdist_scvi.LGDiST.setup_anndata(section, layer="counts", max_distance=40 / microns_per_pixel)
     """
     outs = Path(path)
     if bin_um != "cells":
