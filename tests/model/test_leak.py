@@ -75,6 +75,7 @@ def all_outputs(small, adata, **setup):
     outputs |= {f"regions {name}": values for name, values in {"mean": regions.X, **regions.layers}.items()}
     table = model.differential_expression(idx1=range(20), idx2=range(40, 60), silent=True)
     outputs["tests"] = table.select_dtypes("number").loc[adata.var_names].to_numpy()
+    outputs |= {kind: model.get_latent_representation(kind=kind) for kind in ("state", "niche")}
     outputs["scores"] = model.evaluate_completion(**small.READ).to_numpy(dtype=np.float64)
     for phase, metrics in model.history.items():
         outputs |= {f"{phase} {name}": table.to_numpy() for name, table in metrics.items()}

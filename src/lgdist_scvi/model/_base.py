@@ -12,6 +12,7 @@ from lgdist_scvi._constants import REGISTRY_KEYS
 from lgdist_scvi._quiet import quiet
 from lgdist_scvi.data._counts import check_counts
 from lgdist_scvi.data._genes import validate_genes
+from lgdist_scvi.data._neighbors import library_codes
 from lgdist_scvi.data._validation import validate_setup
 from lgdist_scvi.data._view import SpotView
 from lgdist_scvi.module._use import refuse_while_trained
@@ -98,6 +99,13 @@ class LGDiSTBase(ForgettingMixin, BaseModelClass):
             warn_if_unlike(view, share)
         view.image_mask &= use_image
         return adata, view
+
+    def _placed(self, adata: AnnData) -> tuple[NDArray, NDArray[np.intp]]:
+        """Positions of the spots, and the numbers of their sections."""
+        setup = self.adata_manager.registry["setup_args"]
+        key = setup["library_key"]
+        section = library_codes(None if key is None else adata.obs[key], adata.n_obs)
+        return np.asarray(adata.obsm[setup["spatial_key"]], dtype=np.float64), section
 
     @property
     def _diffuses(self) -> bool:

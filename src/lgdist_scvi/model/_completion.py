@@ -1,4 +1,4 @@
-"""Read-outs: completed expression, quantiles of counts, latent representation."""
+"""Read-outs: completed expression and quantiles of counts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lgdist_scvi.data._counts import LARGEST
 from lgdist_scvi.metrics import count_distribution
 
 from ._base import LGDiSTBase
-from ._options import BATCH_SIZE, N_STEPS, Reading, gene_numbers, row_numbers
+from ._options import BATCH_SIZE, N_STEPS, gene_numbers, row_numbers
 from ._reader import Reader
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class CompletionMixin(LGDiSTBase):
-    """Completed expression and latent representation."""
+    """Completed expression and quantiles of counts."""
 
     def get_completed_expression(
         self,
@@ -213,39 +213,3 @@ class CompletionMixin(LGDiSTBase):
         distribution = count_distribution(mean * (depth or 1.0), std * (depth or 1.0))
         labels = {"index": mean.index, "columns": mean.columns}
         return {q: pd.DataFrame(distribution.ppf(q), **labels) for q in quantiles}
-
-    def get_latent_representation(
-        self,
-        adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
-        batch_size: int = BATCH_SIZE,
-    ) -> NDArray[np.float32]:
-        """Code of every spot, from all observed entries of the spot and its neighbourhood.
-
-        Parameters
-        ----------
-        adata, indices, batch_size
-            As in :meth:`get_completed_expression`.
-
-        Returns
-        -------
-        Codes ``(n_spots, n_latent)``, no unit, to be stored for example in ``adata.obsm["X_lgdist"]``.
-
-        Raises
-        ------
-        RuntimeError
-            If the autoencoder has not been trained.
-        KeyError, TypeError, ValueError
-            If an argument or `adata` does not fit the model.
-
-        References
-        ----------
-        :cite:t:`cardenas2025lgdist`; "The latent space" of :doc:`/method`.
-
-        Examples
-        --------
-        >>> adata.obsm["X_lgdist"] = model.get_latent_representation()
-        """
-        adata, view = self._trained_view(adata, diffusion=False)
-        rows = row_numbers(indices, adata)
-        return Reader(self.module, view, Reading(n_samples=0, batch_size=batch_size)).codes(rows)

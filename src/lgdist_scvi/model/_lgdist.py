@@ -27,6 +27,7 @@ from ._correlation import CorrelationMixin
 from ._differential import DifferentialMixin
 from ._evaluation import EvaluationMixin
 from ._guards import NO_ENTRIES
+from ._latent import LatentMixin
 from ._layers import LayersMixin
 from ._prediction import PredictionMixin
 from ._saving import SavingMixin
@@ -45,6 +46,7 @@ MOST_FACTORS = 24
 class LGDiST(
     TrainingMixin,
     CompletionMixin,
+    LatentMixin,
     EvaluationMixin,
     LayersMixin,
     PredictionMixin,
