@@ -209,7 +209,8 @@ def test_stopped_by_a_signal(
         monkeypatch.setattr(LGDiST, "train", lambda *args, **options: train(*args, callbacks=[Stop()], **options))
     monkeypatch.setattr(AnnData, "write_h5ad", write_half)
     assert complete(section, tmp_path / "out.h5ad") == 128 + number
-    assert f"stopped by {name}, no output was written" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"stopped by {name}, no output was written" in said and "Exception" not in said
     assert list(tmp_path.iterdir()) == [] and signal.getsignal(number) is signal.SIG_DFL
 
 
@@ -336,6 +337,41 @@ class TestMistakes:
         with pytest.raises(SystemExit) as stopped:
             complete(section, tmp_path / "out.h5ad", *arguments)
         assert stopped.value.code == 2
+
+    @pytest.mark.parametrize("arguments", [["--seed", str(2**32)], ["--max-epochs", "9" * 20]])
+    def test_options_out_of_proportion(self, section: Path, tmp_path: Path, arguments: list[str]):
+        with pytest.raises(SystemExit) as stopped:
+            complete(section, tmp_path / "out.h5ad", *arguments)
+        assert stopped.value.code == 2
+
+    def test_more_threads_than_make_sense(self, section: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+        assert complete(section, tmp_path / "out.h5ad", "--threads", 10**6) == 2
+        assert "--threads 1000000 is out of proportion" in error_line(capsys)
+
+    @pytest.mark.parametrize(("part", "name"), [("layers", "lgdist"), ("layers", "lgdist_std"), ("obsm", "X_lgdist")])
+    def test_names_of_the_output_are_taken(self, section: Path, tmp_path: Path, part: str, name: str, capsys):
+        adata = anndata.read_h5ad(section)
+        getattr(adata, part)[name] = np.ones(adata.shape)
+        adata.write_h5ad(tmp_path / "in.h5ad")
+        assert complete(tmp_path / "in.h5ad", tmp_path / "out.h5ad") == 2
+        line = error_line(capsys)
+        assert f"{part}[{name!r}]" in line and "rename it" in line
+
+    def test_model_folder_is_the_output(self, section: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+        assert complete(section, tmp_path / "out", "--save-model", tmp_path / "out") == 2
+        assert "is the output; name another one for --save-model" in error_line(capsys)
+
+    def test_name_that_is_too_long(self, section: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+        assert complete(section, tmp_path / f"{'a' * 300}.h5ad") == 2
+        assert "choose a shorter" in error_line(capsys)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_damaged_matrix(self, section: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+        adata = anndata.read_h5ad(section)
+        adata.layers["counts"].indptr[3] = 10**7
+        adata.write_h5ad(tmp_path / "in.h5ad")
+        assert complete(tmp_path / "in.h5ad", tmp_path / "out.h5ad") == 2
+        assert "is damaged" in error_line(capsys)
 
     def test_demo_without_igraph(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

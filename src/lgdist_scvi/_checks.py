@@ -6,9 +6,13 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+
+LARGEST_SEED = 2**32 - 1
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
@@ -22,6 +26,38 @@ def check_whole(least: int, **values: Any) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse what is not a whole number that all random number generators take."""
+    check_whole(0, seed=seed)
+    if seed > LARGEST_SEED:
+        raise ValueError(f"seed={seed!r} must be at most {LARGEST_SEED}.")
+
+
+def check_numbers(least: float, **values: Any) -> None:
+    """Refuse what is not a finite number of at least `least`."""
+    for name, value in values.items():
+        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or value < least:
+            raise ValueError(f"{name}={value!r} must be a finite number of at least {least:g}.")
+
+
+def check_session() -> None:
+    """Refuse a state of PyTorch in which weights and data would be of other kinds than the model is made of."""
+    made = torch.empty(0)
+    if made.dtype != torch.float32:
+        raise RuntimeError(
+            f"PyTorch's default type of numbers is {made.dtype}, and the model computes in single precision; call "
+            "torch.set_default_dtype(torch.float32) first."
+        )
+    if made.device.type == "meta":
+        raise RuntimeError("PyTorch's default device is 'meta', which has no values; leave torch.device('meta') first.")
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        raise RuntimeError(
+            "PyTorch's autocast is on, in which completed values would be of half precision; leave torch.autocast first. To train "
+            "in mixed precision pass precision='16-mixed' or 'bf16-mixed'."
+        )
 
 
 def check_share(**values: Any) -> None:

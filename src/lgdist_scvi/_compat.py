@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
 import signal
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakValueDictionary, finalize
@@ -12,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from scvi.data._constants import _MANAGER_UUID_KEY as MANAGER_UUID_KEY
 from scvi.data._download import _download as download
 from scvi.model._utils import parse_device_args
+from scvi.train import _trainrunner
 from scvi.train._progress import ProgressBar
 from scvi.utils import track
 
@@ -47,6 +50,18 @@ def training_devices(accelerator: str, devices: int | list[int] | str) -> tuple[
     return device, len(parsed) if isinstance(parsed, list) else int(parsed)
 
 
+_OURS = threading.local()
+
+
+def _say(*values: object, **options: Any) -> None:
+    """Print, but for a note of scvi-tools on an error of a training of ours, which is raised anyway."""
+    if not (getattr(_OURS, "trains", False) and values[:1] == ("Exception raised during training.",)):
+        builtins.print(*values, **options)
+
+
+vars(_trainrunner)["print"] = _say
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Raise KeyboardInterrupt on an interruption: Lightning's trainer exits the process and ignores further ones.
@@ -54,6 +69,7 @@ def interruptible() -> Iterator[None]:
     After a SIGTERM the process exits with the status of that signal, and not with that of success, as Lightning lets it.
     """
     handler = signal.getsignal(signal.SIGINT)
+    _OURS.trains = True
     try:
         yield
     except SIGTERMException:
@@ -63,6 +79,8 @@ def interruptible() -> Iterator[None]:
             raise
         signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt from None
+    finally:
+        _OURS.trains = False
 
 
 class PhaseProgressBar(ProgressBar):

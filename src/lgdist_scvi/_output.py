@@ -32,6 +32,12 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     UserError
         If it cannot.
     """
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); choose a shorter or another name.") from error
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file.")
     if os.path.lexists(path) and not overwrite:
@@ -80,7 +86,7 @@ def write_aside(adata: AnnData, path: Path, *, overwrite: bool, kept: Sequence[d
             else:
                 del table[key]
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=".lgdist_", dir=path.parent) as folder:
             partial = Path(folder, "partial.h5ad")
             adata.write_h5ad(partial, compression="gzip")
             # Another file may have appeared there during training.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import signal
 import sys
@@ -12,9 +13,11 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from ._checks import LARGEST_SEED
 from ._constants import Keys
 from ._output import UserError, bookkeeping, check_target, write_aside
 from ._quiet import quiet
+from .model._layers import check_key
 from .model._options import Scale
 from .module._read_outs import READ_OUTS
 
@@ -33,6 +36,7 @@ SETUP_OPTIONS = {
     "size_factor_key": "obs column with the depth of the spots over the whole transcriptome (default: the sum of counts)",
 }
 MODEL_FILE = "model.pt"
+MOST, THREADS_PER_CORE = 2**31 - 1, 8
 # Windows has no SIGHUP.
 STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -78,7 +82,7 @@ def complete(options: argparse.Namespace) -> None:
     """
     from .model import LGDiST
 
-    if options.output.exists() and options.input.exists() and options.output.samefile(options.input):
+    if all(map(os.path.exists, (options.output, options.input))) and options.output.samefile(options.input):
         raise UserError(f"{options.output} is the input, which is never changed; name another output.")
     check_target(options.output, overwrite=options.overwrite)
     if options.save_model is not None:
@@ -88,6 +92,7 @@ def complete(options: argparse.Namespace) -> None:
     _use_hardware(options)
 
     adata = _read(options.input)
+    _check_names(adata)
     kept = bookkeeping(adata)
     setup = {name: value for name in SETUP_OPTIONS if (value := getattr(options, name)) is not None}
     setup["target_genes_key"] = options.target_genes_key
@@ -188,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder (default: %(default)s)")
 
     for command in commands.choices.values():
-        command.add_argument("--seed", type=_whole, default=0, metavar="N", help="(default: %(default)s)")
+        command.add_argument("--seed", type=_seed, default=0, metavar="N", help="(default: %(default)s)")
         command.add_argument(
             "--accelerator", choices=["auto", "cpu", "gpu"], default="auto", help="(default: %(default)s)"
         )
@@ -204,17 +209,24 @@ def _whole(text: str) -> int:
     return int(text)
 
 
+def _seed(text: str) -> int:
+    if _whole(text) > LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"must be at most {LARGEST_SEED}")
+    return int(text)
+
+
 def _positive(text: str) -> int:
-    if _whole(text) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
+    if not 1 <= _whole(text) <= MOST:
+        raise argparse.ArgumentTypeError(f"must be from 1 to {MOST}")
     return int(text)
 
 
 def _read(path: Path) -> AnnData:
     import anndata
 
-    if not path.is_file():
-        raise UserError(f"{path} does not exist." if not path.exists() else f"{path} is not a file.")
+    # Unlike a Path, these take a name that is too long for one that is not there.
+    if not os.path.isfile(path):
+        raise UserError(f"{path} does not exist." if not os.path.exists(path) else f"{path} is not a file.")
     try:
         return anndata.read_h5ad(path)
     except (OSError, KeyError, TypeError, ValueError) as error:
@@ -234,9 +246,26 @@ def _select_genes(adata: AnnData, n_genes: int, setup: dict[str, Any]) -> AnnDat
     return adata
 
 
+def _check_names(adata: AnnData) -> None:
+    """Refuse a file in which others have the names of what is written."""
+    try:
+        check_key(adata.layers, adata.uns, Keys.LAYER, "the input")
+    except ValueError as error:
+        raise UserError(
+            f"{str(error).partition(';')[0]}; rename it, because the completed layer has this name."
+        ) from error
+    if Keys.LATENT in adata.obsm and Keys.UNS not in adata.uns:
+        raise UserError(
+            f"the input has obsm[{Keys.LATENT!r}] already, not written by a completion; rename it, because the codes of the "
+            "spots have this name."
+        )
+
+
 def _check_model_folder(options: argparse.Namespace) -> None:
     folder, overwrite = options.save_model, options.overwrite
-    if folder.exists() and not folder.is_dir():
+    if not os.path.exists(folder):
+        check_target(folder, overwrite=overwrite)
+    elif not folder.is_dir():
         raise UserError(f"{folder} is not a folder; name another one for --save-model.")
     if folder.exists() and not overwrite:
         raise UserError(f"{folder} exists already; name another one for --save-model or add --overwrite.")
@@ -244,9 +273,12 @@ def _check_model_folder(options: argparse.Namespace) -> None:
         raise UserError(
             f"{folder} is the folder of the input, which is never changed; name another one for --save-model."
         )
+    if folder.resolve() == options.output.resolve():
+        raise UserError(f"{folder} is the output; name another one for --save-model.")
     if (folder / MODEL_FILE).resolve() == options.output.resolve():
         raise UserError(f"{options.output} is the file of the model; name another output or folder for --save-model.")
-    check_target(folder / MODEL_FILE if folder.exists() else folder, overwrite=overwrite)
+    if folder.exists():
+        check_target(folder / MODEL_FILE, overwrite=overwrite)
 
 
 def _use_hardware(options: argparse.Namespace) -> None:
@@ -255,6 +287,9 @@ def _use_hardware(options: argparse.Namespace) -> None:
     if options.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("PyTorch finds no GPU; use --accelerator cpu.")
     if options.threads is not None:
+        cores = os.cpu_count() or 1
+        if options.threads > THREADS_PER_CORE * cores:
+            raise UserError(f"--threads {options.threads} is out of proportion to {cores} cores; pass up to {cores}.")
         torch.set_num_threads(options.threads)
 
 

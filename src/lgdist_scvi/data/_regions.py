@@ -37,12 +37,19 @@ def annotating_table(sdata: SpatialData, table_key: str) -> tuple[AnnData, list[
     ------
     KeyError
         If there is no such table.
+    ValueError
+        If the table annotates no shapes.
     """
     from spatialdata.models import get_table_keys
 
     if table_key not in sdata.tables:
         raise KeyError(f"sdata.tables has no {table_key!r} (found: {list(sdata.tables)}); correct table_key=...")
     table = sdata.tables[table_key]
+    if "spatialdata_attrs" not in table.uns:
+        raise ValueError(
+            f"sdata.tables[{table_key!r}] annotates no shapes: uns['spatialdata_attrs'] is missing. Make the table with "
+            "spatialdata.models.TableModel.parse(adata, region=..., region_key=..., instance_key=...)."
+        )
     annotated, region_key, _ = get_table_keys(table)
     return table, [annotated] if isinstance(annotated, str) else list(annotated), region_key
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scvi.model.base import BaseModelClass
 
+from lgdist_scvi._checks import check_session
 from lgdist_scvi._compat import ForgettingMixin
 from lgdist_scvi._constants import REGISTRY_KEYS
 from lgdist_scvi._quiet import quiet
@@ -119,6 +120,7 @@ class LGDiSTBase(ForgettingMixin, BaseModelClass):
         return Reading(n_samples, **options)
 
     def _check_trained(self, *, diffusion: bool) -> None:
+        check_session()
         refuse_while_trained(self.module)
         needed = {"autoencoder": "train"} | ({"diffusion": "train_diffusion"} if diffusion else {})
         for phase, method in needed.items():

@@ -213,3 +213,44 @@ class CompletionMixin(LGDiSTBase):
         distribution = count_distribution(mean * (depth or 1.0), std * (depth or 1.0))
         labels = {"index": mean.index, "columns": mean.columns}
         return {q: pd.DataFrame(distribution.ppf(q), **labels) for q in quantiles}
+<<<<<<< HEAD
+=======
+
+    def get_latent_representation(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> NDArray[np.float32]:
+        """Code of every spot, from all observed entries of the spot and its neighbourhood.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As in :meth:`get_completed_expression`.
+
+        Returns
+        -------
+        Codes ``(n_spots, n_latent)``, no unit, to be stored for example in ``adata.obsm["X_lgdist"]``.
+
+        Raises
+        ------
+        MemoryError
+            As :meth:`get_completed_expression`.
+        RuntimeError
+            If the autoencoder has not been trained.
+        KeyError, TypeError, ValueError
+            If an argument or `adata` does not fit the model.
+
+        References
+        ----------
+        :cite:t:`cardenas2025lgdist`; "The latent space" of :doc:`/method`.
+
+        Examples
+        --------
+        >>> adata.obsm["X_lgdist"] = model.get_latent_representation()
+        """
+        adata, view = self._trained_view(adata, diffusion=False)
+        rows = row_numbers(indices, adata)
+        return Reader(self.module, view, Reading(n_samples=0, batch_size=batch_size)).codes(rows)
+>>>>>>> files

@@ -72,6 +72,8 @@ class EvaluationMixin(LGDiSTBase):
 
         Raises
         ------
+        MemoryError
+            If `n_samples` codes of a minibatch would take more than half of the available memory.
         ValueError
             If nothing was held out, or the AnnData of the model has changed since training.
         KeyError, TypeError, ValueError
@@ -141,6 +143,8 @@ class EvaluationMixin(LGDiSTBase):
 
         Raises
         ------
+        MemoryError
+            As :meth:`evaluate_completion`.
         KeyError, TypeError, ValueError, RuntimeError
             As :meth:`evaluate_completion`.
 

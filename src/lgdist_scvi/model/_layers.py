@@ -69,7 +69,7 @@ class LayersMixin(LGDiSTBase):
         """
         reading = self._reading(**options)
         adata, view = self._trained_view(adata, diffusion=reading.n_samples > 0, use_image=reading.use_image)
-        _check_key(adata.layers, adata.uns, key_added)
+        check_key(adata.layers, adata.uns, key_added)
         require_memory(
             adata.n_obs * adata.n_vars * (5 + 4 * reading.return_std),
             f"The completed layers of {adata.n_obs} spots and {adata.n_vars} genes",
@@ -132,9 +132,9 @@ class LayersMixin(LGDiSTBase):
                 "table to the object, or correct table_key=..."
             )
         what = f"sdata.tables[{table_key!r}]"
-        _check_key(table.layers, table.uns, key_added, what)
+        check_key(table.layers, table.uns, key_added, what)
         if (stored := stored_table(sdata, table_key)) is not None:
-            _check_key(stored.layers, stored.uns, key_added, what, f" in the store {sdata.path}")
+            check_key(stored.layers, stored.uns, key_added, what, f" in the store {sdata.path}")
         self.add_completed_layer(key_added=key_added, **options)
         names = _layer_names(key_added)
         if table is not self.adata:
@@ -179,6 +179,8 @@ class LayersMixin(LGDiSTBase):
 
         Raises
         ------
+        MemoryError
+            If `n_samples` codes of a minibatch would take more than half of the available memory.
         FileExistsError
             If `path` exists, or with `overwrite` is something else than what is to be written.
         FileNotFoundError
@@ -208,7 +210,7 @@ class LayersMixin(LGDiSTBase):
         check_replaceable(path, overwrite=overwrite)
         reading = self._reading(**options)
         adata, view = self._trained_view(adata, diffusion=reading.n_samples > 0, use_image=reading.use_image)
-        _check_key(adata.layers, adata.uns, key_added)
+        check_key(adata.layers, adata.uns, key_added)
         job = {**asdict(reading), **self._provenance(reading), "weights": self._weights_hash(), "data": view.digest()}
         batches = partial(Reader(self.module, view, reading).batches, silent=silent)
         folder = path.with_name(f"{path.name}.partial")
@@ -241,7 +243,7 @@ def _layer_names(key: str) -> list[str]:
     return [key, f"{key}{IMPUTED_SUFFIX}", f"{key}{STD_SUFFIX}"]
 
 
-def _check_key(layers: Container[str], uns: Mapping[str, Any], key: str, what: str = "adata", where: str = "") -> None:
+def check_key(layers: Container[str], uns: Mapping[str, Any], key: str, what: str = "adata", where: str = "") -> None:
     """Refuse a name that other data has."""
     if not isinstance(key, str) or not key.strip(".") or set(key) & set("/\\\0"):
         # In a file it would be a path.

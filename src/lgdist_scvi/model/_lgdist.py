@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scvi.data.fields import LayerField, NumericalObsField, ObsmField
 
-from lgdist_scvi._checks import check_whole
+from lgdist_scvi._checks import check_seed, check_session, check_whole
 from lgdist_scvi._constants import REGISTRY_KEYS
 from lgdist_scvi._quiet import quiet
 from lgdist_scvi.data._fields import GroupField, ImageField
@@ -79,6 +79,8 @@ class LGDiST(
 
     Raises
     ------
+    RuntimeError
+        If PyTorch computes in another precision, or without values, by default.
     TypeError
         If an option is unknown.
     ValueError
@@ -114,7 +116,14 @@ class LGDiST(
         seed: int = 0,
         **module_kwargs: Any,
     ) -> None:
-        super().__init__(adata)
+        check_session()
+        try:
+            super().__init__(adata)
+        except ValueError as error:
+            raise ValueError(
+                "Register the very AnnData that you pass, with LGDiST.setup_anndata(adata, ...) first: a copy is registered apart "
+                f"from its original. (scvi-tools says: {error})"
+            ) from error
         n_spots = self.summary_stats.n_cells
         # Saved with the model, so that it still loads if a later version has other defaults.
         known = inspect.signature(self._module_cls).parameters
@@ -126,7 +135,7 @@ class LGDiST(
         if zeros_missing and getattr(LIKELIHOODS.get(module_kwargs["loss"]), "zeros_count", False):
             raise ValueError("zeros_missing=True needs loss='log', because the likelihood of counts needs zeros.")
         check_whole(1, n_rounds=n_rounds)
-        check_whole(0, seed=seed)
+        check_seed(seed)
         with seeded(seed):
             self.module = self._module_cls(
                 n_genes=self.summary_stats.n_vars,

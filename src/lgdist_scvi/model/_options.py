@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import pandas as pd
 
-from lgdist_scvi._checks import check_choice, check_whole
+from lgdist_scvi._checks import check_choice, check_seed, check_whole
 from lgdist_scvi.module._read_outs import READ_OUTS
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ class Reading:
     def __post_init__(self) -> None:
         check_choice("scale", self.scale, get_args(Scale))
         check_choice("read_out", self.read_out, READ_OUTS)
-        check_whole(0, n_samples=self.n_samples, seed=self.seed)
+        check_whole(0, n_samples=self.n_samples)
+        check_seed(self.seed)
         check_whole(1, n_steps=self.n_steps, batch_size=self.batch_size)
         if self.return_std and not READ_OUTS[self.read_out].has_std:
             raise ValueError("return_std needs read_out='expected'; leave out one of the two.")
@@ -89,8 +91,14 @@ def gene_numbers(gene_list: Sequence[str] | None, adata: AnnData) -> NDArray[np.
         return np.arange(adata.n_vars)
     if isinstance(gene_list, str):
         raise ValueError(f"`gene_list` must be a list of genes; did you mean [{gene_list!r}]?")
-    numbers = adata.var_names.get_indexer(pd.Index(gene_list))
-    unknown = [gene for gene, number in zip(gene_list, numbers, strict=True) if number < 0]
+    genes = list(gene_list) if isinstance(gene_list, Iterable) else [gene_list]
+    if other := [gene for gene in genes if not isinstance(gene, str)]:
+        raise TypeError(
+            f"`gene_list` must hold names of genes, but has {len(other)} that are no text: {other[:5]}. For numbers or a mask pass "
+            "adata.var_names[numbers_or_mask]."
+        )
+    numbers = adata.var_names.get_indexer(pd.Index(genes, dtype=object))
+    unknown = [gene for gene, number in zip(genes, numbers, strict=True) if number < 0]
     if unknown:
         raise ValueError(f"{len(unknown)} genes of `gene_list` are not in adata.var_names: {unknown[:5]}.")
     return numbers

@@ -70,6 +70,8 @@ class PredictionMixin(LGDiSTBase):
 
         Raises
         ------
+        MemoryError
+            If `n_samples` codes of a minibatch would take more than half of the available memory.
         ValueError
             If the model was trained without images, a place has no image, the embeddings were computed with other settings,
             or an argument is out of range.

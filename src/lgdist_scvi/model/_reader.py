@@ -9,13 +9,15 @@ import torch
 
 from lgdist_scvi._compat import track
 from lgdist_scvi._constants import TARGET_SUM
-from lgdist_scvi._memory import smaller_batches_suggested
+from lgdist_scvi._memory import require_memory, smaller_batches_suggested
 from lgdist_scvi.dataloaders._ahead import ahead
 from lgdist_scvi.module._field_codes import solve_field
 from lgdist_scvi.module._joint import ExpressionSamples
 from lgdist_scvi.module._posterior import Posterior, Prediction, draw_noise, posterior, predict
 from lgdist_scvi.module._read_outs import READ_OUTS
 from lgdist_scvi.module._use import Steady
+
+from ._options import N_SAMPLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,6 +66,7 @@ class Reader:
         solve_field(module, view, fold_strips=n_folded, spread=reading.return_std, n_draws=n_draws, seed=reading.seed)
         self._noise: torch.Tensor | None = None
         if reading.n_samples:
+            _require_room(module, reading, view.n_spots)
             n_latent = len(module.denoiser.code_std)
             self._noise = draw_noise(reading.n_samples, n_latent, reading.seed).to(module.device)
 
@@ -221,6 +224,17 @@ class Reader:
             for place, batch in gathered:
                 yield place, batch
                 self._steady.check()
+
+
+def _require_room(module: LGDiSTModule, reading: Reading, n_spots: int) -> None:
+    """Refuse more samples than fit in memory, which a smaller minibatch hardly changes."""
+    if module.device.type == "cpu":
+        widest = max(weight.shape[0] for weight in module.denoiser.parameters())
+        require_memory(
+            4 * reading.n_samples * min(reading.batch_size, n_spots) * widest,
+            f"The n_samples={reading.n_samples} codes of every spot of a minibatch",
+            f"Pass a smaller n_samples ({N_SAMPLES} are usual).",
+        )
 
 
 def _scaled(rate: torch.Tensor, depth: torch.Tensor, scale: Scale) -> torch.Tensor:

@@ -233,6 +233,15 @@ def check_replaceable(path: Path, *, overwrite: bool) -> None:
     FileExistsError
         If something else has the name, or if anything has it and nothing is to be replaced.
     """
+    for name in (path.name, f"{path.name}.partial", f".{path.name}.lock"):
+        try:
+            os.lstat(path.with_name(name))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise ValueError(
+                f"{path} cannot be written ({error.strerror}): choose a shorter or another name."
+            ) from error
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; choose another name or pass overwrite=True.")
     if not path.exists() or (path.suffix == ".h5ad" and path.is_file()):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import inspect
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from lgdist_scvi.module._field_codes import fit_field, solve_field
 from lgdist_scvi.module._use import refuse_while_trained, trains
 from lgdist_scvi.train import AutoencoderPlan, DiffusionPlan
 from lgdist_scvi.train._calibration import CALIBRATION_STRIPS, fit_calibration
+from lgdist_scvi.train._plans import check_plan
 from lgdist_scvi.train._runner import PhaseRunner
 from lgdist_scvi.train._seeds import seeded
 from lgdist_scvi.train._statistics import clean_codes, fit_code_statistics, fit_statistics
@@ -107,6 +107,8 @@ class TrainingMixin(LGDiSTBase):
 
         Raises
         ------
+        MemoryError, RuntimeError
+            As :meth:`get_completed_expression`; also if the model is being trained already.
         FloatingPointError
             If training diverges. The previous weights are kept.
         KeyboardInterrupt
@@ -135,8 +137,8 @@ class TrainingMixin(LGDiSTBase):
             autoencoder_max_epochs=autoencoder_max_epochs,
             diffusion_max_epochs=diffusion_max_epochs,
         )
-        inspect.signature(self._autoencoder_plan_cls).bind(self.module, **(autoencoder_plan_kwargs or {}))
-        inspect.signature(self._diffusion_plan_cls).bind(self.module, **(diffusion_plan_kwargs or {}))
+        check_plan(self._autoencoder_plan_cls, "autoencoder_plan_kwargs", autoencoder_plan_kwargs)
+        check_plan(self._diffusion_plan_cls, "diffusion_plan_kwargs", diffusion_plan_kwargs)
         shared: dict[str, Any] = {
             "accelerator": accelerator,
             "devices": devices,
@@ -175,7 +177,7 @@ class TrainingMixin(LGDiSTBase):
 
         Raises
         ------
-        FloatingPointError, KeyboardInterrupt
+        FloatingPointError, KeyboardInterrupt, RuntimeError
             As :meth:`train`.
         KeyError, TypeError, ValueError
             As :meth:`train`; also if an earlier call held out another share, because entries seen in training cannot be held
@@ -251,7 +253,7 @@ class TrainingMixin(LGDiSTBase):
         ------
         RuntimeError
             If the autoencoder has not been trained.
-        FloatingPointError, KeyboardInterrupt
+        FloatingPointError, KeyboardInterrupt, MemoryError
             As :meth:`train`.
         KeyError, TypeError, ValueError
             As :meth:`train`; also if `validation_size` differs from that of the first phase.

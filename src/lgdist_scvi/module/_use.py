@@ -8,6 +8,8 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
+from lgdist_scvi._checks import check_session
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -40,6 +42,7 @@ def trains(method: Method) -> Method:
 
     @wraps(method)
     def alone(self: Any, *args: Any, **kwargs: Any) -> Any:
+        check_session()
         with _trained(self.module):
             return method(self, *args, **kwargs)
 

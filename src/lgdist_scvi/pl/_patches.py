@@ -57,6 +57,8 @@ def image_patches(
 
     Raises
     ------
+    MemoryError
+        If an image would take more than half of the available memory.
     KeyError
         If a spot is unknown or has no image.
     KeyError, TypeError, ValueError

@@ -108,6 +108,8 @@ def image_embeddings(
 
     Raises
     ------
+    MemoryError
+        If an image that must be read as a whole would take more than half of the available memory.
     KeyError, TypeError, ValueError
         If image, positions and scale do not match; the message names the spots and the remedy.
     FileNotFoundError

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -11,6 +13,8 @@ from scvi.module.base import LossOutput
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from lgdist_scvi._checks import check_numbers, check_share
 
 from ._seeds import seed_device, seeded
 
@@ -27,6 +31,32 @@ _LAST_RATE = 0.01
 """Learning rate at the end, in units of its peak."""
 
 Weights = list[torch.Tensor]
+
+
+def check_plan(plan_cls: type[PhasePlan], argument: str, options: Any) -> None:
+    """Refuse unusable options of a plan, before anything is trained.
+
+    Parameters
+    ----------
+    plan_cls
+        Plan that is made with them.
+    argument, options
+        Name of the argument, and what was passed; None for the defaults.
+
+    Raises
+    ------
+    TypeError
+        If it is no dictionary of known options.
+    ValueError
+        If a value is out of range.
+    """
+    if options is None:
+        return
+    if not isinstance(options, Mapping):
+        raise TypeError(f"{argument}={options!r} must be a dictionary of options, such as {{'lr': 1e-3}}.")
+    inspect.signature(plan_cls).bind(None, **options)
+    check_numbers(0, **{name: options[name] for name in ("lr", "weight_decay") if options.get(name) is not None})
+    check_share(**{name: options[name] for name in ("ema_decay",) if name in options})
 
 
 class PhasePlan(pl.LightningModule):

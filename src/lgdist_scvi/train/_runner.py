@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import TYPE_CHECKING, Any
 
+import torch
 from scvi.train import TrainRunner
 
 from lgdist_scvi._compat import PhaseProgressBar, interruptible, logged_history, training_devices
 from lgdist_scvi._memory import smaller_batches_suggested
 from lgdist_scvi._quiet import quiet
 
-from ._plans import WEIGHT_DECAY, PhasePlan
+from ._plans import WEIGHT_DECAY, PhasePlan, check_plan
 from ._seeds import seeded
 
 if TYPE_CHECKING:
@@ -76,10 +78,12 @@ class PhaseRunner:
         self.device, n_devices = training_devices(trainer_kwargs["accelerator"], trainer_kwargs["devices"])
         n_steps = data.n_steps(n_devices * trainer_kwargs.get("num_nodes", 1))
         size = relative_size(data.view.n_spots)
+        _check_trainer(trainer_kwargs, self.device, n_devices, data.n_val)
         epochs = max_epochs or max(MIN_EPOCHS, math.ceil(plan_cls.default_steps * size**0.75 / n_steps))
         interval = max(1, round(epochs / VALIDATIONS), min(3, epochs // 3))
         if max_epochs is None:
             epochs = interval * math.ceil(epochs / interval)  # so that what the last has learnt is validated
+        check_plan(plan_cls, "plan_kwargs", plan_kwargs)
         self.plan = plan_cls(self.module, **({"weight_decay": WEIGHT_DECAY / size} | plan_kwargs))
         early_stopping = bool(trainer_kwargs.pop("early_stopping")) and data.n_val > 0
         # A copy, because the trainer appends to it and both phases use the list of the user.
@@ -166,3 +170,20 @@ class PhaseRunner:
                 f"The training ({self.title}) diverged: the weights are not finite; the previous weights are kept. "
                 f"Pass a lower learning rate, {self.plan.phase}_plan_kwargs={{'lr': ...}}; it was {self.plan.lr}."
             )
+
+
+def _check_trainer(options: dict[str, Any], device: torch.device, n_devices: int, n_validated: int) -> None:
+    """Refuse arguments of the trainer with which nothing would be learnt or kept, before anything is trained."""
+    if options.get("fast_dev_run"):
+        raise ValueError("fast_dev_run is not supported, because nothing of it is kept; pass max_epochs=1 instead.")
+    for name in ("limit_train_batches", "max_steps"):
+        if (value := options.get(name)) is not None and value == 0:
+            raise ValueError(f"{name}=0 leaves nothing to train on; leave it out.")
+    if options.get("limit_val_batches") == 0 and options.get("early_stopping") and n_validated:
+        raise ValueError(
+            "limit_val_batches=0 leaves nothing to stop early by; leave it out, or pass early_stopping=False as well."
+        )
+    if device.type == "cpu" and n_devices > (most := os.cpu_count() or 1):
+        raise ValueError(f"devices={n_devices} would start as many processes on {most} CPU cores; pass devices=1.")
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("torch.inference_mode() is on, in which nothing can be trained; leave it first.")

@@ -1,0 +1,176 @@
+"""Mistakes of every kind: an error of ours that names the culprit and the remedy, before anything is trained."""
+
+import traceback
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import lgdist_scvi
+from lgdist_scvi import LGDiST
+from lgdist_scvi.train._runner import PhaseRunner
+
+PACKAGE = str(Path(lgdist_scvi.__file__).parent)
+
+
+def ours(caught, message):
+    """Whether the error was raised by a check of the package."""
+    assert traceback.extract_tb(caught.value.__traceback__)[-1].filename.startswith(PACKAGE)
+    return caught.match(message)
+
+
+@pytest.fixture(scope="module")
+def model(small):
+    return small.build(small.tissue(n_spots=120))
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    def run(*_):
+        raise AssertionError("trained before the mistake was noticed")
+
+    monkeypatch.setattr(PhaseRunner, "run", run)
+
+
+TRAININGS = {
+    "negative rate": ({"autoencoder_plan_kwargs": {"lr": -1}}, ValueError, r"lr=-1 must be a finite number"),
+    "rate NaN": ({"autoencoder_plan_kwargs": {"lr": float("nan")}}, ValueError, r"lr=nan must be"),
+    "rate of text": ({"autoencoder_plan_kwargs": {"lr": "x"}}, ValueError, r"lr='x' must be"),
+    "rate of the second phase": ({"diffusion_plan_kwargs": {"lr": -1}}, ValueError, r"lr=-1 must be"),
+    "decay NaN": ({"autoencoder_plan_kwargs": {"weight_decay": float("nan")}}, ValueError, r"weight_decay=nan must"),
+    "average": ({"autoencoder_plan_kwargs": {"ema_decay": 2.0}}, ValueError, r"ema_decay=2\.0 must be in \[0, 1\)"),
+    "list of options": ({"autoencoder_plan_kwargs": [1]}, TypeError, r"autoencoder_plan_kwargs=\[1\].* dictionary"),
+    "dry run": ({"fast_dev_run": True}, ValueError, r"fast_dev_run .*max_epochs=1"),
+    "no minibatches": ({"limit_train_batches": 0}, ValueError, r"limit_train_batches=0 .*leave it out"),
+    "no steps": ({"max_steps": 0}, ValueError, r"max_steps=0 .*leave it out"),
+    "no validation": ({"limit_val_batches": 0}, ValueError, r"limit_val_batches=0 .*early_stopping=False"),
+    "processes": ({"devices": 5000}, ValueError, r"devices=5000 would start as many processes"),
+}
+
+
+@pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize(("options", "error", "message"), TRAININGS.values(), ids=TRAININGS)
+def test_training(model, small, options, error, message):
+    with pytest.raises(error) as caught:
+        small.fit(model, **options)
+    assert ours(caught, message)
+
+
+GENES = {
+    "mask": (np.arange(40) < 3, TypeError, r"40 that are no text.* adata\.var_names\[numbers_or_mask\]"),
+    "numbers": ([0, 1], TypeError, r"2 that are no text: \[0, 1\]"),
+    "number": (3, TypeError, r"1 that are no text: \[3\]"),
+    "lists": ([["gene_1"], ["gene_2"]], TypeError, r"2 that are no text"),
+}
+
+
+@pytest.mark.parametrize(("genes", "error", "message"), GENES.values(), ids=GENES)
+def test_genes(trained, genes, error, message):
+    with pytest.raises(error) as caught:
+        trained.get_completed_expression(gene_list=genes, silent=True)
+    assert ours(caught, message)
+
+
+def test_genes_from_a_generator(trained):
+    completed = trained.get_completed_expression(gene_list=(gene for gene in ("gene_2", "gene_1")), silent=True)
+    assert list(completed) == ["gene_2", "gene_1"]
+
+
+@pytest.mark.parametrize("seed", [2**32, 2**70])
+def test_seed_that_not_all_generators_take(trained, small, seed):
+    for attempt in (
+        lambda: trained.get_completed_expression(seed=seed, silent=True),
+        lambda: LGDiST(trained.adata, seed=seed),
+    ):
+        with pytest.raises(ValueError) as caught:
+            attempt()
+        assert ours(caught, rf"seed={seed} must be at most 4294967295")
+
+
+def test_more_samples_than_fit_in_memory(trained):
+    with pytest.raises(MemoryError, match=r"n_samples=3000000 .*GB.* smaller n_samples"):
+        trained.get_completed_expression(n_samples=3_000_000, n_steps=2, silent=True)
+
+
+class Double:
+    def __enter__(self):
+        torch.set_default_dtype(torch.float64)
+
+    def __exit__(self, *_):
+        torch.set_default_dtype(torch.float32)
+
+
+SESSIONS = {
+    "double precision": (Double, r"float64.*set_default_dtype\(torch\.float32\)"),
+    "meta device": (lambda: torch.device("meta"), r"'meta'.*leave"),
+    "autocast": (lambda: torch.autocast("cpu"), r"autocast is on.*precision="),
+}
+
+
+@pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize(("session", "message"), SESSIONS.values(), ids=SESSIONS)
+def test_state_of_pytorch(trained, model, small, session, message):
+    for attempt in (
+        lambda: small.fit(model),
+        lambda: trained.get_completed_expression(silent=True),
+        lambda: LGDiST(trained.adata, **small.OPTIONS),
+    ):
+        with pytest.raises(RuntimeError) as caught, session():
+            attempt()
+        assert ours(caught, message)
+
+
+def test_inference_mode(trained, model, small):
+    with pytest.raises(RuntimeError) as caught, torch.inference_mode():
+        small.fit(model)
+    assert ours(caught, r"inference_mode.*leave it")
+    with torch.inference_mode():
+        assert np.isfinite(trained.get_completed_expression(return_numpy=True, silent=True)).all()
+
+
+def test_warnings_as_errors(small):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adata = small.tissue()
+        model = small.build(adata)
+        model.train_autoencoder(1, accelerator="cpu", enable_progress_bar=False)
+        model.add_completed_layer(silent=True)
+
+
+def test_copy_is_registered_apart(small):
+    adata = small.tissue()
+    other = adata.copy()
+    LGDiST.setup_anndata(other, "counts")
+    for unregistered in (adata, other.copy()):
+        with pytest.raises(ValueError) as caught:
+            LGDiST(unregistered)
+        assert ours(caught, r"Register the very AnnData that you pass.*setup_anndata")
+
+
+@pytest.mark.parametrize("part", ["indptr", "indices"])
+def test_damaged_sparse_matrix(small, part):
+    """Compiled code would read beyond it, and the process would end."""
+    adata = small.tissue()
+    counts = adata.layers["counts"].tocsr().copy()
+    getattr(counts, part)[3] = 10**7
+    adata.layers["counts"] = counts
+    with pytest.raises(ValueError) as caught:
+        LGDiST.setup_anndata(adata, "counts")
+    assert ours(caught, r"layers\['counts'\] is damaged: its indices .*undamaged file")
+
+
+def test_name_that_is_too_long(trained, tmp_path):
+    with pytest.raises(ValueError, match=r"cannot be written .*shorter"):
+        trained.write_completed(tmp_path / f"{'a' * 245}.h5ad", silent=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_table_that_annotates_nothing(small):
+    from spatialdata import SpatialData
+
+    adata = small.tissue()
+    with pytest.raises(ValueError) as caught:
+        LGDiST.setup_spatialdata(SpatialData(tables={"table": adata}), layer="counts")
+    assert ours(caught, r"annotates no shapes.*TableModel\.parse")
