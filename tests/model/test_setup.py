@@ -65,7 +65,7 @@ CASES = {
     "NaN": (entry(np.nan), {}, ValueError, ["NaN", "section_1_spot_5", "observed_layer"]),
     "inf": (entry(np.inf), {}, ValueError, ["infinite", "section_1_spot_5"]),
     "negative": (entry(-1), {}, ValueError, ["negative", "section_1_spot_5", "raw counts"]),
-    "fractions": (entry(0.5), {}, ValueError, ["not whole numbers", "section_1_spot_5", "raw counts"]),
+    "fractions": (entry(0.5), {}, ValueError, ["not whole numbers", "section_1_spot_5", "raw counts", "destriped"]),
     "no positions": (without_positions, {}, KeyError, ["obsm['spatial']", "spatial_key"]),
     "positions NaN": (obsm("spatial", (7, 1), np.nan), {}, ValueError, ["section_1_spot_8", "isfinite"]),
     "sections overlay": (

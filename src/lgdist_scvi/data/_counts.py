@@ -258,8 +258,14 @@ def check_count_values(adata: AnnData, counts: Matrix, observed: Matrix | None, 
         gene_sums += np.bincount(col, weights, minlength=adata.n_vars)
     for fault, culprits in faults.items():
         if culprits:
+            corrected = ""
+            if fault == "not whole numbers":
+                corrected = (
+                    " Counts that were destriped or corrected for ambient RNA are fractions: pass those before the correction. "
+                    "Stripes are in the depth of a bin, and need none."
+                )
             raise ValueError(
                 f"{where} has {totals[fault]} observed entries that are {fault} ({'; '.join(culprits[:5])}). Pass "
-                "the layer with the raw counts as layer=...; hide entries without a measurement with observed_layer=..."
+                f"the layer with the raw counts as layer=...; hide entries without a measurement with observed_layer=...{corrected}"
             )
     return Sums(spot_sums, gene_sums, n_detected)
