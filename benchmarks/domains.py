@@ -107,12 +107,15 @@ def scvi_latent(adata: anndata.AnnData) -> Floats:
 
 
 def lgdist(adata: anndata.AnnData) -> dict[str, Floats]:
-    """Niches and states. They are made of the latent field, which training fits before the network: one epoch is as good as all."""
+    """Niches and states. They are made of the latent field, which training fits before the network: one epoch is as good as all.
+
+    Nothing is held out, as no entry is scored.
+    """
     from lgdist_scvi import LGDiST
 
     LGDiST.setup_anndata(adata, size_factor_key="lib")
     model = LGDiST(adata)
-    model.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False)
+    model.train(max_epochs=1, validation_size=0, accelerator="cpu", enable_progress_bar=False)
     model.add_latent_representation()
     return {OURS: adata.obsm["X_lgdist_niche"], STATES[0]: adata.obsm["X_lgdist"]}
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.collections import Collection
+    from matplotlib.colors import Colormap
     from numpy.typing import NDArray
 
 _UNIT = "log1p(counts per 10,000)"
@@ -288,7 +289,7 @@ def _draw(
     values: NDArray[np.float64],
     limits: tuple[float, float],
     spot_size: float | None,
-    cmap: str,
+    cmap: str | Colormap,
     img_alpha: float,
 ) -> Collection:
     """Draw the image, and the spots as discs scaled in the unit of the positions."""
