@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lgdist_scvi import PUBLISHED
+from lgdist_scvi.model._alignment import batch_shifts
 from lgdist_scvi.model._representations import log_rate_coordinates, standardised_components
 from lgdist_scvi.module._field_codes import solve_field
 
@@ -84,3 +85,57 @@ def test_coordinates_put_the_largest_change_first():
     coordinates = log_rate_coordinates(np.eye(3, dtype=np.float32), loadings)
     np.testing.assert_allclose(coordinates[1], [5 / np.sqrt(6), 0, 0], atol=1e-5)
     np.testing.assert_allclose(coordinates[0], 0, atol=1e-5)
+
+
+@pytest.fixture
+def two_batches():
+    """Three kinds of tissue in other proportions in two batches; in the second, all are shifted, and one kind once more."""
+    rng = np.random.default_rng(0)
+    kind = np.r_[rng.choice(3, 400, p=[0.7, 0.2, 0.1]), rng.choice(3, 400, p=[0.1, 0.3, 0.6])]
+    batch = np.repeat([0, 1], 400)
+    centres = np.array([[0.0, 0, 0], [4, 0, 0], [0, 4, 0]])
+    values = centres[kind] + rng.normal(size=(800, 3)) * 0.5
+    return values, kind, batch
+
+
+def test_a_shift_is_found_whatever_the_proportions(two_batches):
+    values, _, batch = two_batches
+    shift = np.array([1.0, -1.0, 6.0])
+    shifts = batch_shifts((values + batch[:, None] * shift).astype(np.float32), batch)
+    np.testing.assert_allclose(shifts[1] - shifts[0], shift, atol=0.3)
+    np.testing.assert_allclose(shifts.mean(axis=0), 0, atol=1e-5)
+
+
+def test_without_a_shift_proportions_stay(two_batches):
+    values, _, batch = two_batches
+    np.testing.assert_allclose(batch_shifts(values.astype(np.float32), batch), 0, atol=0.15)
+
+
+def test_what_is_different_in_one_kind_stays(two_batches):
+    values, kind, batch = two_batches
+    changed = values + ((kind == 1) & (batch == 1))[:, None] * np.array([0.0, 0.0, 2.0])
+    shifts = batch_shifts(changed.astype(np.float32), batch)
+    after = changed - shifts[batch]
+    left = [after[(kind == 1) & (batch == one)].mean(axis=0)[2] for one in (0, 1)]
+    assert left[1] - left[0] > 1.2
+
+
+def test_one_batch_is_not_shifted():
+    np.testing.assert_array_equal(batch_shifts(np.ones((5, 2), dtype=np.float32), np.zeros(5, dtype=np.intp)), 0)
+
+
+def test_aligned_states_are_shifted_by_section(trained):
+    state, aligned = (trained.get_latent_representation(kind="state", aligned=one) for one in (False, True))
+    difference = state - aligned
+    section = (trained.adata.obs["library_id"] == "section_1").to_numpy()
+    for spots in (section, ~section):
+        np.testing.assert_allclose(
+            difference[spots], np.broadcast_to(difference[spots][0], difference[spots].shape), atol=1e-4
+        )
+    assert np.abs(difference).max() > 1e-3
+    assert np.isfinite(trained.get_latent_representation(kind="niche", aligned=True)).all()
+
+
+def test_codes_cannot_be_aligned(trained):
+    with pytest.raises(ValueError, match="aligned=True needs kind='state' or kind='niche'"):
+        trained.get_latent_representation(aligned=True)

@@ -11,6 +11,7 @@ from lgdist_scvi._constants import Keys
 from lgdist_scvi.data._areas import patches_around
 from lgdist_scvi.module._field_codes import solve_field
 
+from ._alignment import batch_shifts
 from ._base import LGDiSTBase
 from ._options import BATCH_SIZE, Reading, row_numbers
 from ._reader import Reader
@@ -42,6 +43,7 @@ class LatentMixin(LGDiSTBase):
         batch_size: int = BATCH_SIZE,
         *,
         kind: Kind = "code",
+        aligned: bool = False,
     ) -> NDArray[np.float32]:
         """Representation of every spot, from all observed entries of the spot and its neighbourhood.
 
@@ -54,6 +56,10 @@ class LatentMixin(LGDiSTBase):
             the log rates of the latent field; clusters of it are cell types or kinds of spots. "niche": the mean state of the spot and
             the 18 spots of its section nearest to it, in standardised principal components; clusters of it are domains
             (:func:`lgdist_scvi.tl.domains`). Without a latent field, the code takes the place of the state.
+        aligned
+            Subtract from states and niches what sets each batch (``batch_key``, else the sections) apart in all kinds of tissue alike:
+            one shift per batch. What is different in one kind of tissue, and what a batch has more of, stays. Completed expression does
+            not change.
 
         Returns
         -------
@@ -77,22 +83,26 @@ class LatentMixin(LGDiSTBase):
         >>> adata.obsm["X_lgdist_niche"] = model.get_latent_representation(kind="niche")
         """
         check_choice("kind", kind, get_args(Kind))
+        if aligned and kind == "code":
+            raise ValueError("aligned=True needs kind='state' or kind='niche'.")
         adata, view = self._trained_view(adata, diffusion=False)
         rows = row_numbers(indices, adata)
         if kind == "code":
             return self._codes(view, rows, batch_size)
-        state = self._state(view, batch_size)
+        state = self._state(adata, view, batch_size, aligned)
         return (state if kind == "state" else self._niche(adata, state))[rows]
 
-    def add_latent_representation(self, adata: AnnData | None = None, *, batch_size: int = BATCH_SIZE) -> None:
+    def add_latent_representation(
+        self, adata: AnnData | None = None, *, aligned: bool = False, batch_size: int = BATCH_SIZE
+    ) -> None:
         """Write the states and the niches of all spots to ``obsm["X_lgdist"]`` and ``obsm["X_lgdist_niche"]``.
 
         The first is for cell types or kinds of spots, the second for domains.
 
         Parameters
         ----------
-        adata, batch_size
-            As in :meth:`get_completed_expression`.
+        adata, aligned, batch_size
+            As in :meth:`get_latent_representation`.
 
         Raises
         ------
@@ -106,22 +116,29 @@ class LatentMixin(LGDiSTBase):
         True
         """
         adata, view = self._trained_view(adata, diffusion=False)
-        state = self._state(view, batch_size)
+        state = self._state(adata, view, batch_size, aligned)
         adata.obsm[Keys.LATENT] = state
         adata.obsm[Keys.NICHE] = self._niche(adata, state)
 
     def _codes(self, view: SpotView, rows: NDArray[np.int64], batch_size: int) -> NDArray[np.float32]:
         return Reader(self.module, view, Reading(n_samples=0, batch_size=batch_size)).codes(rows)
 
-    def _state(self, view: SpotView, batch_size: int) -> NDArray[np.float32]:
+    def _state(self, adata: AnnData, view: SpotView, batch_size: int, aligned: bool) -> NDArray[np.float32]:
         """States of all spots."""
         field = self.module.field
         if field is None:
-            return self._codes(view, np.arange(view.n_spots), batch_size)
-        solve_field(self.module, view)
-        return log_rate_coordinates(view.field[:, 0], field.loadings.cpu().numpy())
+            state = self._codes(view, np.arange(view.n_spots), batch_size)
+        else:
+            solve_field(self.module, view)
+            state = log_rate_coordinates(view.field[:, 0], field.loadings.cpu().numpy())
+        # Means of neighbours have less noise, so that kinds of tissue are told apart better; a shift is the same in both.
+        return state - batch_shifts(self._around(adata, state), view.section)[view.section] if aligned else state
 
     def _niche(self, adata: AnnData, state: NDArray[np.float32]) -> NDArray[np.float32]:
         """Niches of all spots."""
+        return standardised_components(self._around(adata, state), NICHE_COMPONENTS)
+
+    def _around(self, adata: AnnData, state: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Mean state of each spot and those nearest to it."""
         patches = patches_around(*self._placed(adata), NICHE_SPOTS)
-        return standardised_components(patches @ state / patches.sum(axis=1), NICHE_COMPONENTS)
+        return np.asarray(patches @ state / patches.sum(axis=1), dtype=np.float32)
