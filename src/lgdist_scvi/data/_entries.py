@@ -82,13 +82,6 @@ def require_supported(matrix: Any, where: str) -> None:
             raise TypeError(
                 f"{where} is a {type(matrix).__name__}; convert it with {where} = scipy.sparse.csr_matrix({where})."
             )
-<<<<<<< HEAD
-    elif isinstance(matrix, np.ma.MaskedArray):
-        raise TypeError(
-            f"{where} is a masked array, of which only the numbers would be read. Store them with {where} = {where}.data, and in "
-            "counts hide the masked entries with observed_layer=..., a layer with ~numpy.ma.getmaskarray(counts)."
-        )
-=======
         try:
             # What is compiled trusts the indices, and would read beyond the matrix.
             matrix.check_format(full_check=True)
@@ -96,7 +89,11 @@ def require_supported(matrix: Any, where: str) -> None:
             raise ValueError(
                 f"{where} is damaged: its indices do not fit its shape ({error}). Read it again from an undamaged file."
             ) from error
->>>>>>> files
+    elif isinstance(matrix, np.ma.MaskedArray):
+        raise TypeError(
+            f"{where} is a masked array, of which only the numbers would be read. Store them with {where} = {where}.data, and in "
+            "counts hide the masked entries with observed_layer=..., a layer with ~numpy.ma.getmaskarray(counts)."
+        )
     elif not isinstance(matrix, np.ndarray):
         raise TypeError(
             f"{where} is a {type(matrix).__name__}; load it into memory as a numpy array or a scipy.sparse.csr_matrix "
