@@ -68,6 +68,8 @@ class LatentMixin(LGDiSTBase):
 
         Raises
         ------
+        MemoryError
+            As :meth:`get_completed_expression`.
         RuntimeError
             If the autoencoder has not been trained.
         KeyError, TypeError, ValueError
