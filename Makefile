@@ -29,7 +29,7 @@ BENCHMARK_ARGS ?=
 help:
 	@echo "make demo        complete a small simulated tissue and write demo/"
 	@echo "make test        the tests, some minutes on two cores"
-	@echo "make test-all    also the trainings of full length, tutorials on real sections and a search for new bad input; an hour"
+	@echo "make test-all    also the trainings of full length, tutorials on real sections, new bad input and 200 faults; an hour"
 	@echo "make test-quick  the tests that take seconds"
 	@echo "make coverage    the tests, and which lines and branches they reach"
 	@echo "make errors      list what every test of bad input raised, in docs/errors.csv"
@@ -77,7 +77,7 @@ test: $(VENV)/.stamp-group-test
 	$(bin)/python -m pytest $(shared) $(PYTEST_ARGS)
 
 test-all: $(VENV)/.stamp-group-test
-	LGDIST_FUZZ=$${LGDIST_FUZZ:-300} $(bin)/python -m pytest -m "" $(shared) $(PYTEST_ARGS)
+	LGDIST_FUZZ=$${LGDIST_FUZZ:-300} LGDIST_FAULTS=$${LGDIST_FAULTS:-200} $(bin)/python -m pytest -m "" $(shared) $(PYTEST_ARGS)
 
 test-quick: $(VENV)/.stamp-group-test
 	$(bin)/python -m pytest $(shared) -m "not slow" $(PYTEST_ARGS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +15,27 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+# HDF5 and PyTorch have errors of their own.
+_FAILED = ("write failed", "ref count", "PytorchStreamWriter")
+
+
+def is_of_disk(error: Exception) -> bool:
+    """Whether an error is that of a disk that is full, read-only or broken."""
+    return (isinstance(error, OSError) and error.errno in _DISK) or any(words in str(error) for words in _FAILED)
+
+
 class UserError(Exception):
     """A user error, which the command line reports in one line."""
+
+
+def say_to_stdout(text: str) -> None:
+    """Print, also where nobody reads it any more, as below ``head``: the output is a file."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # What is left of it would be written, and fail, when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def check_target(path: Path, *, overwrite: bool) -> None:
@@ -92,5 +113,8 @@ def write_aside(adata: AnnData, path: Path, *, overwrite: bool, kept: Sequence[d
             # Another file may have appeared there during training.
             check_target(path, overwrite=overwrite)
             os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"{path} could not be written ({error.strerror or error}).") from error
+    except (OSError, RuntimeError) as error:
+        if not (isinstance(error, OSError) or is_of_disk(error)):
+            raise
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise UserError(f"{path} could not be written ({reason}).") from error

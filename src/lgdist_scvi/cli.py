@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from ._checks import LARGEST_SEED
 from ._constants import Keys
-from ._output import UserError, bookkeeping, check_target, write_aside
+from ._output import UserError, bookkeeping, check_target, say_to_stdout, write_aside
 from ._quiet import quiet
 from .model._layers import check_key
 from .model._options import Scale
@@ -101,14 +101,17 @@ def complete(options: argparse.Namespace) -> None:
             adata = _select_genes(adata, options.n_genes, setup)
         LGDiST.setup_anndata(adata, **setup)
     model = LGDiST(adata, seed=options.seed)
-    say = (lambda *_: None) if options.quiet else print
+    say = (lambda _: None) if options.quiet else say_to_stdout
     # No progress bar in log files.
     silent = options.quiet or not sys.stderr.isatty()
     say(f"{options.input}: {adata.n_obs} spots, {adata.n_vars} genes. Training.")
     with redirect_stdout(sys.stderr):
         model.train(options.max_epochs, accelerator=options.accelerator, devices=1, enable_progress_bar=not silent)
     if options.save_model is not None:
-        model.save(options.save_model, overwrite=options.overwrite)
+        try:
+            model.save(options.save_model, overwrite=options.overwrite)
+        except OSError as error:
+            raise UserError(str(error)) from error
 
     scores = model.evaluate_completion(silent=silent)
     model.add_completed_layer(

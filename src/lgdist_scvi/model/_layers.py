@@ -13,6 +13,7 @@ import numpy as np
 
 from lgdist_scvi._constants import IMPUTED_SUFFIX, PACKAGE, STD_SUFFIX, Keys
 from lgdist_scvi._memory import require_memory
+from lgdist_scvi._output import is_of_disk
 from lgdist_scvi.data._regions import annotating_table
 
 from ._base import LGDiSTBase
@@ -226,9 +227,12 @@ class LayersMixin(LGDiSTBase):
                     # Another may have come meanwhile.
                     check_replaceable(path, overwrite=overwrite)
                     blocks.finish(written, path)
-        except OSError as error:
-            error.add_note(f"Complete blocks are kept in {folder}; repeat the call to continue.")
-            raise
+        except (OSError, RuntimeError) as error:
+            if not is_of_disk(error):
+                raise
+            known = error if isinstance(error, OSError) else OSError(f"{path} could not be written: {error}")
+            known.add_note(f"Complete blocks are kept in {folder}; repeat the call to continue.")
+            raise known from error.__cause__
 
     def _provenance(self, reading: Reading) -> dict[str, Any]:
         options = {name: value for name, value in asdict(reading).items() if name not in _TECHNICAL}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import pickle
 import re
@@ -18,6 +17,7 @@ import torch
 from lgdist_scvi._compat import download, training_devices
 from lgdist_scvi._constants import PACKAGE
 from lgdist_scvi._exclusive import sole_writer
+from lgdist_scvi._output import is_of_disk
 from lgdist_scvi._quiet import quiet
 from lgdist_scvi.data._fields import GroupField
 from lgdist_scvi.module._use import Steady, refuse_while_trained
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     from anndata import AnnData
-
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
-"""Errors of a disk that is full, read-only or broken."""
 
 
 class SavingMixin(LGDiSTBase):
@@ -110,7 +107,7 @@ class SavingMixin(LGDiSTBase):
                     os.replace(Path(scratch, file), folder / file)
                 new = False
         except (OSError, RuntimeError) as error:
-            if not _is_of_disk(error):
+            if not is_of_disk(error):
                 raise
             raise OSError(
                 f"The model could not be saved in {folder} ({error}); free space there, or choose another folder. What was "
@@ -267,8 +264,3 @@ def _seal(path: Path, data: str | None) -> None:
             f"{culprit[1] if culprit else error}. Pass text, numbers, or lists of them instead."
         ) from error
     torch.save({**content, MANIFEST: manifest_of(content, data)}, path)
-
-
-def _is_of_disk(error: OSError | RuntimeError) -> bool:
-    """Whether an error is one of writing: PyTorch has its own for it."""
-    return "PytorchStreamWriter" in str(error) or (isinstance(error, OSError) and error.errno in _DISK)
