@@ -160,12 +160,14 @@ def test_setup_says_what_it_registered(model, capsys):
         "target_genes_key",
         "neighbors_key",
         "n_neighbors",
+        "max_distance",
     }
     assert all(value is None or isinstance(value, str | int) for value in registry.values())
     model.view_anndata_setup()
     print(repr(model))
     shown = capsys.readouterr().out
     assert "lgdist_connectivities" in shown and "LGDiST with 40 genes" in shown
+    assert "gene_1," in shown and "gene_40" in shown
 
 
 def test_set_up_twice(small):

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+SHOWN = 200
+"""Genes that the view of the registry lists."""
+
+
 class CountsField(LayerField):
     """Counts; the view of the registry lists the genes, which new data must have in the same order."""
 
@@ -38,7 +42,8 @@ class CountsField(LayerField):
         for name in ("Source Location", "Genes", "var_names"):
             table.add_column(name, justify="center")
         where = "adata.X" if self.attr_key is None else f"adata.layers['{self.attr_key}']"
-        table.add_row(where, str(len(names)), ", ".join(names), style="green")
+        more = "" if len(names) <= SHOWN else f" and {len(names) - SHOWN} more; all are in model.adata.var_names"
+        table.add_row(where, str(len(names)), ", ".join(names[:SHOWN]) + more, style="green")
         return table
 
 
