@@ -108,7 +108,7 @@ class LatentMixin(LGDiSTBase):
 
         Raises
         ------
-        RuntimeError, KeyError, TypeError, ValueError
+        MemoryError, RuntimeError, KeyError, TypeError, ValueError
             As :meth:`get_latent_representation`.
 
         Examples
