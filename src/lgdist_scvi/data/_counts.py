@@ -261,8 +261,8 @@ def check_count_values(adata: AnnData, counts: Matrix, observed: Matrix | None, 
             corrected = ""
             if fault == "not whole numbers":
                 corrected = (
-                    " Counts that were destriped or corrected for ambient RNA are fractions: pass those before the correction. "
-                    "Stripes are in the depth of a bin, and need none."
+                    " Counts that were destriped or corrected for ambient RNA are fractions: pass those before the correction; "
+                    "what stripes do to all genes alike is in the depth of a bin."
                 )
             raise ValueError(
                 f"{where} has {totals[fault]} observed entries that are {fault} ({'; '.join(culprits[:5])}). Pass "
