@@ -51,6 +51,10 @@ def domains(
     thick ones in two. They are found with several seeds; the likeliest of them are kept, and
     how well all agree says how far to trust them.
 
+    Writes ``obs[key_added]``, named by numbers from the largest domain on, and ``uns[key_added]`` with the settings, ``"n_domains"``,
+    ``"stability"`` (mean adjusted Rand index of all pairs of seeds, at most 1; NaN for one seed), and, where the number was suggested,
+    ``"criterion"``, that of each number, higher is better.
+
     Parameters
     ----------
     adata
@@ -59,7 +63,8 @@ def domains(
         Number of domains. By default, without `resolution`, the number with the best Bayesian information criterion, 2 to 15; spots
         that share their surroundings count as one. It is a suggestion: draw the domains.
     resolution
-        Instead of the number: resolution of Leiden clusters of the graph of most similar niches, above 0; no unit. Needs igraph.
+        Instead of the number: resolution of Leiden clusters of the graph of most similar niches, no unit; more clusters the
+        higher it is. Needs igraph.
     use_rep
         Key of the representation in ``obsm``.
     key_added
@@ -83,12 +88,6 @@ def domains(
     ValueError
         If an option is out of range, both `n_domains` and `resolution` are given, or the representation is not finite or has fewer spots
         than domains.
-
-    Notes
-    -----
-    Written are ``obs[key_added]``, named by numbers from the largest domain on, and ``uns[key_added]`` with the settings,
-    ``"n_domains"``, ``"stability"`` (mean adjusted Rand index of all pairs of seeds, at most 1; NaN for one seed), and, where the number was
-    suggested, ``"criterion"``, that of each number, higher is better.
 
     References
     ----------
