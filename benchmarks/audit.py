@@ -150,9 +150,9 @@ values. scVI (negative binomial, 200 epochs, 25 samples) and ResolVI (50 epochs,
 its expected expression, each with the other options at their defaults.
 """
 READING = """\
-Only values that keep the noise of single spots pass the null test: raw counts, and `keep_observed=True` where most entries are detected. In
-smoothed values the errors of neighbouring spots correlate, and a test that takes them for independent finds too much, ours
-included. Use {meth}`~lgdist_scvi.LGDiST.differential_expression`, which tests counts. For correlations there is
+Raw counts alone pass the null test everywhere; values of `keep_observed=True`, which keep much of the noise of single spots, come next. In
+smoothed values the errors of neighbouring spots correlate, and a test that takes them for independent finds too much, in ours as in
+others. Use {meth}`~lgdist_scvi.LGDiST.differential_expression`, which tests counts. For correlations there is
 {meth}`~lgdist_scvi.LGDiST.get_gene_correlation`, for means of regions {meth}`~lgdist_scvi.LGDiST.get_region_expression`, and whether a gene is
 absent says {meth}`~lgdist_scvi.LGDiST.detect_expression`.
 """
