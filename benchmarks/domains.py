@@ -286,7 +286,8 @@ Recipes: `mixture` is that of {{func}}`lgdist_scvi.tl.domains` with one seed, on
 clustering, and their standard deviation in brackets. After the bar, the same after a vote of the spot and the 18 nearest.
 
 **What this does not show.** Radius and number of components of our niches were chosen on these very sets, one setting for all; on other
-data expect less. Components from 10 to 20 gave 0.51 to 0.59 on the cortex ({{doc}}`/method`). The layers are bands, so whatever makes
+data expect less. One seed gave 0.51 to 0.59 on the cortex with 10 to 20 components ({{doc}}`/method`). Few seeds have been run so far (last
+column), so small differences are not to be relied on. The layers are bands, so whatever makes
 neighbours alike raises the scores.
 """
 PUBLISHED = """\
