@@ -22,7 +22,7 @@ PEER_PYTHON ?= $(bin)/python
 BENCHMARK_ARGS ?=
 
 .PHONY: help install demo test test-all test-quick coverage errors lint format types docs linkcheck tutorials picture benchmark benchmark-quick benchmark-ablation benchmark-calibration benchmark-evidence \
-	benchmark-images benchmark-prediction benchmark-biology benchmark-speed clean
+	benchmark-images benchmark-prediction benchmark-biology benchmark-domains benchmark-speed clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -41,12 +41,13 @@ help:
 	@echo "make picture     draw the picture of the landing page"
 	@echo "make benchmark   the comparison with other methods, into benchmarks/results and docs/benchmarks; takes hours and"
 	@echo "                 goes on where it was stopped (make benchmark-quick: five small sets once, within an hour)"
-	@echo "make benchmark-evidence     totals and correlations beside molecules that were not given; half an hour"
+	@echo "make benchmark-evidence     what completed values say in sums, tests and correlations, and the audit of six methods; hours"
 	@echo "make benchmark-ablation     what each part of the model is worth; about two hours"
 	@echo "make benchmark-calibration  whether intervals hold what they promise; some twenty minutes"
 	@echo "make benchmark-images  what the histology image adds; about two hours"
 	@echo "make benchmark-prediction  whether predictors from images learn better from completed data; about two hours"
 	@echo "make benchmark-speed   time and memory, beside other methods; about three hours"
+	@echo "make benchmark-domains  domains of the tissue, beside other methods; some two hours"
 	@echo "make benchmark-biology  layers, markers and absent genes of four cortex sections; about an hour"
 	@echo "make install     only the environment, in $(VENV)"
 	@echo "make clean       remove the environment and everything that was built"
@@ -110,7 +111,7 @@ linkcheck: $(VENV)/.stamp-group-doc
 
 # Sections for the stored tutorials; without the folder they would be downloaded, or simulated.
 tutorials: $(VENV)/.stamp-group-doc
-	LGDIST_EXAMPLE_DATA=$(abspath $(EXAMPLE_DATA)) $(bin)/jupyter execute --inplace tutorials/*.ipynb
+	LGDIST_EXAMPLE_DATA=$(abspath $(EXAMPLE_DATA)) $(bin)/jupyter execute --inplace tutorials/*.ipynb docs/start.ipynb
 
 picture: $(VENV)/.stamp-package
 	LGDIST_EXAMPLE_DATA=$(abspath $(EXAMPLE_DATA)) $(bin)/python docs/picture.py
@@ -118,17 +119,22 @@ picture: $(VENV)/.stamp-package
 benchmark: $(VENV)/.stamp-package
 	$(bin)/python benchmarks/compare.py --peer-python $(PEER_PYTHON) $(BENCHMARK_ARGS)
 	$(bin)/python benchmarks/report.py
+	$(bin)/python benchmarks/overview.py
 
 benchmark-quick: override BENCHMARK_ARGS += --quick
 benchmark-quick: benchmark
 
-benchmark-ablation benchmark-calibration benchmark-evidence benchmark-images: benchmark-%: $(VENV)/.stamp-package
+benchmark-ablation benchmark-calibration benchmark-images: benchmark-%: $(VENV)/.stamp-package
 	$(bin)/python benchmarks/$*.py $(BENCHMARK_ARGS)
+
+benchmark-evidence: $(VENV)/.stamp-package
+	$(bin)/python benchmarks/evidence.py $(BENCHMARK_ARGS)
+	$(bin)/python benchmarks/audit.py --peer-python $(PEER_PYTHON) $(BENCHMARK_ARGS)
 
 benchmark-prediction: $(VENV)/.stamp-package
 	$(bin)/python benchmarks/predict.py $(BENCHMARK_ARGS)
 
-benchmark-biology benchmark-speed: benchmark-%: $(VENV)/.stamp-package
+benchmark-biology benchmark-domains benchmark-speed: benchmark-%: $(VENV)/.stamp-package
 	$(bin)/python benchmarks/$*.py --peer-python $(PEER_PYTHON) $(BENCHMARK_ARGS)
 
 clean:

@@ -240,7 +240,7 @@ INTRODUCTION = """\
 # What each part is worth
 
 One part of the model is taken away or changed at a time, everything else staying as it is; data, protocols and scores
-are those of the [comparison](comparison.md), seed 0. This page is written by `make benchmark-ablation`.
+are those of the [comparison](all_results.md), seed 0. This page is written by `make benchmark-ablation`.
 
 Differences of less than about 1% in `mse` or 0.001 in `d2` are within what another seed of the training changes.
 

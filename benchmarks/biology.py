@@ -12,7 +12,6 @@ table and the picture in docs/benchmarks are written from all results that are k
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.util
 import io
 import json
@@ -47,6 +46,7 @@ from compare import (
     Store,
     is_current,
     parse_running,
+    recipe_key,
     started,
 )
 from matplotlib.axes import Axes
@@ -431,7 +431,7 @@ of four sections of human dorsolateral prefrontal cortex, whose spots are annota
 matter (WM). It is written by `make benchmark-biology`. Every figure is in {{download}}`biology.csv`.
 
 Every method gets the same spots, those with at least 200 counts, and the same genes: the 1,024 with the strongest spatial
-pattern (Moran's I), as in the [comparison](comparison.md), and those of the {len(MARKERS)} markers below that are not among
+pattern (Moran's I), as in the [comparison](all_results.md), and those of the {len(MARKERS)} markers below that are not among
 them. Nothing is hidden from the methods but the annotation. Each figure is the mean over the sections, with the lowest and
 the highest in brackets; a section counts with the mean over its seeds.
 
@@ -493,17 +493,10 @@ The score asks about whole layers, so blurring across a border between two of th
 Results = dict[Case, dict[str, Record]]
 
 
-def recipe_key() -> str:
-    """Hash of the part of this file that makes a result."""
-    source = Path(__file__).read_text(encoding="utf-8")
-    recipe = re.search("^# recipe begins.*^# recipe ends", source, re.MULTILINE | re.DOTALL)
-    return hashlib.sha256(recipe.group().encode()).hexdigest()[:12]
-
-
 def measure(options: argparse.Namespace, harness: Harness, store: Store) -> None:
     """Run what is not kept yet, and keep it."""
     code = Code(dirty=options.dirty, measured={"tree": MODEL})
-    recipe = recipe_key()
+    recipe = recipe_key(Path(__file__))
     todo = []
     for case in CASES:
         if case.name not in options.sections or case.seed not in options.seeds:

@@ -47,7 +47,7 @@ INTRODUCTION = f"""\
 
 How often the true count lies in the interval that was predicted for it. The target is coverage within three points of
 what is promised, on held-out molecules. Defaults only; the sets and protocol B are those of the
-[comparison](comparison.md). This page is written by `make benchmark-calibration`.
+[comparison](all_results.md). This page is written by `make benchmark-calibration`.
 
 **Held-out molecules.** 30% of all molecules are held out (protocol B), and the count of every entry of the 128 scored genes
 among them is predicted from the rest, at the depth that was held out. Most of the width of such an interval is the noise

@@ -13,8 +13,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -103,6 +105,12 @@ class Code:
         self._git("archive", f"--output={archive}", "HEAD", *self.paths)
         shutil.unpack_archive(archive, folder / "code", filter="data")
         return folder / "code"
+
+
+def recipe_key(path: Path) -> str:
+    """Hash of the part of a script that makes a result."""
+    recipe = re.search("^# recipe begins.*^# recipe ends", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return hashlib.sha256(recipe.group().encode()).hexdigest()[:12]
 
 
 def is_current(record: Record | None, key: Record, *, retry: bool) -> bool:

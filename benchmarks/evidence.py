@@ -57,7 +57,7 @@ REGIONS = """\
 
 Squared error of the mean of a gene in a region, in units of its mean in the section, beyond the counting noise of the other half of
 the molecules: of the given counts (raw), of completed values, and of `get_region_expression` (combined). Then the coverage of
-its 50%, 80% and 95% intervals, widened by the counting noise of the other half.
+its 50%, 80% and 95% intervals, widened by the counting noise of the other half. Clusters are found by genes that are not scored.
 """
 CALLS = """\
 ## Is the gene here?

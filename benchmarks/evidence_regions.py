@@ -33,7 +33,7 @@ def smooth_clusters(adata: anndata.AnnData, counts: NDArray, depth: NDArray, n: 
     return KMeans(n, n_init=3, random_state=seed).fit_predict(PCA(10, random_state=seed).fit_transform(values))
 
 
-def areas(adata: anndata.AnnData, truth: Record, seed: int) -> dict[str, NDArray[np.int64]]:
+def areas(adata: anndata.AnnData, seed: int) -> dict[str, NDArray[np.int64]]:
     """Number of the area of each spot, -1 for none, by kind of area."""
     positions, random = np.asarray(adata.obsm["spatial"], dtype=float), np.random.default_rng(seed)
     found = {}
@@ -41,8 +41,9 @@ def areas(adata: anndata.AnnData, truth: Record, seed: int) -> dict[str, NDArray
         patches = disjoint_patches(positions, np.zeros(adata.n_obs, dtype=np.intp), size, random)
         found[f"{size} spots"] = np.full(adata.n_obs, -1)
         found[f"{size} spots"][patches.indices] = np.repeat(np.arange(patches.shape[0]), size)
-    # From the other half, so that the noise of the given counts has no part in it.
-    found["clusters"] = smooth_clusters(adata, truth["counts"], truth["lib"], N_REGIONS, seed)
+    # From genes that are not scored: chosen by counts of the others, clusters would hold what is high by chance.
+    context = adata.X[:, ~adata.var["eval"].to_numpy()].toarray()
+    found["clusters"] = smooth_clusters(adata, context, adata.obs["lib"].to_numpy(), N_REGIONS, seed)
     found["compact regions"] = KMeans(N_REGIONS, n_init=1, random_state=seed).fit_predict(positions)
     return found
 
@@ -52,7 +53,7 @@ def regions(model: LGDiST, train: anndata.AnnData, truth: Record, seed: int) -> 
     genes = list(train.var_names[train.var["eval"].to_numpy()])
     scale = np.asarray(train[:, genes].X.sum(axis=0)).ravel() / train.obs["lib"].sum()
     result: Record = {}
-    for name, number in areas(train, truth, seed).items():
+    for name, number in areas(train, seed).items():
         train.obs["area"] = [None if area < 0 else f"{area:05d}" for area in number]
         means = model.get_region_expression(groupby="area", gene_list=genes, silent=True)
         calls, probability = model.detect_expression(

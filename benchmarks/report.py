@@ -34,11 +34,11 @@ COLUMNS = [
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#777777"  # told apart by the colour-blind, too
 
 INTRODUCTION = """\
-# Comparison with other methods
+# All results of the comparison
 
 LGDiST with its defaults and other methods for completion, on public sections, each with the same input and scored by the
 same harness. This page is written by `make benchmark`; the file `benchmarks/README.md` in the repository says how to
-repeat it. Every figure is in {download}`comparison.csv`.
+repeat it. Every figure is in {download}`all_results.csv`.
 
 **A, masked entries.** 30% of the non-zero entries of the 128 genes with the strongest spatial pattern are hidden, and the
 score is the mean squared error (`mse`, lower is better) of the log values predicted for them. Zeros are never scored, so
@@ -238,7 +238,7 @@ def versions(results: Results) -> str:
 
 def page(results: Results) -> str:
     dense, sparse = ({c: r for c, r in results.items() if c.name in group} for group in (DENSE, SPARSE))
-    lines = [INTRODUCTION, versions(results), "", "```{image} comparison.svg"]
+    lines = [INTRODUCTION, versions(results), "", "```{image} all_results.svg"]
     lines += [":alt: LGDiST against the best peer, by set and protocol", ":width: 100%", "```"]
     for protocol, title in TITLES.items():
         lines += ["", f"## {title}", "", *targets(dense, protocol), *summary(dense, protocol)]
@@ -325,12 +325,12 @@ def main(arguments: list[str] | None = None) -> None:
     begun = {case.name for case, records in kept.items() if records} | set(DENSE)
     results = {case: records for case, records in kept.items() if case.name in begun}
     options.pages.mkdir(parents=True, exist_ok=True)
-    (options.pages / "comparison.md").write_text(page(results), encoding="utf-8")
-    long_form(results).to_csv(options.pages / "comparison.csv", index=False, float_format="%.6g", lineterminator="\n")
+    (options.pages / "all_results.md").write_text(page(results), encoding="utf-8")
+    long_form(results).to_csv(options.pages / "all_results.csv", index=False, float_format="%.6g", lineterminator="\n")
     # Fixed names of the parts and no date, or the file would differ each time.
-    with matplotlib.rc_context({"svg.hashsalt": "comparison"}):
-        plot(results).savefig(options.pages / "comparison.svg", metadata={"Date": None, "Creator": None})
-    print(f"written to {options.pages}: comparison.md, comparison.csv, comparison.svg")
+    with matplotlib.rc_context({"svg.hashsalt": "all_results"}):
+        plot(results).savefig(options.pages / "all_results.svg", metadata={"Date": None, "Creator": None})
+    print(f"written to {options.pages}: all_results.md, all_results.csv, all_results.svg")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,13 @@
 ``LGDIST_DOCS_ONLINE`` set, links into the documentation of other projects are resolved as well.
 """
 
+import base64
 import importlib.metadata
 import os
 import shutil
 from pathlib import Path
+
+import nbformat
 
 _HERE = Path(__file__).parent
 _ONLINE = bool(os.environ.get("LGDIST_DOCS_ONLINE"))
@@ -89,19 +92,29 @@ def _skip_member(app, what, name, obj, skip, options) -> bool | None:
 
 
 def _copy_tutorials() -> None:
-    """Copy the notebooks into this folder, where Sphinx can see them, and list them on a page of their own."""
+    """Copy the notebooks into this folder, where Sphinx can see them, and list them on a page with a picture of each."""
     target = _HERE / "tutorials"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    names = []
+    page, names = ["# Tutorials", ""], []
     for notebook in sorted(_HERE.parent.glob("tutorials/*.ipynb")):
         shutil.copy(notebook, target)
         names.append(notebook.stem)
-    page = ["# Tutorials", ""]
-    if names:
-        page += ["```{toctree}", ":maxdepth: 1", "", *names, "```", ""]
-    else:
-        page += ["There is no tutorial yet; the [user guide](../user_guide.md) shows the first steps.", ""]
+        cells = nbformat.read(notebook, as_version=4).cells
+        title, _, text = cells[0].source.partition("\n")
+        page += [f"## [{title.lstrip('# ')}]({notebook.stem}.ipynb)", "", text.strip().split("\n\n")[0], ""]
+        outputs = (output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
+        if pictures := [data["image/png"] for data in outputs if "image/png" in data]:
+            # The largest shows most.
+            (target / f"{notebook.stem}.png").write_bytes(base64.b64decode(max(pictures, key=len)))
+            page += [
+                f"```{{image}} {notebook.stem}.png",
+                f":alt: A figure of this tutorial, {title.lstrip('# ')}",
+                ":width: 60%",
+                "```",
+                "",
+            ]
+    page += ["```{toctree}", ":hidden:", "", *names, "```", ""]
     (target / "index.md").write_text("\n".join(page), encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Training that is short unless the caller says how long: of many trainings only the steps around them matter."""
+"""Training that is short unless the caller says how long, of a small field: of many only the steps around them matter."""
 
 import functools
 
@@ -8,7 +8,8 @@ from lgdist_scvi import LGDiST
 
 
 def train_briefly(patch: pytest.MonkeyPatch, n_epochs: int = 1) -> None:
-    """Let both phases take `n_epochs` by default, and no progress bar."""
+    """Let both phases take `n_epochs` by default, and no progress bar, and let the field have few factors."""
+    patch.setattr("lgdist_scvi.model._lgdist.MOST_FACTORS", 4)
     for name in ("train_autoencoder", "train_diffusion"):
         patch.setattr(LGDiST, name, _brief(getattr(LGDiST, name), n_epochs))
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from anndata import AnnData
 from brief import train_briefly
-from formats import as_spatialdata, write_space_ranger
+from formats import as_spatialdata, write_space_ranger, write_visium_hd
 from matplotlib import pyplot as plt
 from packaging.requirements import Requirement
 from sybil import Document, Example, Sybil
@@ -52,7 +52,8 @@ def _start(namespace: dict[str, Any], *, quick: bool = True) -> pytest.MonkeyPat
     patch.setattr("squidpy.datasets.visium", _no_download)
     if quick:
         train_briefly(patch)
-    write_space_ranger(simulated_tissue(100, 40), folder / "outs", header=True)
+    write_space_ranger(simulated_tissue(100, 40), folder / "outs")
+    write_visium_hd(simulated_tissue(100, 40), folder / "outs_hd")
     return patch
 
 

@@ -1,5 +1,6 @@
 """Sections as other programs hand them over."""
 
+import gzip
 import json
 import warnings
 
@@ -7,6 +8,7 @@ import h5py
 import numpy as np
 import pandas as pd
 from PIL import Image
+from scipy.io import mmwrite
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -15,23 +17,14 @@ with warnings.catch_warnings():
     from spatialdata.transformations import Identity, Scale
 
 
-def write_space_ranger(adata, folder, *, header):
-    """Counts, positions, scale factors and images as Space Ranger writes them; the last spot lies beside the tissue."""
+def write_space_ranger(adata, folder, *, positions="csv", images=("hires", "lowres"), counts="h5", kind="filtered"):
+    """Counts, positions, scale factors and images as Space Ranger writes them; the last spot lies beside the tissue.
+
+    `positions` is "list" (Space Ranger 1), "csv" (2 and later) or "parquet" (bins); `counts` "h5" or "mtx".
+    """
     (folder / "spatial").mkdir(parents=True)
-    counts = adata.layers["counts"].tocsr()
-    with h5py.File(folder / "filtered_feature_bc_matrix.h5", "w") as file:
-        matrix = file.create_group("matrix")
-        matrix["barcodes"] = adata.obs_names.to_numpy(dtype="S")
-        matrix["data"] = counts.data.astype(np.int32)
-        matrix["indices"], matrix["indptr"] = counts.indices.astype(np.int64), counts.indptr.astype(np.int64)
-        matrix["shape"] = np.array(counts.shape[::-1], dtype=np.int32)
-        features = matrix.create_group("features")
-        features["id"] = np.array([f"ENSG{i:05d}" for i in range(adata.n_vars)], dtype="S")
-        features["name"] = np.array(["TWICE", "TWICE", *adata.var_names[2:]], dtype="S")
-        features["feature_type"] = np.full(adata.n_vars, b"Gene Expression")
-        features["genome"] = np.full(adata.n_vars, b"GRCh38")
-        file.attrs["library_ids"] = np.array([b"section_1"])
-    positions = pd.DataFrame(
+    _write_counts(adata, folder / f"{kind}_feature_bc_matrix", counts)
+    table = pd.DataFrame(
         {
             "in_tissue": [1] * (adata.n_obs - 1) + [0],
             "array_row": adata.obs["array_row"].to_numpy(),
@@ -41,15 +34,71 @@ def write_space_ranger(adata, folder, *, header):
         },
         index=pd.Index(adata.obs_names, name="barcode"),
     )
-    name = "tissue_positions.csv" if header else "tissue_positions_list.csv"
-    positions.sample(frac=1, random_state=0).to_csv(folder / "spatial" / name, header=header)
+    table = table.sample(frac=1, random_state=0)
+    if positions == "parquet":
+        table.reset_index().to_parquet(folder / "spatial" / "tissue_positions.parquet")
+    else:
+        name = {"csv": "tissue_positions.csv", "list": "tissue_positions_list.csv"}[positions]
+        table.to_csv(folder / "spatial" / name, header=positions == "csv")
     section = adata.uns["spatial"]["section_1"]
     image = Image.fromarray(section["images"]["hires"])
-    image.save(folder / "spatial" / "tissue_hires_image.png")
-    image.resize((image.width // 2, image.height // 2)).save(folder / "spatial" / "tissue_lowres_image.png")
+    for name, fraction in (("hires", 1), ("lowres", 2)):
+        if name in images:
+            size = (image.width // fraction, image.height // fraction)
+            image.resize(size).save(folder / "spatial" / f"tissue_{name}_image.png")
     scale = section["scalefactors"]["tissue_hires_scalef"]
     factors = {**section["scalefactors"], "tissue_lowres_scalef": scale / 2}
+    if positions == "parquet":
+        factors["microns_per_pixel"] = 1 / 16
     (folder / "spatial" / "scalefactors_json.json").write_text(json.dumps({k: float(v) for k, v in factors.items()}))
+
+
+def _write_counts(adata, path, kind):
+    counts = adata.layers["counts"].tocsr()
+    ids, names = [f"ENSG{i:05d}" for i in range(adata.n_vars)], ["TWICE", "TWICE", *adata.var_names[2:]]
+    if kind == "mtx":
+        path.mkdir(parents=True)
+        with gzip.open(path / "matrix.mtx.gz", "wb") as file:
+            mmwrite(file, counts.T.astype(np.int64))
+        features = pd.DataFrame({"id": ids, "name": names, "type": "Gene Expression"})
+        features.to_csv(path / "features.tsv.gz", sep="\t", header=False, index=False)
+        adata.obs_names.to_frame().to_csv(path / "barcodes.tsv.gz", sep="\t", header=False, index=False)
+        return
+    with h5py.File(path.with_name(f"{path.name}.h5"), "w") as file:
+        matrix = file.create_group("matrix")
+        matrix["barcodes"] = adata.obs_names.to_numpy(dtype="S")
+        matrix["data"] = counts.data.astype(np.int32)
+        matrix["indices"], matrix["indptr"] = counts.indices.astype(np.int64), counts.indptr.astype(np.int64)
+        matrix["shape"] = np.array(counts.shape[::-1], dtype=np.int32)
+        features = matrix.create_group("features")
+        features["id"], features["name"] = np.array(ids, dtype="S"), np.array(names, dtype="S")
+        features["feature_type"] = np.full(adata.n_vars, b"Gene Expression")
+        features["genome"] = np.full(adata.n_vars, b"GRCh38")
+        file.attrs["library_ids"] = np.array([b"section_1"])
+
+
+def write_visium_hd(adata, outs, *, bins=(8, 16)):
+    """Bins and segmented cells as Space Ranger 4 writes them; every bin and cell is a spot of `adata`."""
+    for side in bins:
+        write_space_ranger(adata, outs / "binned_outputs" / f"square_{side:03d}um", positions="parquet")
+    cells = adata.copy()
+    cells.obs_names = [f"cellid_{number + 1:09d}-1" for number in range(adata.n_obs)]
+    folder = outs / "segmented_outputs"
+    (folder / "spatial").mkdir(parents=True)
+    _write_counts(cells, folder / "filtered_feature_cell_matrix", "h5")
+    source = outs / "binned_outputs" / f"square_{bins[0]:03d}um" / "spatial" / "scalefactors_json.json"
+    (folder / "spatial" / source.name).write_text(source.read_text())
+    square = np.array([[-2.0, -1], [2, -1], [2, 1], [-2, 1], [-2, -1]])
+    features = [
+        {
+            "type": "Feature",
+            "properties": {"cell_id": number + 1},
+            "geometry": {"type": "Polygon", "coordinates": [(square + place).tolist()]},
+        }
+        for number, place in enumerate(adata.obsm["spatial"])
+    ]
+    content = {"type": "FeatureCollection", "features": features[::-1]}
+    (folder / "cell_segmentations.geojson").write_text(json.dumps(content))
 
 
 def as_spatialdata(adata):

@@ -16,6 +16,8 @@ OPTIONS = {
     "n_denoiser_hidden": 32,
     "n_denoiser_layers": 1,
     "n_diffusion_steps": 100,
+    # Of forty genes the default would be half as many.
+    "n_factors": 4,
 }
 TRAIN = {
     "max_epochs": 2,

@@ -102,7 +102,7 @@ def test_report_says_which_targets_are_met_and_what_is_missing(report, compare, 
     arguments = ["--results", str(store.folder), "--pages", str(tmp_path / "pages")]
     report.main(arguments)
     rendered = {path.name: path.read_bytes() for path in (tmp_path / "pages").iterdir()}
-    page = rendered["comparison.md"].decode()
+    page = rendered["all_results.md"].decode()
     # 0.9 and 0.8 of the best peer's error on one set and 0.95 on the other: 0.85 and 0.95, on average 0.9
     assert "at most 0.930 of the best peer's `mse`: not met so far, reached on 1 of 2 sets" in page
     assert "at most 0.900: met so far, the mean over these sets is 0.900" in page
@@ -114,8 +114,8 @@ def test_report_says_which_targets_are_met_and_what_is_missing(report, compare, 
     assert "| B | `magic` | olfactory bulb MOB1 (seed 0) | exit 1: no / luck |" in page
     assert "`abc123`" in page
     assert "| 77 |" in page
-    assert "3333" not in page + rendered["comparison.csv"].decode()
-    assert rendered["comparison.csv"].decode().count("\n") == 1 + 12
+    assert "3333" not in page + rendered["all_results.csv"].decode()
+    assert rendered["all_results.csv"].decode().count("\n") == 1 + 12
 
     report.main(arguments)
     assert rendered == {path.name: path.read_bytes() for path in (tmp_path / "pages").iterdir()}
@@ -123,7 +123,34 @@ def test_report_says_which_targets_are_met_and_what_is_missing(report, compare, 
 
 def test_report_renders_before_anything_was_run(report, tmp_path):
     report.main(["--results", str(tmp_path / "results"), "--pages", str(tmp_path / "pages")])
-    assert "has not been run yet" in (tmp_path / "pages" / "comparison.md").read_text()
+    assert "has not been run yet" in (tmp_path / "pages" / "all_results.md").read_text()
+
+
+def test_pages_for_readers_say_what_is_kept(report, benchmarks, tmp_path):
+    overview = importlib.import_module("overview")
+    overview.main(["--pages", str(tmp_path)])
+    written = (tmp_path / "comparison.md").read_text()
+    assert written == (benchmarks.parent / "docs" / "benchmarks" / "comparison.md").read_text()
+    store = overview.Store(overview.RESULTS)
+    results = {case: store.load(case)["results"] for case in overview.CASES}
+    rows = overview.short(overview.questions(results, overview.RESULTS), overview.RESULTS)
+    for page in overview.WITH_TABLE:
+        text = page.read_text()
+        assert overview.with_table(text, rows) == text, f"{page.name} is not up to date; run benchmarks/overview.py"
+
+
+def test_methods_are_averaged_over_the_same_sets(report):
+    overview = importlib.import_module("overview")
+    case = report.Case
+    results = {
+        case("mob1", "B", 0): {"lgdist": {"d2": 0.6}, "knn_eb": {"d2": 0.5}, "scvi": {"d2": 0.9}},
+        case("mob1", "B", 1): {"lgdist": {"d2": 0.4}, "knn_eb": {"d2": 0.5}},
+        case("crc16", "B", 0): {"lgdist": {"d2": 0.2}, "knn_eb": {"d2": 0.1}},
+        case("crc16", "A", 0): {"lgdist": {"mse": 9.0}},
+    }
+    # scVI has no score on one of the sets, where all are lower.
+    assert overview.averaged(results, "B", ["mob1", "crc16"]) == pytest.approx({"lgdist": 0.35, "knn_eb": 0.3})
+    assert overview.leads([{"lgdist": 0.5, "a": 0.4, "b": 0.7}]) == pytest.approx([-0.2])
 
 
 def test_result_is_reused_as_long_as_its_source_is_the_same(compare):
@@ -286,7 +313,7 @@ def test_report_has_a_part_for_sparse_sets_once_there_are_results(report, compar
     for name in ("mob1", "mob1_5pct"):
         store.merge(compare.Case(name, "B", 0), {}, {"lgdist": ours, "knn_eb": theirs})
         report.main(arguments)
-        pages.append((tmp_path / "pages" / "comparison.md").read_text())
+        pages.append((tmp_path / "pages" / "all_results.md").read_text())
     assert "Sparse data" not in pages[0] and "of its molecules" not in pages[0]
     after = pages[1].partition("## Sparse data")[2]
     assert "| olfactory bulb MOB1, 5% of its molecules | 0.6000 | `knn_eb` | 0.4000 | **+0.2000**" in after
@@ -377,6 +404,7 @@ def section():
 @pytest.fixture
 def briefly(monkeypatch):
     """One pass of training for every model, whose other options stay the defaults."""
+    monkeypatch.setattr("lgdist_scvi.model._lgdist.MOST_FACTORS", 4)
     for phase in ("train_autoencoder", "train_diffusion"):
         monkeypatch.setattr(LGDiST, phase, partialmethod(short, getattr(LGDiST, phase)))
 
@@ -452,3 +480,69 @@ def test_calibration_of_both_kinds_of_entries(report, section, briefly):
     assert set(found) == set(calibration.KINDS)
     for record in found.values():
         assert record["n"] > 50 and 0 < record["coverage"]["0.5"] < record["coverage"]["0.95"] <= 1
+
+
+@pytest.fixture
+def audited(report):
+    return importlib.import_module("audit")
+
+
+def test_audit_of_methods_says_what_is_not_as_it_should_be(audited, compare, tmp_path):
+    def answers(*found):
+        return {
+            "commit": "abc123",
+            "answers": [dict(zip(("question", "value", "fine"), one, strict=True)) for one in found],
+        }
+
+    store = compare.Store(tmp_path / "audit")
+    for seed, slope in enumerate((1.0, 1.5)):
+        totals = [("totals", 0.98 + 0.01 * seed, True), ("totals", 1.01, True)]
+        null = [("null tests", 0.06, True), ("null tests", 0.2, None)]  # that of the counts is not shown
+        records = {
+            "raw": answers(*totals, *null, ("correlations", slope, seed == 0), ("coverage", None, None)),
+            "magic": {"commit": "abc123", "error": "not installed: no module"},
+            "lgdist": answers(("coverage", 0.5, True), ("coverage", 0.95, True)),
+        }
+        store.merge(compare.Case("mob1", "audit", seed), {"spots": 379}, records)
+    audited.main(["--render", "--out", str(store.folder), "--pages", str(tmp_path)])
+    page = (tmp_path / "audit.md").read_text()
+    assert "## Olfactory bulb MOB1, 379 spots" in page and "Commits: `abc123`." in page
+    assert "| raw counts | 2 | 0.98 to 1.01 |  |  |  | 6 (6 to 6) | **1.25 (1.00 to 1.50)** |  |" in page
+    assert "| LGDiST | 2 |  |  |  |  |  |  | 50 (50 to 50), 95 (95 to 95) |" in page
+    assert "Not audited: MAGIC: not installed: no module." in page
+
+
+@pytest.mark.slow
+def test_methods_are_audited_without_what_is_held_out(audited, section, briefly, harness, monkeypatch):
+    section.var["panel"] = True
+    section.uns["target_sum"] = 1e4
+    monkeypatch.setattr(audited, "N_DECOYS", 6)
+    completion = SimpleNamespace(
+        load=lambda paths, **_: section, lognorm=lambda counts, lib, target: np.log1p(counts / lib[:, None] * target)
+    )
+    given = audited.prepared("mob1", 0, completion, [Path("none")])
+    assert given.shape == (120, 30) and given.var["eval"].all()
+
+    def call(command, *_):
+        assert command[1].endswith("methods.py") and command[2] == "magic"
+        visible = anndata.read_h5ad(command[3])
+        assert set(visible.layers) == {"missing", "lognorm"} and visible.X.sum() == given.X.sum()
+        # A method may go below zero in the log.
+        anndata.AnnData(visible.layers["lognorm"] - 0.01, uns={"space": "log"}).write_h5ad(command[4])
+        return 0, ""
+
+    monkeypatch.setattr(harness, "call", call)
+    made = {
+        name: one
+        for method in ("raw", "magic", "lgdist")
+        for name, one in audited.completed(method, given, harness).items()
+    }
+    assert list(made) == ["raw", "magic", "lgdist", "lgdist_kept"]
+    found = {name: audited.answers(given, one, 0) for name, one in made.items()}
+    for name, answers in found.items():
+        assert {one["question"] for one in answers} == set(audited.COLUMNS), name
+        covered = [one["value"] for one in answers if one["question"] == "coverage"]
+        assert (covered[0] is not None) == (name == "lgdist")
+    assert [one["value"] for one in found["raw"]][0] == pytest.approx(1, abs=1e-3)
+    monkeypatch.setattr(harness, "call", lambda *_: (1, "out of luck"))
+    assert audited.completed("magic", given, harness) == "out of luck"

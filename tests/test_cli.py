@@ -118,6 +118,27 @@ def test_scores_are_printed_and_genes_selected(section: Path, tmp_path: Path, ca
     assert adata.uns["lgdist"]["keep_observed"]
 
 
+def test_selected_genes_keep_the_depth_of_the_user(
+    section: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    adata = anndata.read_h5ad(section)
+    adata.obs["total_counts"] = depth = np.arange(N_SPOTS) + 1e6
+    adata.write_h5ad(tmp_path / "in.h5ad")
+    arguments = tmp_path / "in.h5ad", tmp_path / "out.h5ad", "--n-genes", 8
+
+    def train(model: LGDiST, *_, **__) -> None:
+        np.testing.assert_array_equal(model._view().depth, depth)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LGDiST, "train", train)
+    assert complete(*arguments, "--size-factor-key", "total_counts") == 130
+    capsys.readouterr()
+    adata.obs["total_counts"] = 1.0
+    adata.write_h5ad(tmp_path / "in.h5ad")
+    assert complete(*arguments) == 2
+    assert "pass --size-factor-key 'total_counts'; else delete it" in error_line(capsys)
+
+
 def test_columns_of_the_user_stay(section: Path, tmp_path: Path):
     """Also those that scvi-tools would write for itself."""
     adata = anndata.read_h5ad(section)

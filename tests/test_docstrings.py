@@ -97,6 +97,12 @@ SOURCES = {
     "pp.StainDescriptor": {"ruifrok2001deconvolution"},
     "pp.select_genes": {"cardenas2025lgdist", "moran1950notes"},
     "tl.audit": {"cameron1996rsquared", "czado2009predictive", "welch1947generalization"},
+    "tl.domains": {
+        "fraley2002model",
+        "hubert1985comparing",
+        "schwarz1978estimating",
+        "traag2019leiden",
+    },
 }
 # Errors of what a function calls that do not come to pass, and why.
 NEVER = {("LGDiST.train", "RuntimeError"): "it trains the autoencoder before the diffusion"}

@@ -170,6 +170,7 @@ def test_counts_of_the_unseen_section_change_nothing(code, tissue, monkeypatch):
 @pytest.mark.slow
 def test_counts_of_the_unseen_section_change_no_completion(code, tissue, monkeypatch):
     monkeypatch.setattr(code.sections, "N_STEPS", 5)
+    monkeypatch.setattr("lgdist_scvi.model._lgdist.MOST_FACTORS", 4)
     for phase in ("train_autoencoder", "train_diffusion"):
         monkeypatch.setattr(LGDiST, phase, partialmethod(short, getattr(LGDiST, phase)))
     assert_no_leak(code, tissue, COMPLETED)

@@ -66,3 +66,11 @@ def check_share(**values: Any) -> None:
         number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or not 0 <= value < 1:
             raise ValueError(f"{name}={value!r} must be in [0, 1).")
+
+
+def check_positive(**values: Any) -> None:
+    """Refuse what is not a finite number above 0."""
+    for name, value in values.items():
+        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or value <= 0:
+            raise ValueError(f"{name}={value!r} must be a number above 0.")

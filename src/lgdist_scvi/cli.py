@@ -240,7 +240,8 @@ def _select_genes(adata: AnnData, n_genes: int, setup: dict[str, Any]) -> AnnDat
     """Keep the genes that vary most in space, and register the columns that `pp.select_genes` writes."""
     from .pp import select_genes
 
-    known = {name: setup[name] for name in ("layer", "spatial_key", "library_key", "observed_layer") if name in setup}
+    shared = ("layer", "spatial_key", "library_key", "observed_layer", "size_factor_key")
+    known = {name: setup[name] for name in shared if name in setup}
     n_target = max(1, n_genes // 8)
     adata = select_genes(adata, n_target=n_target, n_context=n_genes - n_target, **known)
     setup["target_genes_key"] = Keys.TARGET_GENES

@@ -173,6 +173,20 @@ def test_without_distances_the_strongest_come_first():
     assert (distance == 0).all()
 
 
+@pytest.mark.parametrize("with_distances", [True, False])
+def test_ties_do_not_depend_on_the_order_of_the_spots(with_distances):
+    """On a grid with eight neighbours, of which six are kept."""
+    x, y = (part.ravel() for part in np.mgrid[:9, :9])
+    apart = np.maximum(abs(x[:, None] - x), abs(y[:, None] - y))
+    graph = sparse.csr_matrix((apart == 1).astype(float))
+    names, order = np.random.default_rng(0).permutation(81).astype(np.uint64), np.random.default_rng(1).permutation(81)
+    index, _, mask = neighbor_index(graph, graph if with_distances else None, 6, names)
+    moved = graph[order][:, order]
+    other, _, _ = neighbor_index(moved, moved if with_distances else None, 6, names[order])
+    np.testing.assert_array_equal(names[order][other], names[index][order])
+    assert mask.sum(axis=1).max() == 6
+
+
 def test_one_sided_distances_of_a_symmetrised_graph():
     weights = sparse.csr_matrix(np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]], dtype=float))
     distances = sparse.csr_matrix(np.array([[0, 2, 0], [0, 0, 1], [3, 0, 0]], dtype=float))
@@ -302,3 +316,10 @@ def test_order_of_the_spots_does_not_matter():
     graph, _ = spatial_graph(positions, libraries, 6)
     shuffled, _ = spatial_graph(positions[order], libraries[order], 6)
     np.testing.assert_array_equal(shuffled.toarray(), graph.toarray()[np.ix_(order, order)])
+
+
+def test_largest_distance():
+    positions = np.array([[0.0, 0], [1, 0], [3, 0], [7, 0], [7, 0]])
+    connectivities, distances = spatial_graph(positions, None, 2, 2.0)
+    assert sorted(zip(*connectivities.nonzero(), strict=True)) == [(0, 1), (1, 0), (1, 2), (2, 1), (3, 4), (4, 3)]
+    assert distances.max() == 2

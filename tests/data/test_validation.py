@@ -7,10 +7,11 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import rich
 from scipy import sparse
 from scvi.data.fields import CategoricalObsField
 
-from lgdist_scvi.data._genes import validate_genes
+from lgdist_scvi.data._genes import CountsField, validate_genes
 from lgdist_scvi.data._validation import validate_setup
 
 DEFAULTS = {
@@ -325,6 +326,24 @@ CASES = {
         ValueError,
         ["'spot0', 'spot1'", "library_key='Sample_ID'"],
     ),
+    "tiny positions": (
+        setting("obsm", "spatial", lambda a: a.obsm["spatial"] * 1e-200),
+        {},
+        ValueError,
+        ["obsm['spatial']", "e-199 apart at most", "unit such as micrometres"],
+    ),
+    "huge positions": (
+        setting("obsm", "spatial", lambda a: a.obsm["spatial"] * 1e200),
+        {},
+        ValueError,
+        ["e+201 apart"],
+    ),
+    "one position": (
+        setting("obsm", "spatial", lambda a: a.obsm["spatial"] * (a.obs[["lib"]] == "a").to_numpy()),
+        {"library_key": "lib"},
+        ValueError,
+        ["obsm['spatial'] has positions of the library 'b' that are 0 apart"],
+    ),
     "small library": (
         setting("obs", "lib", lambda a: ["a"] * 114 + ["b"] * 6),
         {"library_key": "lib"},
@@ -350,6 +369,36 @@ CASES = {
         {"observed_layer": "observed"},
         ValueError,
         ["neither 0 nor 1"],
+    ),
+    "mask False": (
+        observed_as(lambda a: np.zeros(a.shape, dtype=bool)),
+        {"observed_layer": "observed"},
+        ValueError,
+        ["layers['observed'] (observed_layer) is False everywhere", "True where the entry was observed"],
+    ),
+    "mask of the counts": (
+        both(setting("layers", "counts", lambda a: (a.X > 1).astype(int))),
+        {"layer": "counts", "observed_layer": "counts"},
+        ValueError,
+        ["layers['counts'] (observed_layer) equals the counts", "zeros included"],
+    ),
+    "masked counts": (
+        setting("layers", "counts", lambda a: np.ma.masked_array(a.X, ~a.layers["observed"])),
+        {"layer": "counts"},
+        TypeError,
+        ["layers['counts'] is a masked array", "adata.layers['counts'].data", "observed_layer=..."],
+    ),
+    "masked mask": (
+        observed_as(lambda a: np.ma.masked_array(a.layers["observed"], a.X > 2)),
+        {"observed_layer": "observed"},
+        TypeError,
+        ["layers['observed'] is a masked array"],
+    ),
+    "masked positions": (
+        setting("obsm", "spatial", lambda a: np.ma.masked_array(a.obsm["spatial"], a.obsm["spatial"] > 90)),
+        {},
+        TypeError,
+        ["obsm['spatial'] (positions) is a masked array", ".filled(numpy.nan)"],
     ),
     "no depth": (no_check, {"size_factor_key": "sf"}, KeyError, ["obs['sf']", "size_factor_key="]),
     "depth NaN": (with_entry("obs", "depth", 2, np.nan), {"size_factor_key": "depth"}, ValueError, ["'spot2'", "NaN"]),
@@ -451,6 +500,22 @@ EMPTY = {
         ["2 spots ('spot8', 'spot9')", "2 genes ('gene2', 'gene6')", *SURROUNDED, *PANEL, *RARE],
     ),
 }
+
+
+def test_a_mask_that_hides_all_zeros_warns():
+    adata = tissue()
+    adata.layers["observed"] = adata.X > 0
+    with pytest.warns(UserWarning, match="only where there is a count, and hides all zeros.*leave out observed_layer"):
+        check(adata, observed_layer="observed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check(adata, observed_layer="observed", query=True)
+        adata.layers["observed"][0] = True
+        check(adata, observed_layer="observed")
+        # Of deep data all may be counts.
+        adata.X += 1
+        adata.layers["observed"][:] = True
+        check(adata, observed_layer="observed")
 
 
 @pytest.mark.parametrize("to_format", FORMATS.values(), ids=FORMATS)
@@ -557,7 +622,7 @@ def test_a_few_shared_positions_only_warn():
     adata = share_positions(1)(tissue(300))
     with pytest.warns(UserWarning, match=r"2 spots \('spot0', 'spot1'\) share their position"):
         check(adata)
-    adata.obs["batch"] = ["u"] * 150 + ["v"] * 150  # both are of the same section
+    adata.obs["half"] = ["u"] * 150 + ["v"] * 150  # both are of the same section
     with pytest.warns(UserWarning, match="share their position"):
         check(adata)
 
@@ -602,3 +667,61 @@ def test_same_genes_pass():
     validate_genes(np.array(GENES), tissue())
     with pytest.raises(ValueError, match=r"duplicated genes: 'gene1'"):
         validate_genes([name for name in GENES if name != "gene3"], renamed("var")(tissue()))
+
+
+def sections(apart=0.0, n=120):
+    adata = tissue(n)
+    adata.obs["section"] = np.repeat(["mouse 1", "mouse 2"], n // 2)
+    adata.obsm["spatial"][n // 2 :] += apart
+    return adata
+
+
+def test_sections_over_each_other_need_the_key():
+    with pytest.raises(
+        ValueError, match=r"obs\['section'\] has 2 values \('mouse 1', 'mouse 2'\).*library_key='section'"
+    ):
+        check(sections())
+    check(sections(), library_key="section")
+    # New data is placed as the model's was.
+    check(sections(), query=True)
+
+
+def test_sections_beside_each_other_without_the_key_warn():
+    with pytest.warns(UserWarning, match="taken for one section. Pass library_key='section'"):
+        check(sections(apart=1000))
+    adata = sections(apart=1000)
+    check(adata, batch_key="section")
+    adata.obs["section"] = adata.obs_names  # of single spots
+    check(adata)
+    adata.obs["section"] = "mouse 1"
+    check(adata)
+
+
+def test_all_that_is_missing_is_named_at_once():
+    adata = tissue()
+    del adata.obs["lib"], adata.obs["depth"], adata.obsm["image"]
+    with pytest.raises(KeyError) as caught:
+        check(adata, **EVERYTHING)
+    for part in ("obs['lib'] (library_key)", "obs['depth'] (size_factor_key)", "obsm['image'] (image_key)", "chip"):
+        assert part in str(caught.value)
+
+
+def test_the_view_of_the_registry_lists_the_genes(capsys):
+    adata = tissue(n_genes=2)
+    field = CountsField("X", "counts")
+    rich.print(field.view_state_registry(field.register_field(adata)))
+    assert "adata.layers['counts']" in (shown := capsys.readouterr().out) and "gene0, gene1" in shown
+
+
+@pytest.mark.parametrize("value", [0, -1.0, np.inf, "20", True])
+def test_distances_are_positive(value):
+    with pytest.raises(ValueError, match="max_distance=.* must be a number above 0"):
+        check(tissue(), max_distance=value)
+
+
+def test_a_distance_in_another_unit_is_refused():
+    check(tissue(), max_distance=20)
+    with pytest.raises(
+        ValueError, match=r"max_distance=0.01 leaves 100% of the spots.*unit of adata.obsm\['spatial'\]"
+    ):
+        check(tissue(), max_distance=0.01)

@@ -297,6 +297,11 @@ def test_sections_may_be_measured_in_different_units():
     for section in range(2):
         of_section = one.neighbor_distance[one.section == section][one.neighbor_mask[one.section == section]]
         assert np.median(of_section) == pytest.approx(1, rel=1e-5)
+    # Also where both belong to one batch.
+    batched = SpotView(*parts[:3], np.zeros(80, int), *parts[4:], graph, stretched, k, one.image, library=one.section)
+    np.testing.assert_allclose(batched.neighbor_distance, one.neighbor_distance, rtol=1e-5)
+    for view in (batched.without(sparse.csr_matrix(one.counts.shape, dtype=bool)), batched.halved(np.arange(80), 0)[0]):
+        np.testing.assert_array_equal(view.neighbor_distance, batched.neighbor_distance)
     # A spot without neighbours, and sections of nothing else, have no distance.
     assert (one.neighbor_distance[79] == 0).all()
     alone = sparse.csr_matrix(graph.shape, dtype=np.float32)

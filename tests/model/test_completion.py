@@ -8,7 +8,7 @@ import torch
 
 from lgdist_scvi import PUBLISHED
 from lgdist_scvi.metrics import count_distribution
-from lgdist_scvi.model import _evaluation, _training
+from lgdist_scvi.model import _evaluation, _layers, _training
 from lgdist_scvi.module._denoiser import Denoiser
 from lgdist_scvi.module._field_codes import solve_field
 from lgdist_scvi.module._posterior import draw_noise, predict
@@ -160,8 +160,11 @@ def test_count_quantiles(trained, small, depth):
     assert (quantiles[0.025] <= quantiles[0.975]).all(axis=None)
     with pytest.raises(ValueError, match=r"between 0 and 1, got \[1.2\]"):
         trained.get_count_quantiles(quantiles=[0.5, 1.2])
-    with pytest.raises(ValueError, match="`depth` must be positive, got 0"):
-        trained.get_count_quantiles(depth=0)
+    for value in (0, np.inf, np.nan, -1.0, "many"):
+        with pytest.raises(ValueError, match="depth=.* must be a number above 0"):
+            trained.get_count_quantiles(depth=value)
+    with pytest.raises(ValueError, match="depth=1e[+]300 is too large for a number of counts"):
+        trained.get_count_quantiles(depth=1e300)
 
 
 def test_minibatches_do_not_matter(trained, small):
@@ -296,6 +299,20 @@ def test_standard_deviation_of_an_earlier_completion_does_not_stay(fresh, small,
     assert "lgdist_std" not in ad.read_h5ad(tmp_path / "a.h5ad").layers
     fresh.add_completed_layer(seed=1, **small.READ)
     assert "lgdist_std" not in fresh.adata.layers and {"lgdist", "lgdist_imputed"} <= set(fresh.adata.layers)
+
+
+def test_layers_are_replaced_together(fresh, small, monkeypatch):
+    fresh.add_completed_layer(return_std=True, scale="counts", **small.READ)
+    before = {name: fresh.adata.layers[name].copy() for name in ("lgdist", "lgdist_imputed", "lgdist_std")}
+
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(_layers, "imputed", fail)
+    with pytest.raises(MemoryError):
+        fresh.add_completed_layer(**small.READ)
+    for name, values in before.items():
+        np.testing.assert_array_equal(fresh.adata.layers[name], values)
 
 
 def test_completed_layer_by_another_name(fresh, small):

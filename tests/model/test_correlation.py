@@ -2,10 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy import sparse
 
-from lgdist_scvi import LGDiST
-from lgdist_scvi.datasets import simulated_tissue
 from lgdist_scvi.model._correlation import N_PATCHES
 
 GENES = ["gene_3", "gene_1", "gene_8", "gene_5"]
@@ -48,24 +45,3 @@ def test_standard_errors_grow_with_dependence(trained, monkeypatch):
 def test_too_few_spots_are_refused(trained):
     with pytest.raises(ValueError, match="over 9 spots says nothing; choose at least 10"):
         trained.get_gene_correlation(indices=range(9), silent=True)
-
-
-@pytest.mark.slow
-def test_correlation_is_that_of_the_true_rates():
-    adata, random = simulated_tissue(300, 100, depth=400), np.random.default_rng(0)
-    rate, depth = np.asarray(adata.layers["rate"], dtype=float), random.gamma(4, 100, (300, 1)) + 50
-    # Without more variation than that of the rates.
-    counts = random.poisson(rate * depth).astype(np.float32)
-    adata.layers["counts"] = sparse.csr_matrix(counts)
-    LGDiST.setup_anndata(adata, layer="counts")
-    model = LGDiST(adata)
-    model.train(accelerator="cpu", enable_progress_bar=False)
-    genes = counts.mean(axis=0) >= 3
-    shares, pairs = counts[:, genes] / counts.sum(axis=1, keepdims=True), np.triu_indices(genes.sum(), 1)
-    truth = np.corrcoef(rate[:, genes].T)[pairs]
-    estimate, std = model.get_gene_correlation(gene_list=adata.var_names[genes], return_std=True, silent=True)
-    found, measured = estimate.to_numpy()[pairs], np.corrcoef(shares.T)[pairs]
-    error, error_of_counts = (np.sqrt(np.square(values - truth).mean()) for values in (found, measured))
-    assert error < 0.6 * error_of_counts
-    assert 0.85 < (found * truth).sum() / np.square(truth).sum() < 1.1
-    assert 0.5 * error < np.sqrt(np.square(std.to_numpy()[pairs]).mean()) < 2 * error

@@ -158,7 +158,7 @@ def same(one, other):
 
 
 @settings(
-    max_examples=int(os.environ.get("LGDIST_FUZZ") or 100),
+    max_examples=int(os.environ.get("LGDIST_FUZZ") or 30),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(

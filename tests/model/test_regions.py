@@ -4,9 +4,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lgdist_scvi import LGDiST
-from lgdist_scvi.data._areas import disjoint_patches
-from lgdist_scvi.datasets import simulated_tissue
 from lgdist_scvi.model import _region_sums
 from lgdist_scvi.model._region_sums import AreaMeans, AreaSums, Inflation, _fitted, combined
 from lgdist_scvi.model._regions import intervals, unseen
@@ -182,32 +179,3 @@ def test_errors_are_looked_for_once(trained, monkeypatch):
         trained.get_region_expression(n_spots=9, gene_list=GENES, seed=5, **QUIET)
     monkeypatch.setattr("lgdist_scvi.model._regions.find_inflation", lambda *_, **__: Inflation(np.zeros(40), 0.0, 500))
     trained.get_region_expression(n_spots=9, gene_list=GENES, seed=5, **QUIET)
-
-
-@pytest.mark.slow
-def test_intervals_cover_the_true_means():
-    adata = simulated_tissue(900, 120, depth=1500, seed=4)
-    rate, random = np.asarray(adata.layers["rate"], dtype=float), np.random.default_rng(4)
-    depth = random.gamma(4, 400, (900, 1)) + 100
-    from scipy import sparse
-
-    adata.layers["counts"] = sparse.csr_matrix(random.poisson(rate * depth).astype(np.float32))
-    # As if the panel were half of what is counted.
-    adata.obs["depth"] = depth = 2 * depth[:, 0]
-    LGDiST.setup_anndata(adata, layer="counts", size_factor_key="depth")
-    model = LGDiST(adata)
-    model.train(accelerator="cpu", enable_progress_bar=False)
-    for size in (7, 50):
-        patches = disjoint_patches(adata.obsm["spatial"], np.zeros(900, dtype=np.intp), size, random)
-        number = np.full(900, -1)
-        number[patches.indices] = np.repeat(np.arange(patches.shape[0]), size)
-        adata.obs["patch"] = [None if one < 0 else f"{one:03d}" for one in number]
-        found = model.get_region_expression(groupby="patch", silent=True)
-        true = (patches @ (rate * depth[:, None] / 2)) / (patches @ depth)[:, None] * 1e4
-        covered = ((found.layers["low"] < true) & (true < found.layers["high"])).mean()
-        assert 0.9 < covered < 0.99
-        errors = [
-            np.square((values - true) / true.mean(axis=0)).mean()
-            for values in (found.X, found.layers["raw"], found.layers["completed"])
-        ]
-        assert errors[0] < 1.02 * min(errors[1:])

@@ -4,10 +4,12 @@ import copy
 import gc
 import os
 import pickle
+import re
 import weakref
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 from lgdist_scvi import LGDiST
 
@@ -76,3 +78,147 @@ def test_cycles_leave_no_files_open(small, tmp_path):
         LGDiST.load(tmp_path / f"model_{number}").get_completed_expression(**small.READ)
         counts.append(len(os.listdir("/proc/self/fd")))
     assert counts[-1] == counts[1]
+
+
+REGISTERED = {
+    "library_key": "library_id",
+    "batch_key": "domain",
+    "image_key": "X_image",
+    "size_factor_key": "total",
+}
+
+
+def registered(small, **options):
+    adata = small.tissue(**({"n_libraries": 2} | options))
+    adata.obs["total"] = 5000.0
+    return adata
+
+
+@pytest.fixture(scope="module")
+def guarded(small):
+    model = small.build(registered(small), **REGISTERED)
+    model.train_autoencoder(1, accelerator="cpu", enable_progress_bar=False)
+    return model
+
+
+def _put(adata, attribute, key, change):
+    values = getattr(adata, attribute)[key].copy()
+    getattr(adata, attribute)[key] = change(values)
+
+
+def _infinite(values):
+    values[0, 0] = np.inf
+    return values
+
+
+CHANGES = {
+    "positions": ("obsm", "spatial", lambda values: 2 * values, "obsm['spatial'] has changed"),
+    "images": ("obsm", "X_image", lambda values: values + 1, "obsm['X_image'] has changed"),
+    "infinite images": ("obsm", "X_image", _infinite, "obsm['X_image'] has changed"),
+    "fewer image columns": ("obsm", "X_image", lambda values: values[:, 1:], "obsm['X_image'] has changed"),
+    "libraries": ("obs", "library_id", lambda values: np.roll(values.to_numpy(), 9), "obs['library_id'] has changed"),
+    "batches": ("obs", "domain", lambda values: np.roll(values.to_numpy(), 9), "obs['domain'] has changed"),
+    "depth": ("obs", "total", lambda values: values * 2, "obs['total'] has changed"),
+    "depth NaN": ("obs", "total", lambda values: values.where(values.index != "section_1_spot_3"), "obs['total'] has"),
+    "graph zeroed": ("obsp", "lgdist_connectivities", lambda values: values * 0, "connectivities'] has changed"),
+    "graph replaced": ("obsp", "lgdist_connectivities", lambda values: values[::-1], "connectivities'] has changed"),
+    "distances": ("obsp", "lgdist_distances", lambda values: values * 2, "lgdist_distances'] has changed"),
+}
+
+
+@pytest.mark.parametrize(("attribute", "key", "change", "message"), CHANGES.values(), ids=CHANGES)
+def test_what_changed_since_it_was_registered_is_refused(small, guarded, attribute, key, change, message):
+    before = getattr(guarded.adata, attribute)[key].copy()
+    try:
+        _put(guarded.adata, attribute, key, change)
+        for use in (guarded.get_latent_representation, guarded.evaluate_completion, guarded.train_autoencoder):
+            with pytest.raises(ValueError, match=re.escape(message) + ".*Set it back.*setup_anndata again"):
+                use()
+    finally:
+        getattr(guarded.adata, attribute)[key] = before
+    guarded.get_latent_representation()
+
+
+def test_what_is_missing_since_it_was_registered_is_named(guarded):
+    adata = guarded.adata
+    for attribute, key in (("obs", "total"), ("obsp", "lgdist_distances"), ("obsm", "X_image")):
+        values = getattr(adata, attribute)[key]
+        del getattr(adata, attribute)[key]
+        with pytest.raises(ValueError, match=re.escape(f"adata.{attribute}[{key!r}] is missing since setup_anndata")):
+            guarded.get_latent_representation()
+        getattr(adata, attribute)[key] = values
+    guarded.get_latent_representation()
+
+
+def test_names_of_groups_and_kinds_of_numbers_may_change(guarded):
+    adata, expected = guarded.adata, guarded.get_latent_representation()
+    adata.obs["library_id"] = adata.obs["library_id"].astype(str).str.upper()
+    adata.obs["total"] = adata.obs["total"].astype(int)
+    np.testing.assert_array_equal(guarded.get_latent_representation(), expected)
+
+
+def test_what_was_registered_is_known_without_uns(small, guarded):
+    adata = guarded.adata.copy()
+    model = small.build(adata, **REGISTERED)
+    model.train_autoencoder(1, accelerator="cpu", enable_progress_bar=False)
+    expected = model.get_latent_representation()
+    adata.uns.clear()
+    np.testing.assert_array_equal(model.get_latent_representation(), expected)
+    adata.uns.clear()
+    adata.obs["total"] *= 2
+    with pytest.raises(ValueError, match="total.* has changed since setup_anndata"):
+        model.get_latent_representation()
+
+
+def test_new_data_that_changed_is_registered_again(small, guarded):
+    """A model that has met them before does not take the old graph."""
+    other, expected = (registered(small, seed=1, n_spots=60) for _ in range(2))
+    guarded.get_latent_representation(other)
+    for adata in (other, expected):
+        adata.obsm["spatial"] = np.random.default_rng(0).permutation(adata.obsm["spatial"])
+    codes = guarded.get_latent_representation(expected)
+    np.testing.assert_array_equal(guarded.get_latent_representation(other), codes)
+    other.obsp["lgdist_connectivities"].data[:] = 0
+    np.testing.assert_array_equal(guarded.get_latent_representation(other), codes)
+    # Neither does a model that has not.
+    copied = other.copy()
+    copied.obsp["lgdist_connectivities"].data[:] = 0
+    np.testing.assert_array_equal(guarded.get_latent_representation(copied), codes)
+
+
+def test_dropped_spots_are_checked_like_new_data(small, guarded):
+    adata = guarded.adata.copy()
+    model = small.build(adata, **REGISTERED)
+    model.train_autoencoder(1, accelerator="cpu", enable_progress_bar=False)
+    some = adata[:100].copy()
+    adata._inplace_subset_obs(np.arange(100))
+    np.testing.assert_array_equal(model.get_latent_representation(), model.get_latent_representation(some))
+    adata._inplace_subset_obs(np.arange(90))
+    adata.obsm["X_image"][0, 0] = np.inf
+    with pytest.raises(ValueError, match=r"X_image.* infinite values .*section_1_spot_1'"):
+        model.get_latent_representation()
+
+
+def test_models_of_one_adata_train_on_their_own_graphs(small):
+    adata = small.tissue()
+    first, second = (small.build(adata, n_neighbors=number) for number in (6, 3))
+    alone = small.build(small.tissue(), n_neighbors=6)
+    for model in (first, alone):
+        model.train_autoencoder(1, accelerator="cpu", enable_progress_bar=False)
+    assert first._view().graph.nnz == alone._view().graph.nnz > second._view().graph.nnz
+    np.testing.assert_array_equal(first.get_latent_representation(), alone.get_latent_representation())
+
+
+@pytest.mark.parametrize("owned", ["obsp", "uns"])
+def test_a_graph_of_the_user_is_not_replaced(small, trained, owned):
+    """In setup, and for new data; the user's may have any name."""
+    adata = small.hide(small.tissue(n_libraries=2, seed=3))
+    graph = sparse.identity(adata.n_obs, format="csr")
+    if owned == "obsp":
+        adata.obsp["lgdist_connectivities"] = graph
+    else:
+        adata.uns["lgdist_neighbors"] = {"params": {"method": "mine"}}
+    for use in (lambda adata: small.build(adata, library_key="library_id"), trained.get_latent_representation):
+        with pytest.raises(ValueError, match=r"not written by setup_anndata.*neighbors_key='lgdist'"):
+            use(adata)
+    assert owned == "uns" or (adata.obsp["lgdist_connectivities"] != graph).nnz == 0

@@ -65,7 +65,7 @@ CASES = {
     "NaN": (entry(np.nan), {}, ValueError, ["NaN", "section_1_spot_5", "observed_layer"]),
     "inf": (entry(np.inf), {}, ValueError, ["infinite", "section_1_spot_5"]),
     "negative": (entry(-1), {}, ValueError, ["negative", "section_1_spot_5", "raw counts"]),
-    "fractions": (entry(0.5), {}, ValueError, ["not whole numbers", "section_1_spot_5", "raw counts"]),
+    "fractions": (entry(0.5), {}, ValueError, ["not whole numbers", "section_1_spot_5", "raw counts", "destriped"]),
     "no positions": (without_positions, {}, KeyError, ["obsm['spatial']", "spatial_key"]),
     "positions NaN": (obsm("spatial", (7, 1), np.nan), {}, ValueError, ["section_1_spot_8", "isfinite"]),
     "sections overlay": (
@@ -160,12 +160,14 @@ def test_setup_says_what_it_registered(model, capsys):
         "target_genes_key",
         "neighbors_key",
         "n_neighbors",
+        "max_distance",
     }
     assert all(value is None or isinstance(value, str | int) for value in registry.values())
     model.view_anndata_setup()
     print(repr(model))
     shown = capsys.readouterr().out
     assert "lgdist_connectivities" in shown and "LGDiST with 40 genes" in shown
+    assert "gene_1," in shown and "gene_40" in shown
 
 
 def test_set_up_twice(small):

@@ -44,6 +44,17 @@ def test_setup_takes_positions_from_the_shapes(adata, sdata, small):
     np.testing.assert_array_equal(one, other)
 
 
+def test_a_refused_setup_leaves_the_table_as_it_was(sdata):
+    table = sdata["table"]
+    before = {name: list(getattr(table, name)) for name in ("obs", "uns", "obsm", "obsp", "layers")}
+    assert "spatial" not in before["obsm"]
+    with pytest.raises(ValueError, match="too few|too small"):
+        LGDiST.setup_spatialdata(sdata, "counts", n_neighbors=500)
+    with pytest.raises(KeyError, match="mine_connectivities"):
+        LGDiST.setup_spatialdata(sdata, "counts", neighbors_key="mine")
+    assert {name: list(getattr(table, name)) for name in before} == before
+
+
 def test_completed_layers_survive_on_disk(sdata, small, tmp_path):
     path = tmp_path / "section.zarr"
     sdata.write(path)

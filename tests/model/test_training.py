@@ -438,7 +438,9 @@ def test_of_more_spots_more_is_learned(small, monkeypatch, section_spots, epochs
         def on_train_start(self, trainer, pl_module):
             decays.append(pl_module.weight_decay)
 
-    model = small.build(small.tissue())
+    adata = small.tissue()
+    LGDiST.setup_anndata(adata, layer="counts")
+    model = LGDiST(adata, **{name: value for name, value in small.OPTIONS.items() if name != "n_factors"})
     options = small.TRAIN | {"max_epochs": None, "early_stopping": False, "callbacks": [Look()]}
     model.train_autoencoder(**options)
     assert len(model.history["autoencoder"]["train_loss"]) == epochs  # 7 steps, and 7 * 4**0.75, up to a validation

@@ -55,13 +55,12 @@ def test_expected_levels_are_right_where_they_were_learnt(model):
 
 
 @pytest.mark.slow
-def test_differences_are_foreseen():
+def test_differences_are_foreseen(small):
     from lgdist_scvi.datasets import simulated_tissue
 
     adata = simulated_tissue(400, 100, depth=2000, seed=3)
     LGDiST.setup_anndata(adata, layer="counts")
-    model = LGDiST(adata)
-    model.train(accelerator="cpu", enable_progress_bar=False)
+    model = small.fit(LGDiST(adata, **(small.OPTIONS | {"n_factors": 20})))
     _, view = model._trained_view(None, diffusion=False)
     solve_field(model.module, view, fold_strips=view.n_spots)
     rate, position = np.asarray(adata.layers["rate"], dtype=float), adata.obsm["spatial"][:, 0]
@@ -71,4 +70,4 @@ def test_differences_are_foreseen():
     depth = view.depth[:, None]
     means = [(rate * depth)[rows].sum(axis=0) / depth[rows].sum() for rows in groups]
     truth = np.log(means[0] / means[1])
-    assert np.corrcoef(expected, truth)[0, 1] > 0.7
+    assert np.corrcoef(expected, truth)[0, 1] > 0.6

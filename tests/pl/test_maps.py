@@ -213,3 +213,13 @@ def test_bad_arguments(adata):
     adata.var_names = ["A", "A", "C", "D"]
     with pytest.raises(ValueError, match="var_names_make_unique"):
         pl.completion(adata, "A")
+
+
+@pytest.mark.parametrize("scale", ["counts", "rate"])
+def test_layers_on_another_scale_are_not_drawn_as_logarithms(adata, scale):
+    adata.uns["lgdist"] = {"package": "lgdist-scvi", "scale": scale}
+    for draw in (pl.completion, pl.uncertainty):
+        with pytest.raises(ValueError, match=rf"layers.'lgdist.*scale='{scale}'.*key_added=..., scale='log1p'"):
+            draw(adata, "A")
+    adata.uns["lgdist"]["scale"] = "log1p"
+    assert pl.uncertainty(adata, "A").shape == (1, 1)

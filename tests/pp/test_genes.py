@@ -6,6 +6,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from formats import as_spatialdata
 from scipy import sparse
 
 from lgdist_scvi.data._neighbors import spatial_graph
@@ -158,6 +159,66 @@ def test_spots_and_genes_without_a_count(tissue, to_format, masked):
     assert (result.obs["total_counts"].iloc[300:] == 0).sum() == n_empty
 
 
+def test_genes_that_are_needed_are_kept(tissue):
+    ranked = all_genes(tissue).var["moran_i"].sort_values(ascending=False)
+    poor = list(ranked.index[-3:])
+    assert not set(poor) & set(select_genes(tissue, n_target=10, n_context=20).var_names)
+    panel = select_genes(tissue, n_target=10, n_context=20, keep=poor)
+    assert panel.n_vars == 30 and panel.var.loc[poor, "target_gene"].all() and panel.var["target_gene"].sum() == 10
+    # One that is hardly detected, named by its symbol.
+    adata = tissue.copy()
+    adata.var["symbol"] = [f"S{i}" for i in range(adata.n_vars)]
+    panel = select_genes(adata, n_target=1, n_context=2, min_fraction=0.99, keep=["S3", "S4"], gene_symbols="symbol")
+    assert {"S3", "S4"} <= set(panel.var.loc[panel.var["target_gene"], "symbol"])
+    with pytest.raises(KeyError, match=r"keep=... names 1 genes that adata does not have: 'S3'.*gene_symbols="):
+        select_genes(adata, keep=["S3", adata.var_names[0]])
+    with pytest.raises(KeyError, match=r"var\['name'\] is missing.*gene_symbols="):
+        select_genes(adata, keep=["S3"], gene_symbols="name")
+
+
+def test_a_table_of_spatialdata_is_its_anndata():
+    adata = simulated_tissue(120, 40, n_libraries=2, seed=2)
+    sdata = as_spatialdata(adata)
+    panel = select_genes(sdata, layer="counts", n_target=5, n_context=10)
+    alone = select_genes(adata, layer="counts", n_target=5, n_context=10, library_key="library_id")
+    pd.testing.assert_frame_equal(panel.var, alone.var, check_exact=False)
+    np.testing.assert_allclose(panel.obsm["spatial"], adata.obsm["spatial"])
+    assert "spatial" not in sdata["table"].obsm and sdata["table"].n_vars == 40
+    sdata["panel"] = panel  # annotates the same shapes
+    with pytest.raises(KeyError, match="positions of this table are in its SpatialData object, pass that object"):
+        select_genes(sdata["table"], layer="counts")
+    with pytest.raises(KeyError, match="no 'cells'.*table_key"):
+        select_genes(sdata, table_key="cells")
+
+
+def test_a_depth_of_the_user_is_used_and_stays(tissue):
+    adata = tissue.copy()
+    adata.obs["total_counts"] = np.asarray(adata.X.sum(axis=1)).ravel()
+    expected = all_genes(adata)  # the sum of the counts may stand there
+    adata.obs["total_counts"] *= np.random.default_rng(0).integers(2, 20, 300)
+    before = adata.obs.copy()
+    with pytest.warns(UserWarning, match=r"total_counts'. differs .* for \d+ spots.* delete it to have the sum taken"):
+        kept = all_genes(adata)
+    result = all_genes(adata, size_factor_key="total_counts")
+    assert result.obs.equals(before) and kept.obs.equals(before)
+    pd.testing.assert_frame_equal(kept.var, result.var)
+    adata.layers["observed"] = np.random.default_rng(0).random(adata.shape) < 0.9
+    with pytest.raises(ValueError, match="would be replaced.*pass size_factor_key='total_counts'; else delete it"):
+        select_genes(adata, observed_layer="observed")
+    assert not np.allclose(result.var["moran_i"], expected.var["moran_i"])
+    counts = adata.X.toarray() / adata.obs["total_counts"].to_numpy()[:, None] * 1e4
+    again = ad.AnnData(np.log1p(counts), var=adata.var[[]])
+    again.obsp["spatial_connectivities"], _ = spatial_graph(adata.obsm["spatial"], None, 6)
+    sq = pytest.importorskip("squidpy")
+    moran = sq.gr.spatial_autocorr(again, mode="moran", copy=True)["I"].reindex(adata.var_names)
+    np.testing.assert_allclose(result.var["moran_i"], moran, rtol=1e-4, atol=1e-6)
+    adata.obs["total_counts"] = 1
+    with pytest.raises(ValueError, match="would be replaced"):
+        select_genes(adata)
+    with pytest.raises(ValueError, match="less than the counts of the spot"):
+        select_genes(adata, size_factor_key="total_counts")
+
+
 def test_fewer_genes_than_wanted_warn(tissue):
     with pytest.warns(UserWarning, match="fewer than n_target"):
         result = select_genes(tissue, n_target=5, n_context=1000)
@@ -192,6 +253,16 @@ def put(place, value):
         ({"X": put((2, 3), np.nan)}, {}, ValueError, "section_1_spot_3.*gene_4"),
         ({"X": put(slice(None), 0)}, {}, ValueError, "no gene detected"),
         ({"spatial": put((2, 1), np.nan)}, {}, ValueError, "section_1_spot_3.*correct them"),
+        # What setup refuses, too.
+        ({}, {"target_sum": 0}, ValueError, "target_sum=0 must be a number above 0"),
+        ({}, {"target_sum": -1.0}, ValueError, "target_sum=-1"),
+        ({}, {"target_sum": np.nan}, ValueError, "target_sum=nan"),
+        ({}, {"n_neighbors": 0}, ValueError, "n_neighbors=0"),
+        ({}, {"n_neighbors": 300}, ValueError, "300 spots, too few"),
+        ({"spatial": lambda positions: positions[:, :1]}, {}, ValueError, r"positions must be \(300, 2\)"),
+        ({"spatial": lambda positions: np.tile(positions[:150], (2, 1))}, {}, ValueError, "overlap. Pass library_key"),
+        ({}, {"size_factor_key": "n_counts"}, KeyError, r"obs\['n_counts'\]"),
+        ({}, {"size_factor_key": "domain"}, TypeError, "column of numbers"),
     ],
 )
 def test_bad_input(tissue, changes, kwargs, error, match):

@@ -25,6 +25,17 @@ ROUNDED = 0.999
 """Share of the summed counts that a depth must reach; single precision may round it down."""
 
 
+class Sums(NamedTuple):
+    """Sums of the observed counts."""
+
+    spots: NDArray[np.float64]
+    """Sum of every spot, ``(n_spots,)``."""
+    genes: NDArray[np.float64]
+    """Sum of every gene, ``(n_genes,)``."""
+    n_detected: int
+    """Number of observed entries with a count."""
+
+
 class Empty(NamedTuple):
     """Observed spots and genes that cannot be told from unobserved ones, or hardly."""
 
@@ -71,8 +82,11 @@ def check_counts(
         _refuse_completed(adata, name, what)
     counts, where = count_matrix(adata, layer)
     observed = observed_matrix(adata, observed_layer)
-    spot_sums, gene_sums = check_count_values(adata, counts, observed, where)
+    sums = check_count_values(adata, counts, observed, where)
+    spot_sums, gene_sums = sums.spots, sums.genes
     spots_seen, genes_seen = count_observed(observed, adata.shape)
+    if training and observed_layer is not None:
+        _check_observed(observed_layer, where, sums, int(spots_seen.sum()), adata.shape)
     empty = (spot_sums == 0) & (spots_seen > 0)
     silent = (gene_sums == 0) & (genes_seen > 0)
     if silent.any() and training and not gene_sums.any():
@@ -82,7 +96,7 @@ def check_counts(
         )
     if size_factor_key is not None:
         # A spot of known depth tells by its zeros that its genes are rare.
-        empty &= _checked_depth(adata, size_factor_key, spot_sums) == 0
+        empty &= checked_depth(adata, size_factor_key, spot_sums) == 0
     _refuse_empty_libraries(adata, library_key, empty, spots_seen > 0, where)
     return Empty(where, empty, silent)
 
@@ -144,7 +158,8 @@ def _refuse_empty_libraries(
     )
 
 
-def _checked_depth(adata: AnnData, key: str, spot_sums: NDArray[np.float64]) -> NDArray[np.float64]:
+def checked_depth(adata: AnnData, key: str, spot_sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Depth of every spot, ``(n_spots,)``, refused if it is less than the counts of the spot or beyond reason."""
     depth = adata.obs[key].to_numpy(dtype=np.float64)
     bad = (depth < ROUNDED * spot_sums) | (depth > LARGEST)
     if bad.any():
@@ -155,6 +170,28 @@ def _checked_depth(adata: AnnData, key: str, spot_sums: NDArray[np.float64]) -> 
             "factor."
         )
     return depth
+
+
+def _check_observed(observed_layer: str, where: str, sums: Sums, n_observed: int, shape: tuple[int, int]) -> None:
+    """Refuse a mask that hides everything or is the counts, and warn of one that hides all zeros."""
+    name = f"adata.layers[{observed_layer!r}] (observed_layer)"
+    if n_observed == 0:
+        raise ValueError(
+            f"{name} is False everywhere, so there is nothing to learn from; store True where the entry was observed."
+        )
+    if sums.n_detected < n_observed or n_observed == shape[0] * shape[1]:
+        return
+    if sums.spots.sum() == n_observed:
+        raise ValueError(
+            f"{name} equals the counts in {where}, so that no zero would be an observation; store True where the entry was "
+            "observed, zeros included, or leave out observed_layer=... if all were."
+        )
+    warnings.warn(
+        f"{name} is True only where there is a count, and hides all zeros. An observed zero is evidence of a low rate: leave out "
+        "observed_layer=... if all entries were measured.",
+        UserWarning,
+        stacklevel=5,
+    )
 
 
 def _refuse_completed(adata: AnnData, layer: str | None, what: str) -> None:
@@ -169,9 +206,7 @@ def _refuse_completed(adata: AnnData, layer: str | None, what: str) -> None:
             )
 
 
-def check_count_values(
-    adata: AnnData, counts: Matrix, observed: Matrix | None, where: str
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def check_count_values(adata: AnnData, counts: Matrix, observed: Matrix | None, where: str) -> Sums:
     """Check that observed entries are counts, and sum them.
 
     Parameters
@@ -185,16 +220,12 @@ def check_count_values(
     where
         Name of the matrix for messages, such as ``adata.X``.
 
-    Returns
-    -------
-    Sums of the observed counts of every spot, shape ``(n_spots,)``, and of every gene, shape ``(n_genes,)``.
-
     Raises
     ------
     ValueError
         If observed entries are NaN, infinite, negative, not whole numbers or too large for counts.
     """
-    spot_sums, gene_sums = np.zeros(adata.n_obs), np.zeros(adata.n_vars)
+    spot_sums, gene_sums, n_detected = np.zeros(adata.n_obs), np.zeros(adata.n_vars), 0
     faults: dict[str, list] = {
         "NaN or infinite": [],
         "negative": [],
@@ -221,13 +252,20 @@ def check_count_values(
                     f"spot {adata.obs_names[i]!r}, gene {adata.var_names[j]!r}: {v}"
                     for i, j, v in zip(row[bad], col[bad], value[bad], strict=True)
                 ]
+        n_detected += len(value)
         weights = value.astype(np.float64)
         spot_sums += np.bincount(row, weights, minlength=adata.n_obs)
         gene_sums += np.bincount(col, weights, minlength=adata.n_vars)
     for fault, culprits in faults.items():
         if culprits:
+            corrected = ""
+            if fault == "not whole numbers":
+                corrected = (
+                    " Counts that were destriped or corrected for ambient RNA are fractions: pass those before the correction; "
+                    "what stripes do to all genes alike is in the depth of a bin."
+                )
             raise ValueError(
                 f"{where} has {totals[fault]} observed entries that are {fault} ({'; '.join(culprits[:5])}). Pass "
-                "the layer with the raw counts as layer=...; hide entries without a measurement with observed_layer=..."
+                f"the layer with the raw counts as layer=...; hide entries without a measurement with observed_layer=...{corrected}"
             )
-    return spot_sums, gene_sums
+    return Sums(spot_sums, gene_sums, n_detected)

@@ -70,7 +70,7 @@ def require_supported(matrix: Any, where: str) -> None:
     Raises
     ------
     TypeError
-        If it is not numeric, or neither a NumPy array nor a CSR or CSC matrix; scipy sparse arrays are refused, too.
+        If it is not numeric, or neither a NumPy array nor a CSR or CSC matrix; scipy sparse arrays and masked arrays are refused, too.
     """
     if isinstance(matrix, sparse.sparray):
         raise TypeError(
@@ -89,6 +89,11 @@ def require_supported(matrix: Any, where: str) -> None:
             raise ValueError(
                 f"{where} is damaged: its indices do not fit its shape ({error}). Read it again from an undamaged file."
             ) from error
+    elif isinstance(matrix, np.ma.MaskedArray):
+        raise TypeError(
+            f"{where} is a masked array, of which only the numbers would be read. Store them with {where} = {where}.data, and in "
+            "counts hide the masked entries with observed_layer=..., a layer with ~numpy.ma.getmaskarray(counts)."
+        )
     elif not isinstance(matrix, np.ndarray):
         raise TypeError(
             f"{where} is a {type(matrix).__name__}; load it into memory as a numpy array or a scipy.sparse.csr_matrix "

@@ -1,4 +1,4 @@
-"""Check of the genes of new data."""
+"""Genes in the registry, and the check of the genes of new data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import rich.table
 from anndata import AnnData
+from scvi.data.fields import LayerField
 
 from ._entries import listing
 
@@ -14,6 +16,35 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+
+SHOWN = 200
+"""Genes that the view of the registry lists."""
+
+
+class CountsField(LayerField):
+    """Counts; the view of the registry lists the genes, which new data must have in the same order."""
+
+    def view_state_registry(self, state_registry: dict) -> rich.table.Table | None:
+        """Format the genes for ``view_anndata_setup``.
+
+        Parameters
+        ----------
+        state_registry
+            State of the field.
+
+        Returns
+        -------
+        One row.
+        """
+        names = [str(name) for name in state_registry[self.COLUMN_NAMES_KEY]]
+        table = rich.table.Table(title=f"{self.registry_key} State Registry")
+        for name in ("Source Location", "Genes", "var_names"):
+            table.add_column(name, justify="center")
+        where = "adata.X" if self.attr_key is None else f"adata.layers['{self.attr_key}']"
+        more = "" if len(names) <= SHOWN else f" and {len(names) - SHOWN} more; all are in model.adata.var_names"
+        table.add_row(where, str(len(names)), ", ".join(names[:SHOWN]) + more, style="green")
+        return table
 
 
 def validate_genes(var_names_expected: Sequence[str] | NDArray, adata: AnnData) -> None:
@@ -37,7 +68,10 @@ def validate_genes(var_names_expected: Sequence[str] | NDArray, adata: AnnData) 
         return
     missing = expected.difference(found, sort=False)
     extra = found.difference(expected, sort=False)
-    remedy = "adata = adata[:, model_genes].copy(), with model_genes = model.adata.var_names"
+    remedy = (
+        "adata = adata[:, model_genes].copy(), with model_genes = model.adata.var_names, or of a saved model "
+        'LGDiST.load_registry(folder)["field_registries"]["X"]["state_registry"]["column_names"]'
+    )
     if len(missing):
         raise ValueError(
             f"adata lacks {len(missing)} of the model's {len(expected)} genes: {listing(missing)}. Add them, with "

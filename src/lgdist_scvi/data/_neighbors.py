@@ -52,13 +52,13 @@ def library_codes(libraries: ArrayLike | None, n_obs: int) -> NDArray[np.intp]:
 
 
 def spatial_graph(
-    coordinates: NDArray, libraries: ArrayLike | None, n_neighbors: int
+    coordinates: NDArray, libraries: ArrayLike | None, n_neighbors: int, max_distance: float | None = None
 ) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
     """Graph of the nearest spots within each library, from squidpy's k-nearest-neighbour builder.
 
-    Row `i` marks the `n_neighbors` nearest spots of spot `i` in its library, never itself. Neighbours farther than 1.5
-    times the library's median distance to the `n_neighbors`-th neighbour are left out: they lie across a gap or
-    replace spots beyond the edge of the section. In a library of `n_neighbors` spots or fewer, all pairs within that
+    Row `i` marks the `n_neighbors` nearest spots of spot `i` in its library, never itself. Neighbours farther than
+    `max_distance`, by default 1.5 times the library's median distance to the `n_neighbors`-th neighbour, are left out: they
+    lie across a gap or replace spots beyond the edge of the section. In a library of `n_neighbors` spots or fewer, all pairs within that
     distance are linked.
 
     Parameters
@@ -69,6 +69,8 @@ def spatial_graph(
         Library of every spot, shape ``(n_spots,)``; None when all spots are of one library.
     n_neighbors
         Neighbours per spot.
+    max_distance
+        Largest distance of neighbours, in the unit of `coordinates`; None for that of each library.
 
     Returns
     -------
@@ -85,7 +87,7 @@ def spatial_graph(
 
     rows, cols, lengths = [], [], []
     for spots in members:
-        row, col, length = _library_edges(coordinates[spots], n_neighbors)
+        row, col, length = _library_edges(coordinates[spots], n_neighbors, max_distance)
         rows.append(spots[row])
         cols.append(spots[col])
         lengths.append(length)
@@ -100,7 +102,9 @@ def spatial_graph(
     return connectivities, distances
 
 
-def _library_edges(coordinates: NDArray, n_neighbors: int) -> tuple[NDArray, NDArray, NDArray]:
+def _library_edges(
+    coordinates: NDArray, n_neighbors: int, max_distance: float | None
+) -> tuple[NDArray, NDArray, NDArray]:
     """Sources, targets and lengths of the edges within one library."""
     n_obs = len(coordinates)
     k = min(n_neighbors, n_obs - 1)
@@ -114,16 +118,17 @@ def _library_edges(coordinates: NDArray, n_neighbors: int) -> tuple[NDArray, NDA
     row, col = edges.row.astype(np.intp), edges.col.astype(np.intp)
     # squidpy eliminates zero distances, so lengths are taken from the positions.
     length = np.linalg.norm(coordinates[row] - coordinates[col], axis=1)
-    reach = np.zeros(n_obs)
-    np.maximum.at(reach, row, length)
-    typical = float(np.median(reach))
-    if typical > 0:
-        near = length <= MAX_DISTANCE_FACTOR * typical
-        row, col, length = row[near], col[near], length[near]
-    return row, col, length
+    if max_distance is None:
+        reach = np.zeros(n_obs)
+        np.maximum.at(reach, row, length)
+        max_distance = MAX_DISTANCE_FACTOR * float(np.median(reach)) or np.inf
+    near = length <= max_distance
+    return row[near], col[near], length[near]
 
 
-def graph_params(*, spatial_key: str, library_key: str | None, n_neighbors: int) -> dict[str, str | int | float]:
+def graph_params(
+    *, spatial_key: str, library_key: str | None, n_neighbors: int, max_distance: float | None = None
+) -> dict[str, str | int | float]:
     """Parameters that identify a graph of :func:`add_spatial_graph`, as stored in ``uns``.
 
     Parameters
@@ -134,6 +139,8 @@ def graph_params(*, spatial_key: str, library_key: str | None, n_neighbors: int)
         Column of ``obs`` with the libraries; left out when None, since h5ad has no portable null.
     n_neighbors
         Neighbours per spot.
+    max_distance
+        Largest distance of neighbours; left out when None.
 
     Returns
     -------
@@ -148,11 +155,19 @@ def graph_params(*, spatial_key: str, library_key: str | None, n_neighbors: int)
     }
     if library_key is not None:
         params["library_key"] = library_key
+    if max_distance is not None:
+        params["max_distance"] = float(max_distance)
     return params
 
 
 def add_spatial_graph(
-    adata: AnnData, *, spatial_key: str, library_key: str | None, n_neighbors: int, key_added: str = Keys.NEIGHBORS
+    adata: AnnData,
+    *,
+    spatial_key: str,
+    library_key: str | None,
+    n_neighbors: int,
+    max_distance: float | None = None,
+    key_added: str = Keys.NEIGHBORS,
 ) -> None:
     """Build the spatial graph and store it as squidpy and scanpy do.
 
@@ -169,18 +184,23 @@ def add_spatial_graph(
         Column of ``obs`` with the libraries; None for one library.
     n_neighbors
         Neighbours per spot.
+    max_distance
+        Largest distance of neighbours, in the unit of the positions; None for 1.5 times that which is usual in each library.
     key_added
         Prefix of the keys written.
     """
     libraries = None if library_key is None else adata.obs[library_key]
-    connectivities, distances = spatial_graph(np.asarray(adata.obsm[spatial_key]), libraries, n_neighbors)
+    positions = np.asarray(adata.obsm[spatial_key])
+    connectivities, distances = spatial_graph(positions, libraries, n_neighbors, max_distance)
     names = {kind: f"{key_added}_{kind}" for kind in ("connectivities", "distances")}
     adata.obsp[names["connectivities"]] = connectivities
     adata.obsp[names["distances"]] = distances
     adata.uns[f"{key_added}_neighbors"] = {
         "connectivities_key": names["connectivities"],
         "distances_key": names["distances"],
-        "params": graph_params(spatial_key=spatial_key, library_key=library_key, n_neighbors=n_neighbors),
+        "params": graph_params(
+            spatial_key=spatial_key, library_key=library_key, n_neighbors=n_neighbors, max_distance=max_distance
+        ),
     }
 
 
@@ -244,7 +264,10 @@ def _lookup(keys: NDArray, values: NDArray, queries: NDArray) -> tuple[NDArray, 
 
 
 def neighbor_index(
-    connectivities: sparse.spmatrix, distances: sparse.spmatrix | None, n_neighbors: int
+    connectivities: sparse.spmatrix,
+    distances: sparse.spmatrix | None,
+    n_neighbors: int,
+    names: NDArray[np.uint64] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
     """Read a graph as arrays with a fixed number of neighbours per spot, nearest first.
 
@@ -256,18 +279,20 @@ def neighbor_index(
         Distances along the edges; None orders by descending connectivity instead.
     n_neighbors
         Columns of the result; rows with more neighbours keep the nearest.
+    names
+        Number of each spot by which ties are broken, whatever the order of the spots, ``(n_spots,)``.
 
     Returns
     -------
     Index (int64), distance (float32, 0 without `distances`) and mask (True where a neighbour exists), each of shape
-    ``(n_spots, n_neighbors)``. Missing neighbours have the spot's own index, distance 0 and mask False. Ties are
-    broken by row number.
+    ``(n_spots, n_neighbors)``. Missing neighbours have the spot's own index, distance 0 and mask False. Ties that `names`
+    leave are broken by row number.
     """
     n_obs = connectivities.shape[0]
     row, col, weight = graph_edges(connectivities)
     length = np.zeros(len(row)) if distances is None else edge_lengths(distances, row, col)
     rank_by = -weight if distances is None else length
-    order = np.lexsort((col, rank_by, row))
+    order = np.lexsort((col, col if names is None else names[col], rank_by, row))
     row, col, length = row[order], col[order], length[order]
     first = np.searchsorted(row, np.arange(n_obs))
     slot = np.arange(len(row)) - first[row]

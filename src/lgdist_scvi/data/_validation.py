@@ -12,16 +12,19 @@ from scipy import sparse
 
 from lgdist_scvi._checks import check_whole
 
+from ._controls import warn_of_controls
 from ._counts import check_counts, warn_of_empty
 from ._entries import listing, spot_listing
 from ._genes import check_type
+from ._libraries import check_extent, check_library_sizes
+from ._missing import refuse_several_missing
 from ._names import check_sortable
+from ._reach import check_reach
+from ._sections import SECTION_COLUMNS, check_sections
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Names of columns that usually identify sections.
-SECTION_COLUMNS = ("library_id", "library", "sample", "sample_id", "slide", "slide_id", "section", "batch")
 MAX_SHARED_POSITIONS = 0.01
 FEW_SPOTS = 100
 
@@ -38,6 +41,7 @@ def validate_setup(
     size_factor_key: str | None,
     target_genes_key: str | None,
     n_neighbors: int,
+    max_distance: float | None = None,
     query: bool = False,
 ) -> None:
     """Check everything that ``setup_anndata`` is about to register.
@@ -66,6 +70,8 @@ def validate_setup(
         Boolean column of ``var``.
     n_neighbors
         Neighbours per spot.
+    max_distance
+        Largest distance of neighbours.
     query
         True for data handed to a trained model, which may have few spots.
 
@@ -80,10 +86,20 @@ def validate_setup(
     """
     check_container(adata)
     check_whole(1, n_neighbors=n_neighbors)
-    _check_names(adata, library_key, "library_key")
-    _check_names(adata, batch_key, "batch_key")
-    positions = check_positions(adata, spatial_key)
-    _check_shared_positions(adata, positions, library_key)
+    refuse_several_missing(
+        adata,
+        layers={"layer": layer, "observed_layer": observed_layer},
+        obsm={"spatial_key": spatial_key, "image_key": image_key},
+        obs={"library_key": library_key, "batch_key": batch_key, "size_factor_key": size_factor_key},
+    )
+    check_group_names(adata, library_key, "library_key")
+    check_group_names(adata, batch_key, "batch_key")
+    positions = check_sections_apart(adata, spatial_key, library_key)
+    if not query:
+        check_reach(positions, max_distance, spatial_key)
+        warn_of_controls(adata, stacklevel=3)
+    if library_key is None and not query:
+        check_sections(adata, positions, batch_key, stacklevel=4)
     if size_factor_key is not None:
         check_size_factor(adata, size_factor_key)
     if image_key is not None:
@@ -91,10 +107,10 @@ def validate_setup(
     if target_genes_key is not None and not query:
         _check_target_genes(adata, target_genes_key)
     if not query:
-        _check_library_sizes(adata, library_key, n_neighbors)
+        check_library_sizes(adata, library_key, n_neighbors)
     empty = check_counts(adata, layer, observed_layer, size_factor_key, library_key, training=not query)
-    # New data is checked one call further down than a setup.
-    warn_of_empty(adata, empty, size_factor_key, training=not query, stacklevel=4 if query else 3)
+    # New data is checked two calls further down than a setup.
+    warn_of_empty(adata, empty, size_factor_key, training=not query, stacklevel=5 if query else 3)
     if adata.n_obs < FEW_SPOTS and not query:
         warnings.warn(
             f"adata has only {adata.n_obs} spots; fewer than {FEW_SPOTS} are hardly enough to train a model.",
@@ -131,8 +147,8 @@ def validate_places(
         If a place has no image, or the number of image features differs from the model.
     """
     check_type(adata)
-    _check_names(adata, library_key, "library_key")
-    _check_shared_positions(adata, check_positions(adata, spatial_key), library_key)
+    check_group_names(adata, library_key, "library_key")
+    check_sections_apart(adata, spatial_key, library_key)
     _check_image(adata, image_key, query=True)
     image = np.asarray(adata.obsm[image_key], dtype=np.float32)
     if image.shape[1] != n_features:
@@ -148,14 +164,14 @@ def validate_places(
     return image
 
 
-def check_container(adata: AnnData) -> None:
-    """Refuse an AnnData that is on disk, a view or empty, or whose names are not unique."""
+def check_container(adata: AnnData, *, views: bool = False) -> None:
+    """Refuse an AnnData that is on disk or empty, or whose names are not unique; also a view, unless `views` are allowed."""
     check_type(adata)
     if adata.isbacked:
         raise ValueError(
             "adata is backed by a file, but only data in memory can be used; use adata = adata.to_memory()."
         )
-    if adata.is_view:
+    if adata.is_view and not views:
         raise ValueError("adata is a view of another AnnData; use adata = adata.copy().")
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ValueError(f"adata has shape {adata.shape}; pass data with at least one spot and one gene.")
@@ -182,7 +198,7 @@ def check_obs_column(adata: AnnData, key: str | None, argument: str) -> None:
         )
 
 
-def _check_names(adata: AnnData, key: str | None, argument: str) -> None:
+def check_group_names(adata: AnnData, key: str | None, argument: str) -> None:
     """Check a column that groups spots."""
     check_obs_column(adata, key, argument)
     if key is not None:
@@ -203,6 +219,14 @@ def check_positions(adata: AnnData, spatial_key: str) -> NDArray[np.float64]:
             f"adata.obsm[{spatial_key!r}] has NaN or infinite positions for {spot_listing(adata, bad)}; correct them "
             f"or drop the spots with adata = adata[np.isfinite(adata.obsm[{spatial_key!r}]).all(axis=1)].copy()."
         )
+    return positions
+
+
+def check_sections_apart(adata: AnnData, spatial_key: str, library_key: str | None) -> NDArray[np.float64]:
+    """Positions of the spots, as :func:`check_positions`; refused if sections seem to overlap or to have no extent."""
+    positions = check_positions(adata, spatial_key)
+    check_extent(adata, positions, spatial_key, library_key)
+    _check_shared_positions(adata, positions, library_key)
     return positions
 
 
@@ -229,7 +253,7 @@ def _check_shared_positions(adata: AnnData, positions: NDArray, library_key: str
                 f"{what}: several sections seem to overlap. Pass library_key=..., the obs column with the section of "
                 "each spot; if there is only one section, merge the spots at the same position."
             )
-    warnings.warn(f"{what}; they are treated as each other's nearest neighbours.", UserWarning, stacklevel=4)
+    warnings.warn(f"{what}; they are treated as each other's nearest neighbours.", UserWarning, stacklevel=5)
 
 
 def check_size_factor(adata: AnnData, key: str) -> None:
@@ -289,28 +313,21 @@ def _check_target_genes(adata: AnnData, key: str) -> None:
         raise ValueError(f"adata.var[{key!r}] (target_genes_key) is False for all genes; mark at least one as target.")
 
 
-def _check_library_sizes(adata: AnnData, library_key: str | None, n_neighbors: int) -> None:
-    remedy = f"pass a smaller n_neighbors or drop them (n_neighbors={n_neighbors} needs {n_neighbors + 1} spots)"
-    if library_key is None:
-        if adata.n_obs <= n_neighbors:
-            raise ValueError(f"adata has {adata.n_obs} spots, too few for their neighbourhoods; {remedy}.")
-        return
-    sizes = adata.obs[library_key].value_counts()
-    small = sizes[(sizes > 0) & (sizes <= n_neighbors)]
-    if len(small):
-        named = [f"{name} ({size} spots)" for name, size in small.items()]
-        raise ValueError(
-            f"adata.obs[{library_key!r}] (library_key) has libraries too small for neighbourhoods: {listing(named)}; "
-            f"{remedy}."
-        )
-
-
 def _obsm_array(adata: AnnData, key: str, argument: str, what: str) -> NDArray:
     if key not in adata.obsm:
-        raise KeyError(f"adata.obsm[{key!r}] ({what}) is missing (found: {sorted(adata.obsm)}); correct {argument}=...")
+        hint = ""
+        if argument == "spatial_key" and "spatialdata_attrs" in adata.uns:
+            hint = ", or, since the positions of this table are in its SpatialData object, pass that object"
+        raise KeyError(
+            f"adata.obsm[{key!r}] ({what}) is missing (found: {sorted(adata.obsm)}); correct {argument}=...{hint}"
+        )
     stored = adata.obsm[key]
     if sparse.issparse(stored):
         raise TypeError(f"adata.obsm[{key!r}] ({what}) is sparse; store it as a dense array with .toarray().")
+    if isinstance(stored, np.ma.MaskedArray):
+        raise TypeError(
+            f"adata.obsm[{key!r}] ({what}) is a masked array, whose mask would be lost; store an array with .filled(numpy.nan)."
+        )
     array = np.asarray(stored)
     if array.dtype.kind not in "buif":
         raise TypeError(f"adata.obsm[{key!r}] ({what}) has dtype {array.dtype}; convert it to a numeric dtype.")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,11 +13,12 @@ from lgdist_scvi._constants import REGISTRY_KEYS
 
 from ._batch import Batch
 from ._entries import observed_entries, observed_matrix
-from ._fields import SpatialGraphField
+from ._graph_field import SpatialGraphField
 from ._hidden import Hidden
 from ._medians import fill_by_group, group_median
 from ._neighbors import library_codes, neighbor_index
 from ._pooling import HOPS, Pools, radii_of
+from ._registered import digest_arrays
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,6 +60,10 @@ class SpotView:
         Expected share of each gene in a spot's depth, ``(n_genes,)``; computed from this view if None.
     radii
         Result of :func:`~lgdist_scvi.data._pooling.radii_of`, where it is at hand from a view with the same graph.
+    library
+        Number of the library of each spot, ``(n_spots,)``, within which distances have one unit; by default the section.
+    names
+        Hash of the name of each spot, ``(n_spots,)``, by which ties between neighbours are broken; zeros by default.
     """
 
     def __init__(
@@ -75,6 +79,8 @@ class SpotView:
         image: NDArray,
         share: NDArray | None = None,
         radii: list[sparse.csr_matrix] | None = None,
+        library: NDArray | None = None,
+        names: NDArray[np.uint64] | None = None,
     ) -> None:
         self._counted = np.asarray(depth, dtype=np.float32)
         # The zeros of a spot without a count say nothing of its genes: at the median depth they would say that it has none.
@@ -82,13 +88,14 @@ class SpotView:
         # Nor may a depth be zero: it is divided by.
         self.depth = np.maximum(fill_by_group(self._counted, section, self._counted <= 0), 1e-6)
         self.section, self.half = section, half
-        self.names = np.zeros(self.n_spots, dtype=np.uint64)
+        self._library = section if library is None else library
+        self.names = np.zeros(self.n_spots, dtype=np.uint64) if names is None else names
         self._graph = (connectivities, distances, n_neighbors)
-        self.neighbors, length, self.neighbor_mask = neighbor_index(connectivities, distances, n_neighbors)
-        # Sections may be measured in different units.
+        self.neighbors, length, self.neighbor_mask = neighbor_index(connectivities, distances, n_neighbors, self.names)
+        # Libraries may be measured in different units, also those of one batch.
         spot, place = np.nonzero(self.neighbor_mask)
         known = length[spot, place]
-        typical = group_median(known, section[spot], section)
+        typical = group_median(known, self._library[spot], self._library)
         self.neighbor_distance = (length / np.fmax(typical, 1e-12)[:, None]).astype(np.float32)
         self.image_mask = np.isfinite(image).all(axis=1)
         self.image = np.where(self.image_mask[:, None], image, 0).astype(np.float32)
@@ -127,8 +134,10 @@ class SpotView:
             hidden = Hidden.unobserved(counts.astype(bool))
         elif observed is not None:
             hidden = Hidden.unobserved(observed)
-        section_key = setup["batch_key"] or setup["library_key"]
-        section = library_codes(adata.obs[section_key] if section_key else None, adata.n_obs)
+        library, section = (
+            library_codes(adata.obs[key] if key else None, adata.n_obs)
+            for key in (setup["library_key"], setup["batch_key"] or setup["library_key"])
+        )
         if setup["size_factor_key"] is None:
             depth = np.asarray(counts.sum(axis=1)).ravel()
         else:
@@ -140,7 +149,7 @@ class SpotView:
         if setup["image_key"] is not None:
             image = np.asarray(adata.obsm[setup["image_key"]], dtype=np.float32)
         names = hash_array(adata.obs_names.to_numpy(dtype=object))
-        view = cls(
+        return cls(
             counts,
             hidden,
             depth,
@@ -151,9 +160,9 @@ class SpotView:
             state[SpatialGraphField.N_NEIGHBORS_KEY],
             image,
             share,
+            library=library,
+            names=names,
         )
-        view.names = names
-        return view
 
     @property
     def graph(self) -> sparse.csr_matrix:
@@ -198,7 +207,8 @@ class SpotView:
         lost = np.minimum(np.asarray(self.hidden.new(entries) @ expected).ravel(), 0.99)
         image = np.where(self.image_mask[:, None], self.image, np.nan)
         filled = depth / (1 - lost)
-        return SpotView(kept, hidden, filled, self.section, self.half, *self._graph, image, share, self._radii)
+        known: dict[str, Any] = {"radii": self._radii, "library": self._library, "names": self.names}
+        return SpotView(kept, hidden, filled, self.section, self.half, *self._graph, image, share, **known)
 
     def halved(self, rows: NDArray[np.int64], seed: int) -> tuple[SpotView, sparse.csr_matrix]:
         """View of some spots with half of their molecules, drawn one by one, and the counts of the other half.
@@ -228,6 +238,8 @@ class SpotView:
             None if distances is None else sparse.csr_matrix(distances)[rows][:, rows],
             n_neighbors,
             np.where(self.image_mask[:, None], self.image, np.nan)[rows],
+            library=self._library[rows],
+            names=self.names[rows],
         )
         return view, other
 
@@ -280,15 +292,13 @@ class SpotView:
 
     def digest(self) -> str:
         """Hash of everything that determines the predictions for these spots."""
-        digest = hashlib.sha256(repr((self.counts.shape, HOPS)).encode())
-        for array in (
+        arrays = (
             *(part for matrix in (self.counts, self.graph) for part in (matrix.indptr, matrix.indices, matrix.data)),
             *self.hidden.parts(),
             *(self.neighbors, self.neighbor_mask, self.neighbor_distance),
             *(self.depth, self.section, self.half, self.image, self.image_mask, self.share),
-        ):
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()
+        )
+        return digest_arrays(arrays, self.counts.shape, HOPS)
 
     def fingerprints(self) -> NDArray[np.uint64]:
         """Fingerprint of the counts of each spot, ``(n_spots,)``."""

@@ -13,6 +13,7 @@ from lgdist_scvi._constants import REGISTRY_KEYS
 from lgdist_scvi._quiet import quiet
 from lgdist_scvi.data._counts import check_counts
 from lgdist_scvi.data._genes import validate_genes
+from lgdist_scvi.data._neighbors import library_codes
 from lgdist_scvi.data._validation import validate_setup
 from lgdist_scvi.data._view import SpotView
 from lgdist_scvi.module._use import refuse_while_trained
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
+    from lgdist_scvi.data._registered import RegisteredManager
     from lgdist_scvi.module._lgdist import LGDiSTModule
 
 
@@ -47,33 +49,64 @@ class LGDiSTBase(ForgettingMixin, BaseModelClass):
     """Losses of every phase that was trained, by metric."""
 
     def _view(self, adata: AnnData | None = None, share: NDArray | None = None) -> SpotView:
-        """What may be seen of registered data."""
-        manager = self.adata_manager if adata is None else self.get_anndata_manager(adata, required=True)
-        if manager is self.adata_manager:
+        """What may be seen of data, by default those of the model; other data have been checked."""
+        own = adata is None or adata is self.adata
+        with quiet():
+            manager = self._up_to_date_manager(self.adata if own else adata, own=own)
+        if own:
             # The AnnData may have been normalised or filtered since registration.
-            setup = manager.registry["setup_args"]
             validate_genes(self._gene_names(), manager.adata)
+            setup = manager.registry["setup_args"]
             keys = (setup[name] for name in ("layer", "observed_layer", "size_factor_key", "library_key"))
             check_counts(manager.adata, *keys, training=False)
         return SpotView.from_manager(manager, zeros_missing=self.zeros_missing_, share=share)
+
+    def _up_to_date_manager(self, adata: AnnData, *, own: bool) -> RegisteredManager:
+        """Manager of data that are as they were registered. What is not the model's own is registered anew if it has changed."""
+        manager = self.adata_manager if own else self.get_anndata_manager(adata)
+        if manager is None:
+            manager = self.adata_manager.transfer_fields(adata)
+            self._register_manager_for_instance(manager)
+        elif manager.has_other_spots:
+            if own:
+                self._validate(adata)
+            manager.renew()
+        elif changes := manager.changes():
+            if own:
+                raise ValueError(
+                    f"{', '.join(changes)} since setup_anndata, and the model would mix old and new data. Set it back; or call "
+                    "setup_anndata again and train a new model; or pass adata=model.adata.copy() to have the trained model "
+                    "complete what is there now."
+                )
+            manager.renew()
+        return manager
+
+    def _validate(self, adata: AnnData) -> None:
+        setup = self.adata_manager.registry["setup_args"]
+        validate_genes(self._gene_names(), adata)
+        validate_setup(adata, **{k: v for k, v in setup.items() if k != "neighbors_key"}, query=True)
 
     def _trained_view(
         self, adata: AnnData | None, *, diffusion: bool, use_image: bool = True
     ) -> tuple[AnnData, SpotView]:
         """Check model and data, and read the visible part of the data."""
         self._check_trained(diffusion=diffusion)
-        if adata is not None and adata is not self.adata:
-            setup = self.adata_manager.registry["setup_args"]
-            validate_genes(self._gene_names(), adata)
-            validate_setup(adata, **{k: v for k, v in setup.items() if k != "neighbors_key"}, query=True)
-        with quiet():
-            adata = self._validate_anndata(adata, copy_if_view=False)
+        adata = self.adata if adata is None else adata
+        if adata is not self.adata:
+            self._validate(adata)
         share = self.module.share.cpu().numpy()
         view = self._view(adata, share)
         if adata is not self.adata:
             warn_if_unlike(view, share)
         view.image_mask &= use_image
         return adata, view
+
+    def _placed(self, adata: AnnData) -> tuple[NDArray, NDArray[np.intp]]:
+        """Positions of the spots, and the numbers of their sections."""
+        setup = self.adata_manager.registry["setup_args"]
+        key = setup["library_key"]
+        section = library_codes(None if key is None else adata.obs[key], adata.n_obs)
+        return np.asarray(adata.obsm[setup["spatial_key"]], dtype=np.float64), section
 
     @property
     def _diffuses(self) -> bool:

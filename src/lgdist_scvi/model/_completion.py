@@ -1,4 +1,4 @@
-"""Read-outs: completed expression, quantiles of counts, latent representation."""
+"""Read-outs: completed expression and quantiles of counts."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from lgdist_scvi._checks import check_positive
 from lgdist_scvi._memory import require_memory
+from lgdist_scvi.data._counts import LARGEST
 from lgdist_scvi.metrics import count_distribution
 
 from ._base import LGDiSTBase
-from ._options import BATCH_SIZE, N_STEPS, Reading, gene_numbers, row_numbers
+from ._options import BATCH_SIZE, N_STEPS, gene_numbers, row_numbers
 from ._reader import Reader
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class CompletionMixin(LGDiSTBase):
-    """Completed expression and latent representation."""
+    """Completed expression and quantiles of counts."""
 
     def get_completed_expression(
         self,
@@ -178,7 +180,7 @@ class CompletionMixin(LGDiSTBase):
         Raises
         ------
         ValueError
-            If a quantile is not between 0 and 1, or the depth is not positive.
+            If a quantile is not between 0 and 1, or the depth is not above 0, or too large for a number of counts.
         RuntimeError, KeyError, TypeError, ValueError, FloatingPointError
             As :meth:`get_completed_expression`.
         MemoryError
@@ -196,8 +198,10 @@ class CompletionMixin(LGDiSTBase):
         """
         if wrong := [q for q in quantiles if not isinstance(q, Real) or not 0 < q < 1]:
             raise ValueError(f"Quantiles must be numbers between 0 and 1, got {wrong}.")
-        if depth is not None and not depth > 0:
-            raise ValueError(f"`depth` must be positive, got {depth}.")
+        if depth is not None:
+            check_positive(depth=depth)
+            if depth > LARGEST:
+                raise ValueError(f"depth={depth!r} is too large for a number of counts; pass at most {LARGEST}.")
         options: dict[str, Any] = {"n_samples": n_samples, "n_steps": n_steps, "seed": seed, "batch_size": batch_size}
         options |= {"scale": "counts" if depth is None else "rate", "return_std": True}
         mean, std = self.get_completed_expression(adata, indices, gene_list, silent=silent, **options)
@@ -209,41 +213,3 @@ class CompletionMixin(LGDiSTBase):
         distribution = count_distribution(mean * (depth or 1.0), std * (depth or 1.0))
         labels = {"index": mean.index, "columns": mean.columns}
         return {q: pd.DataFrame(distribution.ppf(q), **labels) for q in quantiles}
-
-    def get_latent_representation(
-        self,
-        adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
-        batch_size: int = BATCH_SIZE,
-    ) -> NDArray[np.float32]:
-        """Code of every spot, from all observed entries of the spot and its neighbourhood.
-
-        Parameters
-        ----------
-        adata, indices, batch_size
-            As in :meth:`get_completed_expression`.
-
-        Returns
-        -------
-        Codes ``(n_spots, n_latent)``, no unit, to be stored for example in ``adata.obsm["X_lgdist"]``.
-
-        Raises
-        ------
-        MemoryError
-            As :meth:`get_completed_expression`.
-        RuntimeError
-            If the autoencoder has not been trained.
-        KeyError, TypeError, ValueError
-            If an argument or `adata` does not fit the model.
-
-        References
-        ----------
-        :cite:t:`cardenas2025lgdist`; "The latent space" of :doc:`/method`.
-
-        Examples
-        --------
-        >>> adata.obsm["X_lgdist"] = model.get_latent_representation()
-        """
-        adata, view = self._trained_view(adata, diffusion=False)
-        rows = row_numbers(indices, adata)
-        return Reader(self.module, view, Reading(n_samples=0, batch_size=batch_size)).codes(rows)

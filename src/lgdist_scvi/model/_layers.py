@@ -77,12 +77,13 @@ class LayersMixin(LGDiSTBase):
             "Write them to disk with write_completed(), or read a part with get_completed_expression().",
         )
         completed = Reader(self.module, view, reading).read(np.arange(adata.n_obs), silent=silent)
-        adata.layers[key_added] = completed.values
-        # That of an earlier completion would not be of these values.
-        adata.layers.pop(f"{key_added}{STD_SUFFIX}", None)
+        layers = {key_added: completed.values, f"{key_added}{IMPUTED_SUFFIX}": imputed(view, slice(None))}
         if reading.return_std:
-            adata.layers[f"{key_added}{STD_SUFFIX}"] = completed.std
-        adata.layers[f"{key_added}{IMPUTED_SUFFIX}"] = imputed(view, slice(None))
+            layers[f"{key_added}{STD_SUFFIX}"] = completed.std
+        # A standard deviation of an earlier completion would not be of these values.
+        for name in _layer_names(key_added):
+            adata.layers.pop(name, None)
+        adata.layers.update(layers)
         adata.uns[key_added] = self._provenance(reading)
 
     def add_completed_table(

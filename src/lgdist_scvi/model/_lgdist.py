@@ -6,14 +6,15 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scvi.data import AnnDataManager
 from scvi.data.fields import LayerField, NumericalObsField, ObsmField
 
 from lgdist_scvi._checks import check_seed, check_session, check_whole
 from lgdist_scvi._constants import REGISTRY_KEYS
 from lgdist_scvi._quiet import quiet
-from lgdist_scvi.data._fields import GroupField, ImageField, SpatialGraphField
-from lgdist_scvi.data._genes import validate_genes
+from lgdist_scvi.data._fields import GroupField, ImageField
+from lgdist_scvi.data._genes import CountsField, validate_genes
+from lgdist_scvi.data._graph_field import SpatialGraphField
+from lgdist_scvi.data._registered import RegisteredManager
 from lgdist_scvi.data._validation import validate_setup
 from lgdist_scvi.module._lgdist import LGDiSTModule
 from lgdist_scvi.module._likelihoods import LIKELIHOODS
@@ -26,6 +27,7 @@ from ._correlation import CorrelationMixin
 from ._differential import DifferentialMixin
 from ._evaluation import EvaluationMixin
 from ._guards import NO_ENTRIES
+from ._latent import LatentMixin
 from ._layers import LayersMixin
 from ._prediction import PredictionMixin
 from ._saving import SavingMixin
@@ -44,6 +46,7 @@ MOST_FACTORS = 24
 class LGDiST(
     TrainingMixin,
     CompletionMixin,
+    LatentMixin,
     EvaluationMixin,
     LayersMixin,
     PredictionMixin,
@@ -164,6 +167,7 @@ class LGDiST(
         target_genes_key: str | None = None,
         neighbors_key: str | None = None,
         n_neighbors: int = 6,
+        max_distance: float | None = None,
         **kwargs: Any,
     ) -> None:
         """Register raw counts, positions and optional data.
@@ -197,7 +201,10 @@ class LGDiST(
         neighbors_key
             Prefix of your own graph in ``obsp``, in the format of ``squidpy``; by default a graph is built.
         n_neighbors
-            Neighbours per spot.
+            Neighbours per spot; of your own graph the nearest, and ties are broken by the names of the spots.
+        max_distance
+            Largest distance of neighbours, in the unit of the positions (micrometres for Xenium and MERSCOPE); by default 1.5
+            times the median distance to the last of `n_neighbors` in each section.
         **kwargs
             Used by scvi-tools when it loads a saved model.
 
@@ -225,7 +232,7 @@ class LGDiST(
         arguments |= {name: str.__str__(key) for name, key in arguments.items() if isinstance(key, str)}
         checked = {name: value for name, value in arguments.items() if name != "neighbors_key"}
         validate_setup(adata, **checked, query=source is not None)
-        manager = AnnDataManager(fields=_fields(**arguments), setup_method_args=setup_method_args)
+        manager = RegisteredManager(fields=_fields(**arguments), setup_method_args=setup_method_args)
         with quiet():
             manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
@@ -252,13 +259,14 @@ def _fields(
     size_factor_key: str | None,
     neighbors_key: str | None,
     n_neighbors: int,
+    max_distance: float | None = None,
     **_: Any,
 ) -> list[AnnDataField]:
     """Fields that are registered; arguments as of :meth:`LGDiST.setup_anndata`."""
     fields = [
-        LayerField(REGISTRY_KEYS.X, layer, is_count_data=False),
+        CountsField(REGISTRY_KEYS.X, layer, is_count_data=False),
         ObsmField(REGISTRY_KEYS.SPATIAL, spatial_key, is_count_data=False),
-        SpatialGraphField(spatial_key, library_key, neighbors_key, n_neighbors),
+        SpatialGraphField(spatial_key, library_key, neighbors_key, n_neighbors, max_distance),
     ]
     for key, column in {REGISTRY_KEYS.LIBRARY: library_key, REGISTRY_KEYS.BATCH: batch_key}.items():
         if column is not None:

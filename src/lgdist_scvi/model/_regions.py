@@ -14,7 +14,6 @@ from lgdist_scvi._checks import check_whole
 from lgdist_scvi._constants import TARGET_SUM
 from lgdist_scvi._memory import require_memory
 from lgdist_scvi.data._areas import groups_of, patches_around
-from lgdist_scvi.data._neighbors import library_codes
 from lgdist_scvi.metrics import count_distribution
 
 from ._options import BATCH_SIZE, Reading
@@ -202,13 +201,6 @@ class RegionMixin(SamplingMixin):
             "Ask for fewer genes with gene_list.",
         )
         return adata, view, names, members, genes
-
-    def _placed(self, adata: AnnData) -> tuple[NDArray, NDArray[np.intp]]:
-        """Positions of the spots, and the numbers of their sections."""
-        setup = self.adata_manager.registry["setup_args"]
-        key = setup["library_key"]
-        section = library_codes(None if key is None else adata.obs[key], adata.n_obs)
-        return np.asarray(adata.obsm[setup["spatial_key"]], dtype=np.float64), section
 
     def _areas(
         self,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lgdist_scvi.data._regions import annotating_table, regions
+from lgdist_scvi.data._regions import annotating_table, table_positions, warn_of_fields_of_view
 
 from ._base import LGDiSTBase
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, MutableMapping, Sequence
 
     from anndata import AnnData
     from numpy.typing import NDArray
@@ -31,6 +32,7 @@ class SpatialDataMixin(LGDiSTBase):
         region: str | Sequence[str] | None = None,
         spatial_key: str = "spatial",
         library_key: str | None = None,
+        coordinate_system: str | None = None,
         **setup: Any,
     ) -> AnnData:
         """Register a table of a SpatialData object.
@@ -38,7 +40,7 @@ class SpatialDataMixin(LGDiSTBase):
         Parameters
         ----------
         sdata
-            Sections, with a table of spots that annotates circles or polygons.
+            Sections, as spatialdata-io reads them, with a table of spots, bins or cells.
         layer
             Layer of the table with raw counts; ``X`` by default.
         table_key
@@ -46,10 +48,14 @@ class SpatialDataMixin(LGDiSTBase):
         region
             Regions to use; by default all that the table annotates.
         spatial_key
-            Key of the positions in ``obsm`` of the table. If missing, it is set to the centroids of the shapes of the
-            regions, in their own coordinates.
+            Key of the positions in ``obsm`` of the table. If missing, it is set to the centroids of the shapes, labels or
+            points that the table annotates: of shapes in their own coordinates, else in their first coordinate system.
         library_key
-            Column of ``obs`` with the sections; by default the region column.
+            Column of ``obs`` with the sections; by default the region column, or with `coordinate_system` one section.
+        coordinate_system
+            Coordinate system of all regions, if they are parts of one section such as the fields of view of CosMx. The
+            positions are the centroids in it, in its unit; beside others in ``obsm[spatial_key]`` they are written to
+            ``obsm[f"{spatial_key}_{coordinate_system}"]``.
         **setup
             Further arguments of :meth:`setup_anndata`.
 
@@ -61,7 +67,7 @@ class SpatialDataMixin(LGDiSTBase):
         Raises
         ------
         KeyError
-            If table or regions are missing.
+            If table, regions or their elements are missing, or are not in the coordinate system.
         KeyError, TypeError, ValueError
             As :meth:`setup_anndata`.
 
@@ -78,13 +84,32 @@ class SpatialDataMixin(LGDiSTBase):
             )
         if region is not None:
             table = table[table.obs[region_key].isin(wanted).to_numpy()].copy()
-        if spatial_key not in table.obsm:
-            positions = np.full((table.n_obs, 2), np.nan)
-            for part in regions(sdata, table, wanted):
-                positions[part.rows] = part.centers
-            table.obsm[spatial_key] = positions
-        cls.setup_anndata(table, layer, spatial_key=spatial_key, library_key=library_key or region_key, **setup)
+        with _undone_if_refused(table.obsm):
+            if coordinate_system is not None or spatial_key not in table.obsm:
+                positions = table_positions(
+                    sdata, table, wanted, spatial_key=spatial_key, coordinate_system=coordinate_system
+                )
+                if spatial_key in table.obsm:
+                    spatial_key = f"{spatial_key}_{coordinate_system}"
+                table.obsm[spatial_key] = positions
+            if coordinate_system is None and library_key is None:
+                library_key = region_key
+                warn_of_fields_of_view(sdata, wanted, stacklevel=2)
+            cls.setup_anndata(table, layer, spatial_key=spatial_key, library_key=library_key, **setup)
         return table
+
+
+@contextmanager
+def _undone_if_refused(entries: MutableMapping[str, Any]) -> Iterator[None]:
+    """Set entries back, and remove new ones, if what follows raises an error."""
+    before = dict(entries)
+    try:
+        yield
+    except BaseException:
+        for key in [key for key in entries if entries[key] is not before.get(key)]:
+            del entries[key]
+        entries.update({key: value for key, value in before.items() if key not in entries})
+        raise
 
 
 def put_into_table(table: AnnData, adata: AnnData, rows: NDArray[np.int64], names: list[str], key_added: str) -> None:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.spatial import KDTree
 
-from lgdist_scvi._constants import STD_SUFFIX, Keys
+from lgdist_scvi._constants import PACKAGE, STD_SUFFIX, Keys
 from lgdist_scvi.data._entries import listing
 from lgdist_scvi.pl._axes import axes_grid
 from lgdist_scvi.pl._values import dense_part, measured_values
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping, Sequence
+    from collections.abc import Hashable, Sequence
 
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.collections import Collection
+    from matplotlib.colors import Colormap
     from numpy.typing import NDArray
 
 _UNIT = "log1p(counts per 10,000)"
@@ -89,7 +91,7 @@ def completion(
     KeyError
         If a gene, layer or key is missing.
     ValueError
-        If a section is unknown, or the number of axes does not fit.
+        If a section is unknown, the layer is on another scale, or the number of axes does not fit.
     TypeError
         If a layer is neither an array nor a CSR or CSC matrix.
 
@@ -157,7 +159,7 @@ def uncertainty(
     KeyError
         If a gene, layer or key is missing.
     ValueError
-        If a section is unknown, or the number of axes does not fit.
+        If a section is unknown, the layer is on another scale, or the number of axes does not fit.
 
     Examples
     --------
@@ -261,9 +263,15 @@ def _split(values: NDArray[np.float64], sections: list[_Section]) -> list[NDArra
 def _columns(
     adata: AnnData, layer: str, spots: NDArray[np.intp], genes: NDArray[np.intp], origin: str
 ) -> NDArray[np.float64]:
-    """Dense values of some spots and genes of a layer."""
+    """Dense values of some spots and genes of a layer on the scale "log1p"."""
     if layer not in adata.layers:
         raise KeyError(f"adata.layers[{layer!r}] is missing; write it with {origin}, or correct layer=...")
+    written = adata.uns.get(layer.removesuffix(STD_SUFFIX))
+    if isinstance(written, Mapping) and written.get("package") == PACKAGE and written.get("scale") != "log1p":
+        raise ValueError(
+            f"adata.layers[{layer!r}] was written with scale={written.get('scale')!r}, but the map shows {_UNIT}; write another "
+            "layer with add_completed_layer(key_added=..., scale='log1p') and name it as layer=..."
+        )
     return dense_part(adata.layers[layer], spots, genes)
 
 
@@ -288,7 +296,7 @@ def _draw(
     values: NDArray[np.float64],
     limits: tuple[float, float],
     spot_size: float | None,
-    cmap: str,
+    cmap: str | Colormap,
     img_alpha: float,
 ) -> Collection:
     """Draw the image, and the spots as discs scaled in the unit of the positions."""

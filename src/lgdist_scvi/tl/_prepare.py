@@ -11,9 +11,9 @@ from anndata import AnnData
 from scipy import sparse
 
 from lgdist_scvi._checks import check_whole
-from lgdist_scvi._constants import PACKAGE, AuditKeys
+from lgdist_scvi._constants import PACKAGE, AuditKeys, Keys
 from lgdist_scvi.data._counts import check_counts
-from lgdist_scvi.data._entries import count_matrix, listing
+from lgdist_scvi.data._entries import count_matrix, listing, spot_listing
 from lgdist_scvi.data._validation import check_container, check_positions, check_size_factor
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ def prepare_audit(
     A decoy has the abundance of a real gene and no pattern: its counts are Poisson around the depth of the spot times its
     share of the section, and its molecules are held out like the others. So what a completed decoy shows is made by the
     method. Decoys are genes with many molecules; choose genes *before* this call, since a selection of variable genes
-    would drop them.
+    would drop them. Control features of a panel, which :func:`lgdist_scvi.pp.drop_controls` keeps in ``obsm``, are decoys too:
+    real ones, whose expression is zero.
 
     Parameters
     ----------
@@ -52,7 +53,7 @@ def prepare_audit(
     fraction
         Share of the molecules that are given to the method.
     n_decoys
-        Number of decoy genes; 0 for none.
+        Number of decoy genes that are drawn; 0 for none.
     size_factor_key
         Column of ``obs`` with the depth of the spots over the whole transcriptome, for a panel of genes; by default the
         depth is the sum of the counts.
@@ -86,7 +87,9 @@ def prepare_audit(
     if not 0 < fraction < 1:
         raise ValueError(f"fraction={fraction!r} must be between 0 and 1: some molecules are given, some held out.")
     check_positions(adata, spatial_key)
-    _refuse_taken(adata, n_decoys)
+    controls = [str(name) for name in getattr(adata.obsm.get(Keys.CONTROLS), "columns", [])]
+    names = [*(f"decoy_{i + 1}" for i in range(n_decoys)), *controls]
+    _refuse_taken(adata, names)
     if size_factor_key is not None:
         check_size_factor(adata, size_factor_key)
     check_counts(adata, layer, None, size_factor_key, None, training=False)
@@ -95,6 +98,8 @@ def prepare_audit(
     sums = np.asarray(counts.sum(axis=1)).ravel()
     depth = sums if size_factor_key is None else np.round(adata.obs[size_factor_key].to_numpy()).astype(np.int64)
     decoys = _decoys(counts, depth, n_decoys, rng)
+    if controls:
+        decoys = sparse.hstack([decoys, _controls(adata)], format="csr")
     counts = sparse.hstack([counts, decoys], format="csr")
     counts.sum_duplicates()
 
@@ -106,7 +111,7 @@ def prepare_audit(
     rest = np.maximum(depth - sums, 0)  # molecules of genes that are not in the panel
     rest_given = rng.binomial(rest, fraction)
 
-    prepared = AnnData(given.astype(np.float32), obs=adata.obs.copy(), var=_var(adata.var, n_decoys), uns=_uns(adata))
+    prepared = AnnData(given.astype(np.float32), obs=adata.obs.copy(), var=_var(adata.var, names), uns=_uns(adata))
     prepared.layers[AuditKeys.COUNTS] = prepared.X.copy()
     prepared.layers[AuditKeys.HELD_OUT] = held_out.astype(np.float32)
     prepared.obs[AuditKeys.DEPTH] = np.asarray(given.sum(axis=1)).ravel() + rest_given
@@ -115,7 +120,7 @@ def prepare_audit(
     return prepared
 
 
-def _refuse_taken(adata: AnnData, n_decoys: int) -> None:
+def _refuse_taken(adata: AnnData, names: list[str]) -> None:
     if AuditKeys.DECOY in adata.var:
         raise ValueError(
             f"adata.var[{AuditKeys.DECOY!r}] exists: adata was prepared for an audit before. Pass the original data, or "
@@ -124,13 +129,20 @@ def _refuse_taken(adata: AnnData, n_decoys: int) -> None:
     for key in (AuditKeys.DEPTH, AuditKeys.HELD_OUT_DEPTH):
         if key in adata.obs:
             raise ValueError(f"adata.obs[{key!r}] exists and would be replaced; rename the column.")
-    taken = adata.var_names.intersection(_names(n_decoys))
+    taken = adata.var_names.intersection(names)
     if len(taken):
         raise ValueError(f"adata.var_names holds names of decoys, {listing(taken)}; rename these genes.")
 
 
-def _names(n_decoys: int) -> list[str]:
-    return [f"decoy_{i + 1}" for i in range(n_decoys)]
+def _controls(adata: AnnData) -> sparse.csr_matrix:
+    values = adata.obsm[Keys.CONTROLS].to_numpy(dtype=np.float64)
+    bad = ~(np.isfinite(values) & (values >= 0) & (values == np.floor(values)))
+    if bad.any():
+        raise ValueError(
+            f"adata.obsm[{Keys.CONTROLS!r}] has values that are no counts for {spot_listing(adata, bad.any(axis=1))}; it must "
+            "hold the counts of the control features, as lgdist_scvi.pp.drop_controls writes them."
+        )
+    return sparse.csr_matrix(values.astype(np.int64))
 
 
 def _decoys(
@@ -145,9 +157,9 @@ def _decoys(
     return sparse.hstack(columns, format="csr") if columns else sparse.csr_matrix((len(depth), 0), dtype=np.int64)
 
 
-def _var(var: pd.DataFrame, n_decoys: int) -> pd.DataFrame:
+def _var(var: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     """Annotation of real genes and decoys; of a decoy nothing is True."""
-    longer = var.reindex([*var.index, *_names(n_decoys)])
+    longer = var.reindex([*var.index, *names])
     for name in var.columns[[pd.api.types.is_bool_dtype(kind) for kind in var.dtypes]]:
         longer[name] = var[name].reindex(longer.index, fill_value=False).astype(bool)
     longer[AuditKeys.DECOY] = np.arange(len(longer)) >= len(var)

@@ -1,6 +1,7 @@
 """The graph in scvi-tools' AnnDataManager: setup, transfer, subsets, reloading."""
 
 import pickle
+import warnings
 
 import anndata as ad
 import numpy as np
@@ -12,7 +13,7 @@ from scvi.data import AnnDataManager
 from scvi.data.fields import LayerField
 
 from lgdist_scvi._constants import REGISTRY_KEYS
-from lgdist_scvi.data._fields import SpatialGraphField
+from lgdist_scvi.data._graph_field import SpatialGraphField
 
 KEY = "lgdist_connectivities"
 
@@ -97,7 +98,7 @@ def test_new_section_gets_its_own_graph():
 
 @pytest.mark.parametrize(
     "stale",
-    ["other_k", "moved", "no_params", "no_distances", "more_edges", "other_library_key"],
+    ["other_k", "moved", "zeroed", "weighted", "no_distances", "more_edges", "other_library_key"],
 )
 def test_graph_that_does_not_fit_is_built_anew(stale):
     registered = manager(tissue())
@@ -109,9 +110,8 @@ def test_graph_that_does_not_fit_is_built_anew(stale):
     )
     if stale == "moved":
         new.obsm["spatial"] = np.random.default_rng(2).permutation(new.obsm["spatial"])
-    elif stale == "no_params":
-        del new.uns["lgdist_neighbors"]
-        new.obsp[KEY] = sparse.csr_matrix((80, 80))
+    elif stale in ("zeroed", "weighted"):
+        new.obsp[KEY].data[:] = 0 if stale == "zeroed" else 2
     elif stale == "no_distances":
         del new.obsp["lgdist_distances"]
         new.obsp[KEY] = sparse.csr_matrix((80, 80))
@@ -122,6 +122,22 @@ def test_graph_that_does_not_fit_is_built_anew(stale):
     manager(expected)
     registered.transfer_fields(new)
     assert (new.obsp[KEY] != expected.obsp[KEY]).nnz == 0
+    assert "lgdist_neighbors" in new.uns
+
+
+@pytest.mark.parametrize("key", [KEY, "lgdist_distances"])
+def test_graph_of_unknown_origin_is_not_replaced(key):
+    registered = manager(tissue())
+    new = tissue(80, seed=5)
+    new.obsp[key] = sparse.identity(80, format="csr")
+    for register in (manager, registered.transfer_fields):
+        with pytest.raises(ValueError, match=f"adata has obsp..{key}.*neighbors_key='lgdist'.*delete it"):
+            register(new)
+    assert new.obsp[key].diagonal().all() and not new.uns
+    # That which is built anyway may be of unknown origin.
+    manager(new := tissue())
+    del new.uns["lgdist_neighbors"], new.uns["_scvi_manager_uuid"]
+    registered.transfer_fields(new)
     assert "lgdist_neighbors" in new.uns
 
 
@@ -155,7 +171,7 @@ def user_graph(adata, edges):
 
 def test_user_graph_is_used_as_it_is():
     adata = tissue()
-    user_graph(adata, [(0, 2), (2, 4)])
+    user_graph(adata, [(0, 2), (2, 4), (1, 3)])
     before = adata.obsp["mine_connectivities"].copy()
     registered = manager(adata, neighbors_key="mine")
     assert (adata.obsp["mine_connectivities"] != before).nnz == 0
@@ -184,5 +200,53 @@ def test_user_graph_must_be_finite():
     adata = tissue()
     user_graph(adata, [(0, 2), (6, 8)])
     adata.obsp["mine_connectivities"].data[1] = np.nan
-    with pytest.raises(ValueError, match=r"NaN or infinite.*'s6' and 's8'"):
+    with pytest.raises(ValueError, match=r"NaN, infinite or negative.*'s6' and 's8'"):
         manager(adata, neighbors_key="mine")
+
+
+def test_another_largest_distance_builds_the_graph_anew():
+    adata = tissue()
+    near = SpatialGraphField("spatial", max_distance=5.0)
+    state = near.register_field(adata)
+    few = adata.obsp["lgdist_connectivities"].nnz
+    SpatialGraphField("spatial").register_field(adata)
+    assert adata.obsp["lgdist_connectivities"].nnz > few
+    near.transfer_field(state, adata)
+    assert adata.obsp["lgdist_connectivities"].nnz == few
+
+
+@pytest.mark.parametrize("key", ["mine_connectivities", "mine_distances"])
+def test_user_graph_must_not_be_negative(key):
+    adata = tissue()
+    user_graph(adata, [(i, (i + 2) % 60) for i in range(60)])
+    adata.obsp["mine_distances"] = adata.obsp["mine_connectivities"].copy()
+    adata.obsp[key].data[1] = -0.5
+    with pytest.raises(ValueError, match=rf"{key}.*negative entries, the first \(-0.5\) between spots 's1' and 's3'"):
+        manager(adata, neighbors_key="mine")
+
+
+def test_user_graph_without_edges():
+    adata = tissue()
+    user_graph(adata, [])
+    with pytest.warns(UserWarning, match=r"mine_connectivities'\] has no edge within the libraries 'x', 'y', so that"):
+        manager(adata, neighbors_key="mine")
+    with pytest.warns(UserWarning, match=r"has no edge, so that each spot .* leave out neighbors_key"):
+        manager(adata, neighbors_key="mine", library_key=None)
+    user_graph(adata, [(0, 2), (2, 4)])
+    with pytest.warns(UserWarning, match="has no edge within the libraries 'y'"):
+        manager(adata, neighbors_key="mine")
+    # A part of a tissue may have lost its edges.
+    user_graph(adata, [(0, 2), (1, 3)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        manager(adata, neighbors_key="mine").transfer_fields(adata[20:].copy())
+
+
+def test_user_graph_with_more_neighbours_than_are_seen():
+    adata = tissue()
+    user_graph(adata, [(i, j) for i in range(60) for j in range(i % 2, 60, 2) if i != j])
+    with pytest.warns(UserWarning, match=r"up to 29 neighbours per spot, .* the nearest 4; pass n_neighbors=29"):
+        manager(adata, neighbors_key="mine")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        manager(adata, neighbors_key="mine", n_neighbors=29)

@@ -1,0 +1,421 @@
+#!/usr/bin/env python3
+"""Which method for which question: the page for a reader who chooses, from what the benchmarks keep.
+
+    overview.py [--results RESULTS] [--pages FOLDER]
+
+Runs nothing. The same results give the same files, to the byte. Without ``--pages`` the tables of README and landing page are
+renewed too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+import matplotlib
+from compare import RESULTS, ROOT, Record, Store
+from matplotlib.figure import Figure
+from report import BLUE, GREY, PAGES, Results, margins, score, table
+from sets import CASES, OURS, PEERS, QUICK, SETS, SPARSE
+
+PUBLISHED = ("magic", "scvi", "spackle")
+"""Tools that are shown wherever they have a score, beside the best of all."""
+N_BEST = 5
+FARTHEST = 6.0
+"""Times the lowest value that an axis shows at most."""
+PATCH = 13
+BEGIN, END = "<!-- measured: written by benchmarks/overview.py -->", "<!-- end of measured -->"
+WITH_TABLE = (ROOT / "README.md", ROOT / "docs" / "index.md")
+
+
+class Method(NamedTuple):
+    """How a method is called on the page, and what it does."""
+
+    title: str
+    does: str
+
+
+METHODS = {
+    OURS: Method("LGDiST", "this package, with its defaults"),
+    "spatial_factors_eb": Method(
+        "smooth factors",
+        "a few factors per spot that are smooth over the tissue, negative-binomial counts; then each count is shrunk to its expectation",
+    ),
+    "knn_eb": Method(
+        "similar spots",
+        "the mean of neighbours in the tissue and in expression, to which each count is shrunk",
+    ),
+    "knn_mix": Method("similar spots, unshrunk", "the same mean, without shrinkage"),
+    "ridge_eb": Method(
+        "regression",
+        "each gene regressed on other genes and on the neighbours, to which each count is shrunk, like SAVER",
+    ),
+    "ridge_nz": Method("regression", "the same regression, of detected entries only"),
+    "knn_mix_nz": Method("similar spots", "the same mean, of detected entries only"),
+    "svd": Method("low rank", "truncated singular value decomposition of the log values"),
+    "svd_nz": Method("low rank", "the same, of detected entries only"),
+    "laplacian": Method("smoothing", "each gene smoothed over the tissue, as strongly as suits it"),
+    "laplacian_nz": Method("smoothing", "the same, of detected entries only"),
+    "knn18": Method("mean of 18 neighbours", "plain mean of the nearest 18 spots"),
+    "knn18_nz": Method("mean of 18 neighbours", "the same, of detected entries only"),
+    "knn6_nz": Method("mean of 6 neighbours", "plain mean of detected entries of the nearest 6 spots"),
+    "depth_nz": Method("depth alone", "each gene regressed on the depth of the spot: no biology"),
+    "gene_mean": Method("gene means", "the mean of each gene"),
+    "gene_mean_nz": Method("gene means", "the mean of detected entries of each gene"),
+    "median": Method("median filling", "zeros filled with medians of the surroundings, as in SpaRED"),
+    "magic": Method("MAGIC", "diffusion over spots of similar expression"),
+    "scvi": Method("scVI", "variational autoencoder of counts; does not know the tissue"),
+    "resolvi": Method("ResolVI", "variational autoencoder of counts with neighbours, for segmented cells"),
+    "stark": Method("STARK", "smoothing over a graph that is learnt along"),
+    "nest": Method("NEST", "graph network"),
+    "stagate": Method("STAGATE", "graph attention autoencoder"),
+    "graphst": Method("GraphST", "graph network with contrastive learning"),
+    "spackle": Method("SpaCKLE", "transformer over neighbours, trained on median-filled values"),
+    # In hidden spots.
+    "tuned mean": Method("tuned mean", "mean of neighbours, its width and its weight of the gene means tuned"),
+    "mean of 6": Method("mean of 6 neighbours", ""),
+    "mean of 18": Method("mean of 18 neighbours", ""),
+    "mean of 60": Method("mean of 60 neighbours", ""),
+}
+
+
+class Question(NamedTuple):
+    """Scores of methods that answer a question."""
+
+    title: str
+    score: str
+    """What the score is, for an axis."""
+    scores: dict[str, float]
+    """Mean score by method, over the same sets and seeds for all."""
+    higher: bool
+
+    def ordered(self) -> list[str]:
+        return sorted(self.scores, key=lambda method: self.scores[method], reverse=self.higher)
+
+
+def averaged(results: Results, protocol: str, names: Iterable[str]) -> dict[str, float]:
+    """Mean over sets of the mean over seeds, for the methods that have a score in each set."""
+    by_set: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for case, records in results.items():
+        if case.protocol == protocol and case.name in names:
+            for method in (OURS, *PEERS[protocol]):
+                if (value := score(records, method, protocol)) is not None:
+                    by_set[case.name][method].append(value)
+    return common([{method: fmean(values) for method, values in of.items()} for of in by_set.values()])
+
+
+def common(of_sets: list[dict[str, float]]) -> dict[str, float]:
+    """Means over sets of what each of them has."""
+    shared = set.intersection(*map(set, of_sets)) if of_sets else set()
+    return {method: fmean(of[method] for of in of_sets) for method in sorted(shared)}
+
+
+def hidden_files(results: Path, patch: int) -> list[Path]:
+    return sorted((results / "hidden").glob(f"*_patch{patch}_seed*.json"))
+
+
+def hidden(results: Path, patch: int) -> list[dict[str, float]]:
+    """Explained deviance in spots that were hidden, by set."""
+    found = []
+    for path in hidden_files(results, patch):
+        folds = json.loads(path.read_text(encoding="utf-8"))["explained"]
+        found.append({method: fmean(fold[method] for fold in folds) for method in folds[0]})
+    return found
+
+
+def leads(of_sets: list[dict[str, float]]) -> list[float]:
+    """By how much we are above the best other method, in each set."""
+    return [of[OURS] - max(value for method, value in of.items() if method != OURS) for of in of_sets]
+
+
+def kept(results: Path, folder: str) -> list[Record]:
+    """What a benchmark has kept."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((results / folder).glob("*.json"))]
+
+
+def plot(questions: list[Question]) -> Figure:
+    """One panel for each question, one bar for each of its best methods and of the published ones."""
+    figure = Figure(figsize=(8, 5.6), layout="constrained")
+    figure.get_layout_engine().set(hspace=0.08, wspace=0.06)
+    for axes, question in zip(figure.subplots(2, 2).flat, questions, strict=True):
+        order = question.ordered()
+        names = [name for name in order if name in order[:N_BEST] or name in PUBLISHED]
+        values = [question.scores[name] for name in names]
+        axes.barh(range(len(names)), values, color=[BLUE if name == OURS else "#c8c8c8" for name in names], height=0.7)
+        # What lies far off would leave the others without a difference to see.
+        limit = min(1.18 * max(values), FARTHEST * min(values))
+        for place, value in enumerate(values):
+            cut = value > limit
+            style = {"ha": "right", "color": "black"} if cut else {"ha": "left", "color": GREY}
+            axes.text(
+                min(value, limit), place, f" {value:.3f} " + ("\u2192" if cut else ""), va="center", fontsize=8, **style
+            )
+        axes.set_yticks(range(len(names)), [METHODS[name].title for name in names], fontsize=9)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.set_xlim(0, limit)
+        axes.set_title(question.title, fontsize=10, loc="left")
+        axes.set_xlabel(question.score, fontsize=8)
+        axes.tick_params(axis="y", length=0)
+        axes.tick_params(axis="x", labelsize=8)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    return figure
+
+
+INTRODUCTION = """\
+# Which method for which question
+
+For someone who chooses a tool. All methods got the same counts of the same sections and were scored by the same program, by what
+they say of molecules or spots that were kept from them. LGDiST ran with its defaults everywhere. [All results](all_results.md) has
+every figure of every method, the targets that we set, and how to repeat it.
+
+```{{image}} comparison.svg
+:alt: Scores of LGDiST and of other methods for detected values, expected expression, sparse tissue and hidden spots
+:width: 100%
+```
+
+Means over sections and seeds. Only methods that have a score in all sections of a panel are shown: the best {n}, and published tools.
+"""
+METHODS_TITLE = """\
+## The methods
+
+Beside published tools there are plain ones that are hard to beat. Under the first question each of the plain ones sees detected entries
+only, because that question is about detected values.
+"""
+LOSSES = """\
+## Where something else is better
+
+- **Large patches without spots.** {patches} ([hidden spots](hidden.md)).
+- **Rare genes of panels.** Completed totals of the rarest genes are 0.95 to 0.97 of the counted ones in a Xenium section
+  ([totals](evidence.md#totals)). Sum counts if you need totals.
+- **Whole layers or large clusters.** There the counts themselves are as good as completed values. `get_region_expression` moves towards
+  them by itself ([regions](evidence.md#means-of-regions)).
+- **Sections of a few hundred spots.** There is little to learn from. Check with `evaluate_completion` that the model beats the mean of the
+  neighbours on your section.
+- **Training predictors from images.** Completed values were the best to learn from by some scores and in some tissue only
+  ([prediction from images](prediction.md)).
+- **A single-cell reference is at hand.** No method here uses one.
+"""
+
+
+PARTLY = """\
+STARK, NEST, STAGATE, GraphST and ResolVI were run on some of the sections only; their scores are in [all results](all_results.md).
+"""
+
+
+def signed(values: list[float]) -> str:
+    return f"{fmean(values):+.3f} ({min(values):+.3f} to {max(values):+.3f})"
+
+
+def answers(results: Results, folder: Path) -> list[list[str]]:
+    """The question, the answer, how much better it is, and where the figures are."""
+    found = []
+    if ratios := [fmean(values) for values in margins(results_of(results, QUICK), "A").values()]:
+        found.append(
+            [
+                "What would be seen where a gene is detected, the question of the paper?",
+                '`get_completed_expression(read_out="detected")`',
+                f"the error is {100 * (1 - fmean(ratios)):.0f}% below that of the best other method ({100 * (1 - max(ratios)):.0f}% to "
+                f"{100 * (1 - min(ratios)):.0f}%, by section)",
+                "[all results](all_results.md#masked-entries-a)",
+            ]
+        )
+    for title, names, anchor in (
+        ("What is expressed in each spot of a deep section (Visium, ST)?", QUICK, "count-thinning-b"),
+        (
+            "The same, where few molecules are counted (Slide-seq, Stereo-seq, Xenium, MERFISH, STARmap, osmFISH)?",
+            {name: of for name, of in SPARSE.items() if not name.endswith("pct")},
+            "sparse-data",
+        ),
+        (
+            "The same, in deep sections with 5% of their molecules left?",
+            {name: of for name, of in SPARSE.items() if name.endswith("_5pct")},
+            "sparse-data",
+        ),
+    ):
+        above = [fmean(values) for values in margins(results_of(results, names), "B").values()]
+        if above:
+            found.append(
+                [
+                    title,
+                    "`get_completed_expression()`",
+                    f"{signed(above)} of the deviance explained beyond the best other method",
+                    f"[all results](all_results.md#{anchor})",
+                ]
+            )
+    for title, patch in (("What is in spots that were not measured?", 1), ("In patches of 13 such spots?", PATCH)):
+        if above := leads(hidden(folder, patch)):
+            found.append(
+                [
+                    title,
+                    "`observed_layer=` at setup, then `get_completed_expression()`",
+                    f"{signed(above)} of the deviance explained beyond the best other method",
+                    "[hidden spots](hidden.md)",
+                ]
+            )
+    evidence = kept(folder, "evidence")
+    means = [entry["values"]["regions"] for entry in evidence if "values" in entry]
+    if means:
+        errors = [of["7 spots"]["errors"] for of in means if "7 spots" in of]
+        found.append(
+            [
+                "What is the mean of a gene in a small region (7 spots)?",
+                "`get_region_expression`",
+                f"the squared error is {100 * fmean(e['combined'] / e['raw'] for e in errors):.0f}% of that of the counts, "
+                f"{100 * fmean(e['combined'] / e['completed'] for e in errors):.0f}% of that of completed values",
+                "[regions](evidence.md#means-of-regions)",
+            ]
+        )
+    tested = [entry["tests"]["powers"] for entry in evidence if "tests" in entry]
+    if tested:
+        found.append(
+            [
+                "Which genes differ between two groups of 10 to 30 spots?",
+                "`differential_expression`",
+                f"{gain(tested):.1f} times as many of the genes that differ as a test of the counts alone, at the same false discovery rate",
+                "[tests](evidence.md#tests-where-something-differs)",
+            ]
+        )
+    return found
+
+
+def gain(tested: list[Record]) -> float:
+    """Genes found in groups of 10 to 30 spots, guided over counts alone."""
+    parts = [part for powers in tested for size in ("10", "20", "30") for part in powers.get(size, []) if part["true"]]
+    guided, counts = (sum(part[f"{kind} power"] * part["true"] for part in parts) for kind in ("guided", "counts"))
+    return guided / max(counts, 1e-9)
+
+
+def results_of(results: Results, names: Iterable[str]) -> Results:
+    return {case: records for case, records in results.items() if case.name in names}
+
+
+def costs(folder: Path) -> list[str]:
+    """Time and memory, in words."""
+    section, large = folder / "speed" / "section.json", folder / "speed" / "large.json"
+    lines = ["## Time and memory", ""]
+    if section.exists():
+        of = json.loads(section.read_text(encoding="utf-8"))
+        seconds = {name: fmean(run["seconds"] for run in runs) for name, runs in of["runs"].items() if runs}
+        told = ", ".join(f"{METHODS[name].title} {value:.0f} s" for name, value in seconds.items())
+        n_spots, n_genes = of["shape"]
+        lines.append(
+            f"A section of {n_spots:,} spots and {n_genes:,} genes, from counts to completed values on two cores: {told}."
+        )
+    if large.exists():
+        run = json.loads(large.read_text(encoding="utf-8"))["runs"][-1]
+        lines.append(
+            f"{run['n_spots']:,} spots and {run['n_genes']:,} genes on one core: {run['seconds'] / 60:.0f} minutes, "
+            f"{run['peak_gb']:.1f} GB of memory."
+        )
+    return [*lines, "See [speed and memory](speed.md).", ""]
+
+
+def behind(folder: Path) -> str:
+    """Where hidden patches are told better by others, in words."""
+    found = {
+        path.stem.partition("_patch")[0]: lead
+        for path, lead in zip(hidden_files(folder, PATCH), leads(hidden(folder, PATCH)), strict=True)
+    }
+    lost = [f"{SETS[name].title} ({lead:+.4f})" for name, lead in found.items() if lead < 0]
+    if not lost:
+        return f"We know of no section where another method tells patches of {PATCH} hidden spots better"
+    return f"In patches of {PATCH} hidden spots, smooth factors explain more of {', '.join(lost)}; we explain more of the other {len(found) - len(lost)}"
+
+
+def page(results: Results, folder: Path, shown: list[Question]) -> str:
+    used = {method for question in shown for method in question.scores}
+    told: dict[str, str] = {}
+    for name, method in METHODS.items():
+        if name in used and method.does:
+            told.setdefault(method.title, method.does)
+    lines = [
+        INTRODUCTION.format(n=N_BEST),
+        "## In short",
+        "",
+        *(
+            f"- **{question}** {call}: {measured} ({source})."
+            for question, call, measured, source in answers(results, folder)
+        ),
+        "",
+        *costs(folder),
+        LOSSES.format(patches=behind(folder)),
+        METHODS_TITLE,
+        *table(["name", "what it does"], ([title, does] for title, does in told.items())),
+        PARTLY,
+    ]
+    return "\n".join(lines).strip() + "\n"
+
+
+def short(shown: list[Question], folder: Path) -> str:
+    """Table for README and landing page."""
+    lines = []
+    for question in shown:
+        first, second = (next(name for name in question.ordered() if (name == OURS) is ours) for ours in (True, False))
+        scvi = question.scores.get("scvi")
+        lines.append(
+            [
+                f"{question.title}: {question.score}",
+                f"**{question.scores[first]:.3f}**",
+                f"{question.scores[second]:.3f} ({METHODS[second].title})",
+                "" if scvi is None else f"{scvi:.3f}",
+            ]
+        )
+    tested = [entry["tests"]["powers"] for entry in kept(folder, "evidence") if "tests" in entry]
+    lines.append(
+        ["Genes found between groups of 10 to 30 spots", f"**{gain(tested):.1f}**", "1 (test of the counts)", ""]
+    )
+    runs = json.loads((folder / "speed" / "section.json").read_text(encoding="utf-8"))["runs"]
+    seconds = [f"{fmean(run['seconds'] for run in runs[name]):.0f} s" for name in (OURS, "scvi")]
+    lines.append(["Time of a Visium section, two cores", f"**{seconds[0]}**", "", seconds[1]])
+    large = json.loads((folder / "speed" / "large.json").read_text(encoding="utf-8"))["runs"][-1]
+    lines.append([f"Memory for {large['n_spots']:,} spots", f"**{large['peak_gb']:.1f} GB**", "", ""])
+    return "\n".join(table(["", "LGDiST", "best other", "scVI"], lines)).strip()
+
+
+def with_table(text: str, rows: str) -> str:
+    """A page with a new table between its marks."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{rows}\n\n{END}{after}"
+
+
+def questions(results: Results, folder: Path) -> list[Question]:
+    technologies = [name for name in SPARSE if not name.endswith("pct")]
+    return [
+        Question(
+            "Detected values, five deep sections", "error (mse), lower is better", averaged(results, "A", QUICK), False
+        ),
+        Question("Expression, five deep sections", "explained deviance (d2)", averaged(results, "B", QUICK), True),
+        Question(
+            "Expression, six sparse sections", "explained deviance (d2)", averaged(results, "B", technologies), True
+        ),
+        Question("Hidden spots, five sections", "explained deviance (d2)", common(hidden(folder, 1)), True),
+    ]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="default: benchmarks/results")
+    parser.add_argument("--pages", type=Path, default=PAGES, help="where to write (default: docs/benchmarks)")
+    options = parser.parse_args(arguments)
+    store = Store(options.results)
+    results = {case: store.load(case)["results"] for case in CASES}
+    shown = questions(results, options.results)
+    options.pages.mkdir(parents=True, exist_ok=True)
+    (options.pages / "comparison.md").write_text(page(results, options.results, shown), encoding="utf-8")
+    with matplotlib.rc_context({"svg.hashsalt": "overview"}):
+        plot(shown).savefig(options.pages / "comparison.svg", metadata={"Date": None, "Creator": None})
+    if options.pages == PAGES:
+        for path in WITH_TABLE:
+            text = with_table(path.read_text(encoding="utf-8"), short(shown, options.results))
+            path.write_text(text, encoding="utf-8")
+    print(f"written to {options.pages}: comparison.md, comparison.svg")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Coordinates in which spots are compared."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+# Share of the largest variance below which a direction is rounding.
+_ROUNDING = 1e-6
+
+
+def log_rate_coordinates(codes: NDArray[np.float32], loadings: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rotate and stretch codes so that distances are those of their log rates, as root mean squares over genes.
+
+    Parameters
+    ----------
+    codes
+        Codes, ``(n_spots, n_factors)``.
+    loadings
+        Loadings, ``(n_genes, n_factors)``.
+
+    Returns
+    -------
+    Coordinates ``(n_spots, n_factors)``, those along which a code of unit length changes most first. They do not depend on the other spots.
+    """
+    stretch, axes = _principal_axes(loadings.T.astype(np.float64) @ loadings / max(len(loadings), 1))
+    return (codes @ (axes * np.sqrt(np.maximum(stretch, 0)))).astype(np.float32)
+
+
+def standardised_components(values: ArrayLike, n_components: int) -> NDArray[np.float32]:
+    """Principal components with unit variance, so that a rare domain counts as much as a gradient over the whole tissue.
+
+    Parameters
+    ----------
+    values
+        Values, ``(n_spots, n_dimensions)``.
+    n_components
+        Number of components at most.
+
+    Returns
+    -------
+    Components ``(n_spots, n_components)``; those without variance are 0.
+    """
+    centred = np.asarray(values, dtype=np.float64)
+    centred = centred - centred.mean(axis=0)
+    variance, axes = _principal_axes(centred.T @ centred / max(len(centred), 1))
+    variance, axes = variance[:n_components], axes[:, :n_components]
+    kept = variance > _ROUNDING * variance.max(initial=1e-12)
+    return (centred @ (axes * np.where(kept, 1 / np.sqrt(np.where(kept, variance, 1)), 0))).astype(np.float32)
+
+
+def _principal_axes(matrix: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Eigenvalues in falling order, and eigenvectors whose largest element is positive, in columns."""
+    values, vectors = np.linalg.eigh(matrix)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    largest = np.abs(vectors).argmax(axis=0)
+    return values, vectors * np.sign(vectors[largest, np.arange(len(values))])

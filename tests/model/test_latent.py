@@ -1,0 +1,141 @@
+"""Latent representations: code, state and niche."""
+
+import numpy as np
+import pytest
+
+from lgdist_scvi import PUBLISHED
+from lgdist_scvi.model._alignment import batch_shifts
+from lgdist_scvi.model._representations import log_rate_coordinates, standardised_components
+from lgdist_scvi.module._field_codes import solve_field
+
+
+def test_distances_of_states_are_those_of_log_rates(trained):
+    state = trained.get_latent_representation(kind="state")
+    assert state.shape == (trained.adata.n_obs, trained.module.field.n_factors)
+    view = trained._view()
+    solve_field(trained.module, view)
+    rates = view.field[:, 0] @ trained.module.field.loadings.numpy().T
+    for i, j in ((0, 1), (3, 70), (5, 140)):
+        expected = np.sqrt(np.mean((rates[i] - rates[j]) ** 2))
+        assert np.linalg.norm(state[i] - state[j]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_niches_are_means_of_states_in_the_section(trained):
+    adata = trained.adata
+    state, niche = (trained.get_latent_representation(kind=kind) for kind in ("state", "niche"))
+    assert niche.shape == (adata.n_obs, 15)
+    means = np.empty_like(state)
+    for i in range(adata.n_obs):
+        same = np.flatnonzero(adata.obs["library_id"] == adata.obs["library_id"].iloc[i])
+        distance = np.linalg.norm(adata.obsm["spatial"][same] - adata.obsm["spatial"][i], axis=1)
+        means[i] = state[same[np.argsort(distance, kind="stable")[:19]]].mean(axis=0)
+    # At equal distances it is open which spot counts: compare what they explain of each other.
+    fit = np.linalg.lstsq(np.c_[means, np.ones(len(means))], niche[:, :3], rcond=None)[0]
+    np.testing.assert_allclose(np.c_[means, np.ones(len(means))] @ fit, niche[:, :3], atol=0.35)
+    np.testing.assert_allclose(niche.mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(niche.std(axis=0), 1, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["code", "state", "niche"])
+def test_some_rows_are_those_of_all(trained, kind):
+    rows = [31, 2, 17]
+    some = trained.get_latent_representation(indices=rows, kind=kind)
+    np.testing.assert_allclose(some, trained.get_latent_representation(kind=kind)[rows], atol=1e-5)
+    assert len(trained.get_latent_representation(indices=[], kind=kind)) == 0
+
+
+def test_sections_do_not_change_each_others_states(trained):
+    one = trained.adata[trained.adata.obs["library_id"] == "section_1"].copy()
+    alone = trained.get_latent_representation(one, kind="state")
+    both = trained.get_latent_representation(kind="state")[(trained.adata.obs["library_id"] == "section_1").to_numpy()]
+    np.testing.assert_allclose(alone, both, atol=1e-3)
+
+
+def test_both_are_written(trained):
+    adata = trained.adata.copy()
+    trained.add_latent_representation(adata)
+    np.testing.assert_array_equal(adata.obsm["X_lgdist"], trained.get_latent_representation(kind="state"))
+    np.testing.assert_array_equal(adata.obsm["X_lgdist_niche"], trained.get_latent_representation(kind="niche"))
+
+
+def test_without_a_field_the_code_is_the_state(small):
+    model = small.build(small.tissue(n_spots=60), PUBLISHED)
+    model.train_autoencoder(**(small.TRAIN | {"max_epochs": 1}))
+    code, state, niche = (model.get_latent_representation(kind=kind) for kind in ("code", "state", "niche"))
+    np.testing.assert_array_equal(code, state)
+    assert niche.shape == (60, 8)
+
+
+def test_an_unknown_kind_is_refused(trained):
+    with pytest.raises(ValueError, match="kind='domain' is unknown; choose one of 'code', 'state', 'niche'"):
+        trained.get_latent_representation(kind="domain")
+
+
+def test_directions_without_variance_are_zero():
+    values = np.random.default_rng(0).normal(size=(50, 2)) @ [[1.0, 0.0, 2.0], [0.0, 1e-3, 0.0]]
+    components = standardised_components(values, 3)
+    np.testing.assert_allclose(components.std(axis=0), [1, 1e-9, 0], atol=1.0)
+    np.testing.assert_allclose(components.std(axis=0)[[0, 2]], [1, 0], atol=1e-3)
+    assert np.isfinite(standardised_components(np.ones((4, 3)), 2)).all()
+
+
+def test_coordinates_put_the_largest_change_first():
+    loadings = np.zeros((6, 3), dtype=np.float32)
+    loadings[0, 1], loadings[1, 2] = 5, 1
+    coordinates = log_rate_coordinates(np.eye(3, dtype=np.float32), loadings)
+    np.testing.assert_allclose(coordinates[1], [5 / np.sqrt(6), 0, 0], atol=1e-5)
+    np.testing.assert_allclose(coordinates[0], 0, atol=1e-5)
+
+
+@pytest.fixture
+def two_batches():
+    """Three kinds of tissue in other proportions in two batches; in the second, all are shifted, and one kind once more."""
+    rng = np.random.default_rng(0)
+    kind = np.r_[rng.choice(3, 400, p=[0.7, 0.2, 0.1]), rng.choice(3, 400, p=[0.1, 0.3, 0.6])]
+    batch = np.repeat([0, 1], 400)
+    centres = np.array([[0.0, 0, 0], [4, 0, 0], [0, 4, 0]])
+    values = centres[kind] + rng.normal(size=(800, 3)) * 0.5
+    return values, kind, batch
+
+
+def test_a_shift_is_found_whatever_the_proportions(two_batches):
+    values, _, batch = two_batches
+    shift = np.array([1.0, -1.0, 6.0])
+    shifts = batch_shifts((values + batch[:, None] * shift).astype(np.float32), batch)
+    np.testing.assert_allclose(shifts[1] - shifts[0], shift, atol=0.3)
+    np.testing.assert_allclose(shifts.mean(axis=0), 0, atol=1e-5)
+
+
+def test_without_a_shift_proportions_stay(two_batches):
+    values, _, batch = two_batches
+    np.testing.assert_allclose(batch_shifts(values.astype(np.float32), batch), 0, atol=0.15)
+
+
+def test_what_is_different_in_one_kind_stays(two_batches):
+    values, kind, batch = two_batches
+    changed = values + ((kind == 1) & (batch == 1))[:, None] * np.array([0.0, 0.0, 2.0])
+    shifts = batch_shifts(changed.astype(np.float32), batch)
+    after = changed - shifts[batch]
+    left = [after[(kind == 1) & (batch == one)].mean(axis=0)[2] for one in (0, 1)]
+    assert left[1] - left[0] > 1.2
+
+
+def test_one_batch_is_not_shifted():
+    np.testing.assert_array_equal(batch_shifts(np.ones((5, 2), dtype=np.float32), np.zeros(5, dtype=np.intp)), 0)
+
+
+def test_aligned_states_are_shifted_by_section(trained):
+    state, aligned = (trained.get_latent_representation(kind="state", aligned=one) for one in (False, True))
+    difference = state - aligned
+    section = (trained.adata.obs["library_id"] == "section_1").to_numpy()
+    for spots in (section, ~section):
+        np.testing.assert_allclose(
+            difference[spots], np.broadcast_to(difference[spots][0], difference[spots].shape), atol=1e-4
+        )
+    assert np.abs(difference).max() > 1e-3
+    assert np.isfinite(trained.get_latent_representation(kind="niche", aligned=True)).all()
+
+
+def test_codes_cannot_be_aligned(trained):
+    with pytest.raises(ValueError, match="aligned=True needs kind='state' or kind='niche'"):
+        trained.get_latent_representation(aligned=True)
