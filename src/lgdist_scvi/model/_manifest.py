@@ -81,7 +81,8 @@ def _feed(digest: Any, value: Any) -> None:
         value = [[key, item] for key, item in value.items()]
     if isinstance(value, np.ndarray):
         digest.update(f"array {value.dtype.str} {value.shape}:".encode())
-        digest.update(np.ascontiguousarray(value).data)
+        # Times and durations have no buffer.
+        digest.update(value.tobytes() if value.dtype.kind in "mM" else np.ascontiguousarray(value).data)
     elif isinstance(value, list | tuple):
         digest.update(f"list {len(value)}:".encode())
         for item in value:
