@@ -18,19 +18,20 @@ def test_refusal_names_size_and_remedy(monkeypatch):
 
 def test_read_outs_are_refused(small, monkeypatch):
     model = small.fit(small.build(small.tissue()))
+    read = small.READ | {"n_samples": 0}
     n_entries = model.adata.n_obs * model.adata.n_vars
     monkeypatch.setattr(_memory, "available_memory", lambda: 2 * 4 * n_entries)
-    model.get_completed_expression(**small.READ)
+    model.get_completed_expression(**read)
     with pytest.raises(MemoryError, match=r"of 150 spots and 40 genes .*`gene_list`.*write_completed\(\)"):
-        model.get_completed_expression(return_std=True, **small.READ)
-    model.get_completed_expression(indices=range(20), return_std=True, **small.READ)
+        model.get_completed_expression(return_std=True, **read)
+    model.get_completed_expression(indices=range(20), return_std=True, **read)
     with pytest.raises(MemoryError, match=r"completed layers .*write_completed\(\)"):
-        model.add_completed_layer(**small.READ)
+        model.add_completed_layer(**read)
     assert "lgdist" not in model.adata.layers
     monkeypatch.setattr(_memory, "available_memory", lambda: 2 * 12 * n_entries)
     with pytest.raises(MemoryError, match=r"3 quantiles of 6000 counts .*`indices`"):
-        model.get_count_quantiles(**small.READ)
-    model.get_count_quantiles(quantiles=[0.5], **small.READ)
+        model.get_count_quantiles(**read)
+    model.get_count_quantiles(quantiles=[0.5], **read)
 
 
 def test_available_memory_knows_limits(tmp_path, monkeypatch):
