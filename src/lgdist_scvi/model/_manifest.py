@@ -81,7 +81,8 @@ def _feed(digest: Any, value: Any) -> None:
         value = [[key, item] for key, item in value.items()]
     if isinstance(value, np.ndarray):
         digest.update(f"array {value.dtype.str} {value.shape}:".encode())
-        digest.update(np.ascontiguousarray(value).data)
+        # As bytes: dates and durations are in no buffer.
+        digest.update(np.ascontiguousarray(value).view(np.uint8).data)
     elif isinstance(value, list | tuple):
         digest.update(f"list {len(value)}:".encode())
         for item in value:
