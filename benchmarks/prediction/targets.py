@@ -15,7 +15,8 @@ from scipy import sparse
 
 from lgdist_scvi import LGDiST, pp
 from lgdist_scvi._constants import TARGET_SUM
-from lgdist_scvi.data._neighbors import hop_weights, spatial_graph
+from lgdist_scvi.data._hops import hop_weights
+from lgdist_scvi.data._neighbors import spatial_graph
 
 from .sections import N_NEIGHBORS, Floats
 

@@ -7,7 +7,8 @@ import pytest
 from scipy import sparse
 
 from lgdist_scvi._constants import Keys
-from lgdist_scvi.data._neighbors import add_spatial_graph, hop_weights, neighbor_index, spatial_graph
+from lgdist_scvi.data._hops import hop_weights
+from lgdist_scvi.data._neighbors import add_spatial_graph, neighbor_index, spatial_graph
 
 
 def all_pairs(coordinates, libraries, k):

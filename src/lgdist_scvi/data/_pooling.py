@@ -8,7 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from ._hidden import Hidden, dense
-from ._neighbors import hop_weights
+from ._hops import hop_weights
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,7 +11,7 @@ from scipy import sparse
 from lgdist_scvi._constants import TARGET_SUM
 from lgdist_scvi.data._hidden import dense
 from lgdist_scvi.data._holdout import holdout_entries
-from lgdist_scvi.data._neighbors import hop_weights
+from lgdist_scvi.data._hops import hop_weights
 from lgdist_scvi.metrics import deviance_explained, gene_pearson, masked_mse
 
 from ._base import LGDiSTBase
