@@ -77,7 +77,8 @@ def work(request, small, monkeypatch):
     )
     data = model._training_data(0.1, 64)
     data.view.clean = np.zeros((150, 8), dtype=np.float32)
-    data.view.field = np.zeros((150, 6, 20), dtype=np.float32)
+    n_factors = 1 if model.module.field is None else model.module.field.n_factors
+    data.view.field = np.zeros((150, 6, n_factors), dtype=np.float32)
     batch, validation = data.view.gather(np.arange(60)), next(iter(data.val_dataloader()))
     noise = draw_noise(3, 8, seed=0)
     # What is read from a minibatch before it goes to the device, and the times of a sampler.
