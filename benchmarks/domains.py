@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+SHARED = ROOT.parent / "shared"
 CORTEX = ("cortex_151673", "cortex_151674", "cortex_151675", "cortex_151676")
 # What is annotated: domains, and what a cell is by itself.
 DOMAINS = {**dict.fromkeys(CORTEX, "layer"), "starmap": "layer", "osmfish": "Region"}
@@ -166,11 +166,11 @@ RECIPES = {"mixture": by_mixture, "kmeans": by_kmeans, "leiden": by_leiden}
 
 
 def voted(labels: NDArray, positions: Floats) -> NDArray:
-    """The most frequent label of a spot and the 18 nearest."""
-    from scipy.spatial import cKDTree
+    """The most frequent label of a spot and the 18 nearest, as `lgdist_scvi.tl.domains` votes."""
+    from lgdist_scvi.data._areas import patches_around
+    from lgdist_scvi.tl import _domains
 
-    near = cKDTree(positions).query(positions, N_SMOOTHED)[1]
-    return np.eye(labels.max() + 1)[labels][near].sum(axis=1).argmax(axis=1)
+    return _domains.voted(labels, patches_around(positions, np.zeros(len(labels), dtype=np.intp), N_SMOOTHED))
 
 
 def read(name: str) -> anndata.AnnData:
@@ -178,9 +178,7 @@ def read(name: str) -> anndata.AnnData:
     from biology import definitions, read_section
     from sets import SETS
 
-    bench = Path(os.environ.get("LGDIST_BENCH", "/work/shared/bench"))
-    data, shared = bench.parent / "data", definitions(bench)
-    path = data / SETS[name].files[0]
+    shared, path = definitions(SHARED / "bench"), SHARED / "data" / SETS[name].files[0]
     if name in CORTEX:
         section = read_section(shared, path)
         view, labels = section.view, {"layer": section.layers}

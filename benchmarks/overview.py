@@ -9,7 +9,6 @@ renewed too.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import defaultdict
 from collections.abc import Iterable
@@ -18,9 +17,9 @@ from statistics import fmean
 from typing import NamedTuple
 
 import matplotlib
-from compare import RESULTS, ROOT, Record, Store
+from compare import ROOT, Record, Store
 from matplotlib.figure import Figure
-from report import BLUE, GREY, PAGES, Results, margins, score, table
+from report import BLUE, GREY, PAGES, Results, folders, margins, score, table
 from sets import CASES, OURS, PEERS, QUICK, SETS, SPARSE
 
 PUBLISHED = ("magic", "scvi", "spackle")
@@ -399,10 +398,7 @@ def questions(results: Results, folder: Path) -> list[Question]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="default: benchmarks/results")
-    parser.add_argument("--pages", type=Path, default=PAGES, help="where to write (default: docs/benchmarks)")
-    options = parser.parse_args(arguments)
+    options = folders(__doc__, arguments)
     store = Store(options.results)
     results = {case: store.load(case)["results"] for case in CASES}
     shown = questions(results, options.results)

@@ -314,11 +314,16 @@ def plot(results: Results) -> Figure:
     return figure
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def folders(description: str | None, arguments: list[str] | None) -> argparse.Namespace:
+    """Where results are read and pages are written, from the command line."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS, help="default: benchmarks/results")
     parser.add_argument("--pages", type=Path, default=PAGES, help="where to write (default: docs/benchmarks)")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = folders(__doc__, arguments)
     store = Store(options.results)
     kept = {case: store.load(case)["results"] for case in CASES}
     # A dense set without results is named as missing; the sparse ones are optional.

@@ -131,9 +131,9 @@ def test_pages_for_readers_say_what_is_kept(report, benchmarks, tmp_path):
     overview.main(["--pages", str(tmp_path)])
     written = (tmp_path / "comparison.md").read_text()
     assert written == (benchmarks.parent / "docs" / "benchmarks" / "comparison.md").read_text()
-    store = overview.Store(overview.RESULTS)
+    store = overview.Store(report.RESULTS)
     results = {case: store.load(case)["results"] for case in overview.CASES}
-    rows = overview.short(overview.questions(results, overview.RESULTS), overview.RESULTS)
+    rows = overview.short(overview.questions(results, report.RESULTS), report.RESULTS)
     for page in overview.WITH_TABLE:
         text = page.read_text()
         assert overview.with_table(text, rows) == text, f"{page.name} is not up to date; run benchmarks/overview.py"

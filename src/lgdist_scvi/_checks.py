@@ -38,8 +38,7 @@ def check_seed(seed: Any) -> None:
 def check_numbers(least: float, **values: Any) -> None:
     """Refuse what is not a finite number of at least `least`."""
     for name, value in values.items():
-        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or value < least:
+        if not _is_finite(value) or value < least:
             raise ValueError(f"{name}={value!r} must be a finite number of at least {least:g}.")
 
 
@@ -63,14 +62,17 @@ def check_session() -> None:
 def check_share(**values: Any) -> None:
     """Refuse what is not a number of at least 0 and below 1."""
     for name, value in values.items():
-        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or not 0 <= value < 1:
+        if not _is_finite(value) or not 0 <= value < 1:
             raise ValueError(f"{name}={value!r} must be in [0, 1).")
 
 
 def check_positive(**values: Any) -> None:
     """Refuse what is not a finite number above 0."""
     for name, value in values.items():
-        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or value <= 0:
+        if not _is_finite(value) or value <= 0:
             raise ValueError(f"{name}={value!r} must be a number above 0.")
+
+
+def _is_finite(value: Any) -> bool:
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return number and math.isfinite(value)

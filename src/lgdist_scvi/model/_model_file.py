@@ -75,6 +75,11 @@ def read_model_file(path: Path, cls: Any) -> dict[str, Any]:
     return content
 
 
+def weights_of(content: dict[str, Any]) -> dict[str, Any]:
+    """Weights in a model file, without the store of Pyro that scvi-tools puts beside them."""
+    return {name: value for name, value in content["model_state_dict"].items() if name != "pyro_param_store"}
+
+
 def _read(path: Path) -> Any:
     try:
         # PyTorch does not look at the checksums.
@@ -110,11 +115,7 @@ def _check_structure(path: Path, content: Any) -> None:
         wrong += [
             name for name, kind in _KINDS.items() if name in attributes and not isinstance(attributes[name], kind)
         ]
-        wrong += [
-            str(name)
-            for name, value in weights.items()
-            if name != "pyro_param_store" and not isinstance(value, torch.Tensor)
-        ]
+        wrong += [str(name) for name, value in weights_of(content).items() if not isinstance(value, torch.Tensor)]
     if not wrong:
         registry, arguments = attributes["registry_"], attributes["init_params_"]
         wrong += [name for name in ("setup_args", "field_registries") if not isinstance(registry.get(name), dict)]
@@ -173,7 +174,7 @@ def _check_shapes(path: Path, content: dict[str, Any], cls: Any) -> None:
             f"{path} is damaged: no model can be made of its options ({type(error).__name__}: {error}). Save the model again, "
             "or use a copy."
         ) from error
-    found = {name: weight.shape for name, weight in content["model_state_dict"].items() if name != "pyro_param_store"}
+    found = {name: weight.shape for name, weight in weights_of(content).items()}
     wrong = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
     if wrong:
         name = wrong[0]

@@ -24,7 +24,7 @@ from lgdist_scvi.module._use import Steady, refuse_while_trained
 
 from ._base import LGDiSTBase
 from ._manifest import MANIFEST, hash_of_data, manifest_of
-from ._model_file import VERSION, read_model_file, safely_loaded
+from ._model_file import VERSION, read_model_file, safely_loaded, weights_of
 
 if TYPE_CHECKING:
     from typing import Self
@@ -174,9 +174,7 @@ class SavingMixin(LGDiSTBase):
             model = cls(adata, **arguments["non_kwargs"], **arguments["kwargs"].get("module_kwargs", {}))
             for name, value in attributes.items():
                 setattr(model, name, value)
-            model.module.load_state_dict(
-                {name: value for name, value in content["model_state_dict"].items() if name != "pyro_param_store"}
-            )
+            model.module.load_state_dict(weights_of(content))
             model.to_device(training_devices(accelerator, device)[0])
             model.module.eval()
             model._validate_anndata(adata)

@@ -122,7 +122,7 @@ def domains(
         if n_domains > len(values):
             raise ValueError(f"n_domains={n_domains} is more than the {len(values)} spots.")
         found, best = _mixtures(values, n_domains, seed, n_seeds)
-    clusterings = found if patches is None else [_voted(labels, patches) for labels in found]
+    clusterings = found if patches is None else [voted(labels, patches) for labels in found]
     agreement = [adjusted_rand_score(one, other) for one, other in combinations(clusterings, 2)]
     adata.obs[key_added] = _named(clusterings[best])
     settings["n_domains"] = len(adata.obs[key_added].cat.categories)
@@ -219,7 +219,7 @@ def _leiden(values: NDArray[np.float64], resolution: float, seed: int, n_seeds: 
     return found
 
 
-def _voted(labels: NDArray[np.integer], patches: Any) -> NDArray[np.integer]:
+def voted(labels: NDArray[np.integer], patches: Any) -> NDArray[np.integer]:
     """The most frequent label of each patch."""
     numbers = np.unique(labels, return_inverse=True)[1]
     return np.asarray(patches @ np.eye(numbers.max() + 1, dtype=np.float32)[numbers]).argmax(axis=1)
