@@ -28,6 +28,8 @@ N_BEST = 5
 FARTHEST = 6.0
 """Times the lowest value that an axis shows at most."""
 PATCH = 13
+TECHNOLOGIES = [name for name in SPARSE if not name.endswith("pct")]
+"""Sets that are sparse by themselves."""
 BEGIN, END = "<!-- measured: written by benchmarks/overview.py -->", "<!-- end of measured -->"
 WITH_TABLE = (ROOT / "README.md", ROOT / "docs" / "index.md")
 
@@ -227,7 +229,7 @@ def answers(results: Results, folder: Path) -> list[list[str]]:
         ("What is expressed in each spot of a deep section (Visium, ST)?", QUICK, "count-thinning-b"),
         (
             "The same, where few molecules are counted (Slide-seq, Stereo-seq, Xenium, MERFISH, STARmap, osmFISH)?",
-            {name: of for name, of in SPARSE.items() if not name.endswith("pct")},
+            TECHNOLOGIES,
             "sparse-data",
         ),
         (
@@ -269,7 +271,7 @@ def answers(results: Results, folder: Path) -> list[list[str]]:
                 "[regions](evidence.md#means-of-regions)",
             ]
         )
-    tested = [entry["tests"]["powers"] for entry in evidence if "tests" in entry]
+    tested = powers(evidence)
     if tested:
         found.append(
             [
@@ -280,6 +282,11 @@ def answers(results: Results, folder: Path) -> list[list[str]]:
             ]
         )
     return found
+
+
+def powers(evidence: list[Record]) -> list[Record]:
+    """What was found between groups that differ, by set and seed."""
+    return [entry["tests"]["powers"] for entry in evidence if "tests" in entry]
 
 
 def gain(tested: list[Record]) -> float:
@@ -364,7 +371,7 @@ def short(shown: list[Question], folder: Path) -> str:
                 "" if scvi is None else f"{scvi:.3f}",
             ]
         )
-    tested = [entry["tests"]["powers"] for entry in kept(folder, "evidence") if "tests" in entry]
+    tested = powers(kept(folder, "evidence"))
     lines.append(
         ["Genes found between groups of 10 to 30 spots", f"**{gain(tested):.1f}**", "1 (test of the counts)", ""]
     )
@@ -384,14 +391,13 @@ def with_table(text: str, rows: str) -> str:
 
 
 def questions(results: Results, folder: Path) -> list[Question]:
-    technologies = [name for name in SPARSE if not name.endswith("pct")]
     return [
         Question(
             "Detected values, five deep sections", "error (mse), lower is better", averaged(results, "A", QUICK), False
         ),
         Question("Expression, five deep sections", "explained deviance (d2)", averaged(results, "B", QUICK), True),
         Question(
-            "Expression, six sparse sections", "explained deviance (d2)", averaged(results, "B", technologies), True
+            "Expression, six sparse sections", "explained deviance (d2)", averaged(results, "B", TECHNOLOGIES), True
         ),
         Question("Hidden spots, five sections", "explained deviance (d2)", common(hidden(folder, 1)), True),
     ]

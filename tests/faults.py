@@ -43,8 +43,6 @@ HUNG = 300
 class Task:
     """A call that writes, what it reads and what it writes."""
 
-    left: tuple = ()  # beside its output after an unbroken call
-
     def __init__(self, shared: Path) -> None:
         self.shared = shared
 
