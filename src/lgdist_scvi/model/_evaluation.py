@@ -191,8 +191,8 @@ class EvaluationMixin(LGDiSTBase):
         hidden = holdout_entries(truth.hidden, self.held_out_ if own else fraction, self.seed_ if own else reading.seed)
         if not hidden.nnz:
             raise ValueError(
-                f"No entry of {truth.n_spots} spots and {truth.n_genes} genes is held out; train with a validation_size, or pass a "
-                "fraction with adata, that is above 0 and large enough for their number."
+                f"No entry of {truth.n_spots} spots and {truth.n_genes} genes is held out; train with validation_size > 0, or pass "
+                "fraction > 0 with adata, large enough for their number."
             )
         view = truth.without(hidden, truth.share)
         rows = np.flatnonzero(np.diff(hidden.indptr))
