@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -400,6 +401,20 @@ def test_bugs_show_where_they_are(section: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(_training.TrainingMixin, "train", fail)
     with pytest.raises(ValueError, match="a bug of ours"):
         complete(section, tmp_path / "out.h5ad")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="other pipes")
+def test_demo_whose_text_has_no_reader(tmp_path: Path):
+    """As below ``head -1``: what is wanted are the files."""
+    pytest.importorskip("igraph")
+    code = f"from lgdist_scvi._demo import run_demo; from pathlib import Path; run_demo(Path({str(tmp_path)!r}), n_spots=120, n_genes=40, max_epochs=1, accelerator='cpu')"
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, check=False, text=True)
+    os.close(writer)
+    assert run.returncode == 0 and "Traceback" not in run.stderr and "Error" not in run.stderr, run.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"completed.h5ad", "completion.png"}
 
 
 @pytest.mark.slow

@@ -45,8 +45,20 @@ def logged_history(trainer: Trainer) -> dict[str, pd.DataFrame]:
 
 
 def training_devices(accelerator: str, devices: int | list[int] | str) -> tuple[torch.device, int]:
-    """The first device that a training with these arguments runs on, and the number of devices of a machine."""
-    _, parsed, device = parse_device_args(accelerator, devices, return_device="torch")
+    """The first device that a training with these arguments runs on, and the number of devices of a machine.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device.
+    """
+    try:
+        _, parsed, device = parse_device_args(accelerator, devices, return_device="torch")
+    except Exception as error:  # Lightning and PyTorch raise many kinds
+        raise ValueError(
+            f"accelerator={accelerator!r} with devices={devices!r} cannot be used on this machine; leave both out, or pass only "
+            f"accelerator='cpu'. Lightning says: {' '.join(str(error).split()).rstrip('.!')}."
+        ) from error
     return device, len(parsed) if isinstance(parsed, list) else int(parsed)
 
 

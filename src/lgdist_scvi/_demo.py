@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ._constants import TARGET_SUM
-from ._output import UserError, check_target, write_aside
+from ._output import UserError, check_target, say_to_stdout, write_aside
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,7 +72,9 @@ def run_demo(
     adata = datasets.simulated_tissue(n_spots, n_genes, depth=DEPTH, seed=seed)
     counts = adata.layers["counts"]
     zeros = 1 - counts.nnz / np.prod(adata.shape)
-    print(f"Simulated tissue: {n_spots} spots, {n_genes} genes, {zeros:.0%} zeros. Training takes one or two minutes.")
+    say_to_stdout(
+        f"Simulated tissue: {n_spots} spots, {n_genes} genes, {zeros:.0%} zeros. Training takes one or two minutes."
+    )
     LGDiST.setup_anndata(adata, layer="counts")
     model = LGDiST(adata, seed=seed)
     with redirect_stdout(sys.stderr):
@@ -84,14 +86,14 @@ def run_demo(
 
     scores = model.evaluate_completion(silent=True)
     adata.uns["scores"] = scores
-    print(f"\nScores on entries held out of training:\n{scores.round(3).to_string()}")
+    say_to_stdout(f"\nScores on entries held out of training:\n{scores.round(3).to_string()}")
     truth = compare_with_truth(adata, seed)
     adata.uns["truth"] = truth
-    print(f"\nComparison with the simulated truth:\n{truth.round(3).to_string()}")
+    say_to_stdout(f"\nComparison with the simulated truth:\n{truth.round(3).to_string()}")
 
     write_aside(adata, table, overwrite=True)
     genes = draw_maps(adata, picture)
-    print(f"\nWritten: {table}\n         {picture} ({', '.join(genes)})")
+    say_to_stdout(f"\nWritten: {table}\n         {picture} ({', '.join(genes)})")
     return adata
 
 

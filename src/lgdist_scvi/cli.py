@@ -19,6 +19,7 @@ from ._output import UserError, bookkeeping, check_target, say_to_stdout, write_
 from ._quiet import quiet
 from .model._layers import check_key
 from .model._options import Scale
+from .model._saving import MODEL_FILE
 from .module._read_outs import READ_OUTS
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ SETUP_OPTIONS = {
     "observed_layer": "boolean layer, True where an entry was observed (default: everywhere)",
     "size_factor_key": "obs column with the depth of the spots over the whole transcriptome (default: the sum of counts)",
 }
-MODEL_FILE = "model.pt"
 MOST, THREADS_PER_CORE = 2**31 - 1, 8
 # Windows has no SIGHUP.
 STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]

@@ -10,6 +10,7 @@ import torch
 
 import lgdist_scvi
 from lgdist_scvi import LGDiST
+from lgdist_scvi.model import _training
 from lgdist_scvi.train._runner import PhaseRunner
 
 PACKAGE = str(Path(lgdist_scvi.__file__).parent)
@@ -32,6 +33,7 @@ def untrained(monkeypatch):
         raise AssertionError("trained before the mistake was noticed")
 
     monkeypatch.setattr(PhaseRunner, "run", run)
+    monkeypatch.setattr(_training, "fit_field", run)
 
 
 TRAININGS = {
@@ -47,11 +49,27 @@ TRAININGS = {
     "no steps": ({"max_steps": 0}, ValueError, r"max_steps=0 .*leave it out"),
     "no validation": ({"limit_val_batches": 0}, ValueError, r"limit_val_batches=0 .*early_stopping=False"),
     "processes": ({"devices": 5000}, ValueError, r"devices=5000 would start as many processes"),
+    "accelerator": (
+        {"accelerator": "tpux"},
+        ValueError,
+        r"accelerator='tpux' .*leave both out.*invalid accelerator name",
+    ),
+    "accelerator None": ({"accelerator": None}, ValueError, r"accelerator=None .*leave both out"),
+    "GPU": pytest.param(
+        *({"accelerator": "gpu"}, ValueError, r"accelerator='gpu' with devices='auto' cannot be used on this machine"),
+        marks=pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is one"),
+    ),
+    "no devices": ({"devices": 0}, ValueError, r"devices=0 cannot be used .*leave both out"),
+    "devices by number": ({"devices": [0, 1]}, ValueError, r"devices=\[0, 1\] cannot be used"),
+    "devices of text": ({"devices": "x"}, ValueError, r"devices='x' cannot be used"),
+    "strategy": ({"strategy": "x"}, ValueError, r"Lightning refuses an argument: .*'x'.*given were .*strategy"),
+    "precision": ({"precision": "64-true"}, ValueError, r"precision='64-true' is not supported.*leave precision out"),
+    "unknown argument": ({"max_epoch": 3}, TypeError, r"max_epoch'.*leave it out; given were .*max_epoch"),
 }
 
 
 @pytest.mark.usefixtures("untrained")
-@pytest.mark.parametrize(("options", "error", "message"), TRAININGS.values(), ids=TRAININGS)
+@pytest.mark.parametrize(("options", "error", "message"), TRAININGS.values(), ids=list(TRAININGS))
 def test_training(model, small, options, error, message):
     with pytest.raises(error) as caught:
         small.fit(model, **options)

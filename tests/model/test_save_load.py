@@ -2,10 +2,12 @@
 
 import errno
 import os
+import pickle
 import shutil
 import subprocess
 import sys
 import zipfile
+from copy import deepcopy
 from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
@@ -533,6 +535,25 @@ def test_what_could_not_be_loaded_is_not_saved(saved, small, tmp_path):
     with pytest.raises(ValueError, match=r"cannot be saved"):
         model.save(tmp_path / "model", overwrite=True)
     pd.testing.assert_frame_equal(read(LGDiST.load(tmp_path / "model"), small), saved[1])
+
+
+@pytest.mark.parametrize("copied", [lambda model: pickle.loads(pickle.dumps(model)), deepcopy], ids=["pickle", "copy"])
+def test_pickled_and_copied(saved, small, copied):
+    model, completed, _ = saved
+    again = copied(model)
+    assert again.adata is not model.adata and again.module is not model.module
+    pd.testing.assert_frame_equal(read(again, small), completed)
+    again.train_autoencoder(**small.TRAIN)
+    pd.testing.assert_frame_equal(read(model, small), completed)
+
+
+def test_data_that_changed_is_not_pickled_with_the_model(small):
+    model = small.build(small.tissue())
+    del model.adata.obsm["spatial"]
+    with pytest.raises(
+        ValueError, match=r"changed since it was registered.*load\(\) would refuse.*Save the model without"
+    ):
+        pickle.dumps(model)
 
 
 def test_no_model_there(tmp_path):

@@ -16,7 +16,8 @@ from lgdist_scvi.train._runner import PhaseRunner
 )
 def test_devices_share_the_spots_and_not_the_steps(small, monkeypatch, n_spots, devices, num_nodes, epochs):
     started = {}
-    monkeypatch.setattr(_runner, "TrainRunner", lambda model, **options: started.update(options))
+    made = SimpleNamespace(trainer=SimpleNamespace(precision="32-true"))
+    monkeypatch.setattr(_runner, "TrainRunner", lambda model, **options: started.update(options) or made)
     monkeypatch.setattr(_runner, "training_devices", lambda *_: (torch.device("cpu"), devices))
     model = small.build(small.tissue())
     data = model._training_data(0.1, 128)

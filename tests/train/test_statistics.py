@@ -75,6 +75,7 @@ def test_seeding_touches_the_generators_of_one_device_only(monkeypatch, device, 
 
 def test_field_is_fitted_on_the_device_of_the_training(small, monkeypatch):
     from lgdist_scvi.model import _training
+    from lgdist_scvi.train import _runner
 
     class Stop(Exception):
         pass
@@ -83,7 +84,7 @@ def test_field_is_fitted_on_the_device_of_the_training(small, monkeypatch):
         assert module.device.type == "meta"
         raise Stop
 
-    monkeypatch.setattr(_training, "training_devices", lambda *_: (torch.device("meta"), 1))
+    monkeypatch.setattr(_runner, "training_devices", lambda *_: (torch.device("meta"), 1))
     monkeypatch.setattr(_training, "fit_statistics", lambda *_: None)
     monkeypatch.setattr(_training, "fit_field", look)
     with pytest.raises(Stop):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import re
 import threading
 import zipfile
 from importlib.metadata import version
@@ -91,12 +92,18 @@ def _read(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} holds more than weights and plain metadata: it was not written by LGDiST.save(), or it was modified. "
-            f"Nothing of it was executed. PyTorch says: {' '.join(str(error).split())}"
+            f"Nothing of it was executed. PyTorch found: {_found(error)}."
         ) from error
     except Exception as error:  # damaged bytes can raise any error
         raise ValueError(
             f"{path} is damaged or not a saved model ({type(error).__name__} {error}); save it again, or use a copy."
         ) from error
+
+
+def _found(error: pickle.UnpicklingError) -> str:
+    """What PyTorch refuses in a file, without its advice to read the file unsafely."""
+    text = " ".join(str(error).split())
+    return re.split(r"\.? (?:Please|Check the documentation)", text.rpartition("WeightsUnpickler error: ")[2])[0]
 
 
 def _check_structure(path: Path, content: Any) -> None:

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+MODEL_FILE = "model.pt"
+
+
 class SavingMixin(LGDiSTBase):
     """Saving and safe loading."""
 
@@ -79,7 +82,7 @@ class SavingMixin(LGDiSTBase):
             raise FileExistsError(f"{folder} exists; choose another name or pass overwrite=True.")
         refuse_while_trained(self.module)
         steady = Steady(self.module)
-        name = f"{prefix or ''}model.pt"
+        name = f"{prefix or ''}{MODEL_FILE}"
         data = self._hash_of_data(required=save_anndata)
         registry = self.registry_
         # scvi-tools keeps a defaultdict here, which PyTorch's safe loading refuses.
@@ -206,6 +209,14 @@ class SavingMixin(LGDiSTBase):
         """
         return read_model_file(_model_path(dir_path, prefix), cls)["attr_dict"]["registry_"]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, and copied, as :meth:`save` writes it; its AnnData beside it. As with any pickle, reading it runs its code."""
+        self._hash_of_data(required=True)
+        with tempfile.TemporaryDirectory(prefix="lgdist_") as folder:
+            self.save(folder, overwrite=True)
+            content = Path(folder, MODEL_FILE).read_bytes()
+        return _unpickled, (type(self), content, self.adata)
+
     def _hash_of_data(self, *, required: bool) -> str | None:
         """Hash of the AnnData of the model; None if it is no longer as it was registered and need not be."""
         try:
@@ -220,12 +231,19 @@ class SavingMixin(LGDiSTBase):
 
 
 def _model_path(dir_path: str | Path, prefix: str | None, backup_url: str | None = None) -> Path:
-    path = Path(dir_path) / f"{prefix or ''}model.pt"
+    path = Path(dir_path) / f"{prefix or ''}{MODEL_FILE}"
     if backup_url is not None and not path.exists():
         download(backup_url, str(path.parent), path.name)
     if not path.is_file():
         raise FileNotFoundError(f"There is no saved model at {path}; name the folder written by model.save().")
     return path
+
+
+def _unpickled(cls: type[SavingMixin], content: bytes, adata: AnnData) -> SavingMixin:
+    """The model of a pickle, on the first device that there is."""
+    with tempfile.TemporaryDirectory(prefix="lgdist_") as folder:
+        Path(folder, MODEL_FILE).write_bytes(content)
+        return cls.load(folder, adata=adata)
 
 
 def _spots_of(path: Path, prefix: str | None, setup: dict[str, Any], expected: str | None) -> AnnData:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lgdist_scvi._checks import check_share, check_whole
-from lgdist_scvi._compat import training_devices
 from lgdist_scvi.data._holdout import holdout_entries
 from lgdist_scvi.dataloaders._neighborhood import CodeDataModule, NeighborhoodDataModule
 from lgdist_scvi.module._field_codes import fit_field, solve_field
@@ -202,16 +201,18 @@ class TrainingMixin(LGDiSTBase):
         _check_steps(batch_size, max_epochs=max_epochs)
         check_share(validation_size=validation_size)
         data = self._training_data(validation_size, batch_size)
+        trainer_kwargs |= {"accelerator": accelerator, "devices": devices, "early_stopping": early_stopping}
+        # Before the field is fitted, because it refuses unusable arguments.
+        phase = PhaseRunner(
+            self, self._autoencoder_plan_cls, "autoencoder", data, max_epochs, plan_kwargs or {}, trainer_kwargs
+        )
         if "autoencoder" not in self.history_:
-            self.module.to(training_devices(accelerator, devices)[0])
+            self.module.to(phase.device)
             fit_statistics(self.module, data.view, self.seed_)
             with seeded(self.seed_, self.module.device):
                 fit_field(self.module, data.view, self.seed_)
-        trainer_kwargs |= {"accelerator": accelerator, "devices": devices, "early_stopping": early_stopping}
         try:
-            self._run_phase(
-                self._autoencoder_plan_cls, "autoencoder", data, max_epochs, plan_kwargs or {}, trainer_kwargs
-            )
+            self._run_phase("autoencoder", phase, data)
         finally:
             # Also after an interruption, since what was learnt is kept.
             if "autoencoder" in self.history_:
@@ -278,7 +279,6 @@ class TrainingMixin(LGDiSTBase):
                 "same entries. Leave validation_size out."
             )
         trainer_kwargs |= {"accelerator": accelerator, "devices": devices, "early_stopping": early_stopping}
-        self.module.to(training_devices(accelerator, devices)[0])
         data = CodeDataModule(self._training_data(self.held_out_, batch_size), self.held_out_, self.seed_)
 
         def completed_counts(rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -287,11 +287,21 @@ class TrainingMixin(LGDiSTBase):
             )
 
         for number in range(1, self.n_rounds_ + 1):
+            name = "diffusion" if number == 1 else f"diffusion_round_{number}"
+            phase = PhaseRunner(
+                self,
+                self._diffusion_plan_cls,
+                name.replace("_", " "),
+                data,
+                max_epochs,
+                plan_kwargs or {},
+                trainer_kwargs,
+            )
+            self.module.to(phase.device)
             data.view.clean = clean_codes(self.module, data.view, completed_counts if number > 1 else None)
             warn_if_collapsed(data.view.clean)
             fit_code_statistics(self.module, data.view, data.train_idx, self.seed_ + number)
-            name = "diffusion" if number == 1 else f"diffusion_round_{number}"
-            self._run_phase(self._diffusion_plan_cls, name, data, max_epochs, plan_kwargs or {}, trainer_kwargs)
+            self._run_phase(name, phase, data)
 
     def _training_data(self, validation_size: float, batch_size: int) -> NeighborhoodDataModule:
         """View without the held-out entries, which depend only on the model's seed and `validation_size`."""
@@ -315,16 +325,7 @@ class TrainingMixin(LGDiSTBase):
         view = truth.without((held_out + calibrated).tocsr())
         return NeighborhoodDataModule(view, truth, held_out, batch_size, calibrated)
 
-    def _run_phase(
-        self,
-        plan_cls: type[PhasePlan],
-        name: str,
-        data: NeighborhoodDataModule,
-        max_epochs: int | None,
-        plan_kwargs: dict[str, Any],
-        trainer_kwargs: dict[str, Any],
-    ) -> None:
-        phase = PhaseRunner(self, plan_cls, name.replace("_", " "), data, max_epochs, plan_kwargs, trainer_kwargs)
+    def _run_phase(self, name: str, phase: PhaseRunner, data: NeighborhoodDataModule) -> None:
         history = self.history_
         # Each call has its own seed, reproducible for the same sequence of calls.
         epochs_before = sum(len(metrics.get("train_loss", {}).get("epoch", [])) for metrics in history.values())

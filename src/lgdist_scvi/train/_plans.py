@@ -92,7 +92,7 @@ class PhasePlan(pl.LightningModule):
         self.module = module
         self.lr, self.weight_decay = self.peak_lr if lr is None else lr, weight_decay
         self._average_over_steps = get_ema_multi_avg_fn(ema_decay)
-        self._start = self._copy()
+        self._start: Weights = self._copy()
         self._averaged: Weights = self._copy()
         self._current: Weights = []
         self._best: Weights | None = None
@@ -113,6 +113,10 @@ class PhasePlan(pl.LightningModule):
         """Put weights into the module, on whichever device it is."""
         for own, weight in zip(self._weights(), weights, strict=True):
             own.copy_(weight)
+
+    def restart(self) -> None:
+        """Take the weights as they are now for those from before the training."""
+        self._start, self._averaged = self._copy(), self._copy()
 
     def loss(self, batch: Batch) -> LossOutput:
         """Training loss of a minibatch."""

@@ -59,6 +59,11 @@ class PhaseRunner:
         Options of the plan.
     trainer_kwargs
         ``early_stopping``, and arguments of :class:`scvi.train.Trainer`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is unknown or unusable.
     """
 
     def __init__(
@@ -101,15 +106,27 @@ class PhaseRunner:
             "log_every_n_steps": 1,
             "simple_progress_bar": False,
         }
-        with quiet():
-            self._runner = TrainRunner(
-                model,
-                training_plan=self.plan,
-                data_splitter=data,
-                max_epochs=epochs,
-                early_stopping=early_stopping,
-                callbacks=callbacks,
-                **(defaults | trainer_kwargs),
+        try:
+            with quiet():
+                self._runner = TrainRunner(
+                    model,
+                    training_plan=self.plan,
+                    data_splitter=data,
+                    max_epochs=epochs,
+                    early_stopping=early_stopping,
+                    callbacks=callbacks,
+                    **(defaults | trainer_kwargs),
+                )
+        except Exception as error:  # Lightning raises many kinds
+            raise (TypeError if isinstance(error, TypeError) else ValueError)(
+                f"The trainer of Lightning refuses an argument: {' '.join(str(error).split()).rstrip('.')}. Correct it or leave it "
+                f"out; given were {', '.join(sorted(trainer_kwargs))}."
+            ) from error
+        if (precision := self._runner.trainer.precision) not in PRECISIONS:
+            # Lightning would convert the weights, and leave them so after a failure.
+            raise ValueError(
+                f"precision={precision!r} is not supported, because weights and data are in single precision; leave "
+                f"precision out, or choose one of {', '.join(map(repr, PRECISIONS))}."
             )
 
     @property
@@ -129,16 +146,9 @@ class PhaseRunner:
         ------
         KeyboardInterrupt
             If it was interrupted.
-        ValueError
-            If the weights would be in another precision.
         """
         trainer = self._runner.trainer
-        if trainer.precision not in PRECISIONS:
-            # Lightning would convert the weights, and leave them so after a failure.
-            raise ValueError(
-                f"precision={trainer.precision!r} is not supported, because weights and data are in single precision; leave "
-                f"precision out, or choose one of {', '.join(map(repr, PRECISIONS))}."
-            )
+        self.plan.restart()
         try:
             self.module.phase = self.plan.phase
             # The runner leaves the module in evaluation mode, in which the next phase would train.
