@@ -62,3 +62,7 @@ def test_axes_of_the_user(result):
     assert list(pl.audit(result, axes=given).ravel()) == list(given.ravel())
     with pytest.raises(ValueError, match="6 panels are needed"):
         pl.audit(result, axes=plt.figure().add_subplot())
+
+
+def test_the_figure_is_saved(result, saves):
+    saves(pl.audit, result)

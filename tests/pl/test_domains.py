@@ -44,3 +44,7 @@ def test_many_domains_have_colours_of_their_own(adata):
 def test_missing_domains_are_named(adata):
     with pytest.raises(KeyError, match=r"no column 'leiden' .*call lgdist_scvi.tl.domains"):
         pl.domains(adata, "leiden")
+
+
+def test_the_figure_is_saved(adata, saves):
+    saves(pl.domains, adata, library_key="section", scalebar_dx=1.0)

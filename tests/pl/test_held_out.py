@@ -87,3 +87,8 @@ def test_nothing_detected(entries):
     pl.gene_accuracy(entries.assign(count=0.0))
     with pytest.raises(ValueError, match="2 panels"):
         pl.held_out(entries, axes=plt.figure().add_subplot())
+
+
+@pytest.mark.parametrize("draw", [pl.held_out, pl.gene_accuracy, pl.coverage])
+def test_the_figure_is_saved(entries, draw, saves):
+    saves(draw, entries)

@@ -58,3 +58,7 @@ def test_given_axes_are_used(logged, monkeypatch):
     assert len(plt.get_fignums()) == 1
     with pytest.raises(ValueError, match="axes holds 1 axes, but 2 panels"):
         pl.history(logged, axes=given[0])
+
+
+def test_the_figure_is_saved(logged, saves):
+    saves(pl.history, logged)

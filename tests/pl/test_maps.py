@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 from matplotlib import pyplot as plt
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from scipy import sparse
 
 from lgdist_scvi import pl
@@ -223,3 +224,56 @@ def test_layers_on_another_scale_are_not_drawn_as_logarithms(adata, scale):
             draw(adata, "A")
     adata.uns["lgdist"]["scale"] = "log1p"
     assert pl.uncertainty(adata, "A").shape == (1, 1)
+
+
+@pytest.mark.parametrize("draw", [pl.completion, pl.uncertainty])
+def test_the_figure_is_saved(adata, draw, saves):
+    saves(draw, adata, "A", library_key="section", library_id="two")
+
+
+def test_measured_completed_and_uncertainty_in_one_call(adata):
+    axes = pl.completion(adata, ["C", "A"], uncertainty=True, library_key="section")
+    assert axes.shape == (4, 3)
+    assert [ax.get_title() for ax in axes[3]] == [
+        f"A, {what}, two" for what in ("measured", "completed", "uncertainty")
+    ]
+    std = adata.layers["lgdist_std"].toarray()
+    np.testing.assert_allclose(drawn(axes[3, 2]), std[30:, 0])
+    np.testing.assert_allclose(drawn(axes[0, 1]), adata.layers["lgdist"][:30, 2])
+    scales = [[ax.collections[0].get_clim() for ax in row] for row in axes]
+    assert scales[2] == scales[3]  # of a gene in all sections
+    assert scales[2][0] == scales[2][1] != scales[2][2]
+    assert scales[2][2][1] == pytest.approx(np.percentile(std[:, 0], 99.5))
+    bars = [ax.get_ylabel() for ax in axes[0, 0].figure.axes if ax not in set(axes.ravel())]
+    assert sorted(set(bars)) == ["log1p(counts per 10,000)", "standard deviation of\nlog1p(counts per 10,000)"]
+    with pytest.raises(KeyError, match=r"layers\['other_std'\].*return_std=True"):
+        adata.layers["other"] = adata.layers["lgdist"]
+        pl.completion(adata, "A", layer="other", uncertainty=True)
+
+
+def scale_bar(ax):
+    """Length in the unit of the positions, and label."""
+    bars = [artist for artist in ax.artists if isinstance(artist, AnchoredSizeBar)]
+    return [(bar.size_bar.get_children()[0].get_width(), bar.txt_label.get_text()) for bar in bars]
+
+
+def test_scale_bars_where_the_unit_is_known(adata):
+    """Panels are 700 wide."""
+    assert scale_bar(pl.uncertainty(adata, "A")[0, 0]) == []
+    assert scale_bar(pl.uncertainty(adata, "A", scalebar_dx=0.5)[0, 0]) == [(200, "100 \u00b5m")]
+    assert scale_bar(pl.uncertainty(adata, "A", scalebar_dx=0.25)[0, 0]) == [(200, "50 \u00b5m")]
+    adata.uns["spatial"] = {"two": {"scalefactors": {"microns_per_pixel": 10.0}}}
+    for ax in pl.completion(adata, "A", library_key="section", img=False)[1]:
+        assert scale_bar(ax) == [(200, "2 mm")]
+    assert scale_bar(pl.completion(adata, "A", library_key="section")[0, 0]) == []
+    assert scale_bar(pl.completion(adata, "A", library_key="section", scalebar_dx=5)[1, 0]) == [(200, "1 mm")]
+
+
+def test_scale_bars_hide_no_spot(adata):
+    ax = pl.uncertainty(adata, "A", scalebar_dx=1)[0, 0]
+    ax.figure.canvas.draw()
+    (bar,) = ax.artists
+    where = bar.get_window_extent()
+    panel, page = ax.get_window_extent(), ax.figure.bbox
+    assert where.y1 <= panel.y0 + 1 and where.y0 >= page.y0
+    assert panel.x0 < where.x0 and where.x1 <= panel.x1 + 1

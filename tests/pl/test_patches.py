@@ -50,3 +50,7 @@ def test_bad_spots(adata):
         pl.image_patches(adata, ["s1", "s99"])
     with pytest.raises(ValueError, match="no spot"):
         pl.image_patches(adata, [])
+
+
+def test_the_figure_is_saved(adata, saves):
+    saves(pl.image_patches, adata, 2)

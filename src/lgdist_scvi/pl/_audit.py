@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lgdist_scvi.pl._axes import axes_grid
+from lgdist_scvi.pl._axes import axes_grid, save_figure
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
@@ -20,7 +22,7 @@ _LEAST_COUNTS = 100
 _LEVELS = (0.5, 0.8, 0.95)
 
 
-def audit(result: AuditResult, *, axes: Any = None) -> NDArray[np.object_]:
+def audit(result: AuditResult, *, axes: Any = None, save: str | Path | None = None) -> NDArray[np.object_]:
     """Draw the answers of an audit.
 
     From left to right, above: completed over measured totals, deviance explained and coverage; below: log ratios between
@@ -33,6 +35,8 @@ def audit(result: AuditResult, *, axes: Any = None) -> NDArray[np.object_]:
         Result of :func:`lgdist_scvi.tl.audit`.
     axes
         Six matplotlib axes; None makes a new figure.
+    save
+        As for :func:`completion`.
 
     Returns
     -------
@@ -42,6 +46,8 @@ def audit(result: AuditResult, *, axes: Any = None) -> NDArray[np.object_]:
     ------
     ValueError
         If the number of axes is not 6.
+    FileNotFoundError
+        If the folder of `save` does not exist.
 
     Examples
     --------
@@ -93,6 +99,7 @@ def audit(result: AuditResult, *, axes: Any = None) -> NDArray[np.object_]:
     _label(correlation, result, "correlations", "correlation without noise (estimate)", "completed")
     for ax in panels.ravel():
         ax.spines[["top", "right"]].set_visible(False)
+    save_figure(panels, save)
     return panels
 
 

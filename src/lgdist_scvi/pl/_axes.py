@@ -1,13 +1,16 @@
-"""The user's axes, or those of a new figure."""
+"""The user's axes, or those of a new figure, and the file of it."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+_DOTS_PER_INCH = 300
 
 
 def axes_grid(axes: Any, n_rows: int, n_cols: int, panel_size: tuple[float, float]) -> NDArray[np.object_]:
@@ -43,3 +46,28 @@ def axes_grid(axes: Any, n_rows: int, n_cols: int, panel_size: tuple[float, floa
             f"({n_rows} row(s) of {n_cols}); pass as many axes, or None for a new figure."
         )
     return given.reshape(n_rows, n_cols)
+
+
+def save_figure(axes: Any, save: str | Path | None) -> None:
+    """Save the figure of some axes.
+
+    Parameters
+    ----------
+    axes
+        One axes of the figure or an array of them.
+    save
+        The file; its suffix says in which format. None saves nothing.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    """
+    if save is None:
+        return
+    if not Path(save).parent.is_dir():
+        raise FileNotFoundError(
+            f"save={str(save)!r} names the folder {Path(save).parent}, which does not exist; create it first."
+        )
+    figure = np.asarray(axes, dtype=object).ravel()[0].figure
+    figure.figure.savefig(save, dpi=_DOTS_PER_INCH, bbox_inches="tight")

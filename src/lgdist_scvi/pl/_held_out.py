@@ -9,9 +9,11 @@ import pandas as pd
 
 from lgdist_scvi._constants import TARGET_SUM
 from lgdist_scvi.metrics import count_coverage, gene_pearson, poisson_deviance
-from lgdist_scvi.pl._axes import axes_grid
+from lgdist_scvi.pl._axes import axes_grid, save_figure
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
@@ -22,7 +24,7 @@ _BINS = 12
 _NAME_SIZE = (0.2, 0.05)  # of a label, as shares of a panel
 
 
-def held_out(entries: pd.DataFrame, *, axes: Any = None) -> NDArray[np.object_]:
+def held_out(entries: pd.DataFrame, *, axes: Any = None, save: str | Path | None = None) -> NDArray[np.object_]:
     """Draw predicted against measured values of held-out entries.
 
     Left: log values of detected entries. Right: all entries, zeros included, grouped by expected count; the mean
@@ -36,6 +38,8 @@ def held_out(entries: pd.DataFrame, *, axes: Any = None) -> NDArray[np.object_]:
         10,000.
     axes
         Two matplotlib axes; None makes a new figure.
+    save
+        As for :func:`completion`.
 
     Returns
     -------
@@ -45,6 +49,8 @@ def held_out(entries: pd.DataFrame, *, axes: Any = None) -> NDArray[np.object_]:
     ------
     ValueError
         If the table has no row or lacks a column, no entry was detected, or the number of axes is not 2.
+    FileNotFoundError
+        If the folder of `save` does not exist.
 
     Examples
     --------
@@ -78,10 +84,13 @@ def held_out(entries: pd.DataFrame, *, axes: Any = None) -> NDArray[np.object_]:
     right.set(title="all entries, zeros included", xlabel="expected count", ylabel="mean measured count")
     right.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
     _bare(panels)
+    save_figure(panels, save)
     return panels
 
 
-def gene_accuracy(entries: pd.DataFrame, *, n_labels: int = 5, axes: Any = None) -> NDArray[np.object_]:
+def gene_accuracy(
+    entries: pd.DataFrame, *, n_labels: int = 5, axes: Any = None, save: str | Path | None = None
+) -> NDArray[np.object_]:
     """Draw how well each gene is predicted, against its mean count.
 
     Left: share of the Poisson deviance of the gene's mean that is explained over all held-out entries (0: no better
@@ -97,6 +106,8 @@ def gene_accuracy(entries: pd.DataFrame, *, n_labels: int = 5, axes: Any = None)
         Genes to label at each end; labels that would overlap others are left out.
     axes
         Two matplotlib axes; None makes a new figure.
+    save
+        As for :func:`completion`.
 
     Returns
     -------
@@ -106,6 +117,8 @@ def gene_accuracy(entries: pd.DataFrame, *, n_labels: int = 5, axes: Any = None)
     ------
     ValueError
         If the table has no row or lacks a column, or the number of axes is not 2.
+    FileNotFoundError
+        If the folder of `save` does not exist.
 
     References
     ----------
@@ -145,6 +158,7 @@ def gene_accuracy(entries: pd.DataFrame, *, n_labels: int = 5, axes: Any = None)
             )
         ax.set(title=title, xlabel="mean count of the gene", xscale="log")
     _bare(panels)
+    save_figure(panels, save)
     return panels
 
 
@@ -159,7 +173,7 @@ def _apart(genes: list[str], x: pd.Series, y: pd.Series) -> list[str]:
     return kept
 
 
-def coverage(entries: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def coverage(entries: pd.DataFrame, *, ax: Axes | None = None, save: str | Path | None = None) -> Axes:
     """Draw how often the measured count lies in the predicted interval, against how often it should.
 
     The intervals combine the uncertainty of the rate and the counting noise
@@ -172,6 +186,8 @@ def coverage(entries: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         10,000.
     ax
         Matplotlib axes; None makes a new figure.
+    save
+        As for :func:`completion`.
 
     Returns
     -------
@@ -181,6 +197,8 @@ def coverage(entries: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ------
     ValueError
         If the table has no row or lacks a column.
+    FileNotFoundError
+        If the folder of `save` does not exist.
 
     References
     ----------
@@ -210,6 +228,7 @@ def coverage(entries: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     )
     ax.legend(frameon=False)
     _bare([ax])
+    save_figure(ax, save)
     return ax
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lgdist_scvi.pl._axes import axes_grid
+from lgdist_scvi.pl._axes import axes_grid, save_figure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     import numpy as np
     import pandas as pd
@@ -21,7 +22,10 @@ _CURVES = {
 
 
 def history(
-    model_or_history: Any | Mapping[str, Mapping[str, pd.DataFrame]], *, axes: Any = None
+    model_or_history: Any | Mapping[str, Mapping[str, pd.DataFrame]],
+    *,
+    axes: Any = None,
+    save: str | Path | None = None,
 ) -> NDArray[np.object_]:
     """Draw the training and validation loss of each training phase.
 
@@ -32,6 +36,8 @@ def history(
         (no unit).
     axes
         Matplotlib axes, one per phase; None makes a new figure.
+    save
+        As for :func:`completion`.
 
     Returns
     -------
@@ -41,6 +47,8 @@ def history(
     ------
     ValueError
         If nothing has been trained, or the number of axes differs from the number of phases.
+    FileNotFoundError
+        If the folder of `save` does not exist.
 
     Examples
     --------
@@ -60,6 +68,7 @@ def history(
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False)
+    save_figure(panels, save)
     return panels
 
 

@@ -8,10 +8,11 @@ import numpy as np
 
 from lgdist_scvi.data._entries import listing
 from lgdist_scvi.data._slide_sources import open_slides
-from lgdist_scvi.pl._axes import axes_grid
+from lgdist_scvi.pl._axes import axes_grid, save_figure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from anndata import AnnData
     from numpy.typing import NDArray
@@ -28,6 +29,7 @@ def image_patches(
     n_pixels: int = 128,
     seed: int = 0,
     axes: Any = None,
+    save: str | Path | None = None,
     **options: Any,
 ) -> NDArray[np.object_]:
     """Draw the patches that :func:`~lgdist_scvi.pp.image_embeddings` would embed, with the outline of the spot.
@@ -47,6 +49,8 @@ def image_patches(
         Seed of the choice of spots.
     axes
         Matplotlib axes, one per spot; None makes a new figure.
+    save
+        As for :func:`completion`.
     **options
         `image`, `image_key`, `library_key`, `table_key`, `spatial_key`, `patch_size`, `unit`, `scale`,
         `spot_diameter`, `microns_per_pixel`: as for :func:`~lgdist_scvi.pp.image_embeddings`.
@@ -64,7 +68,7 @@ def image_patches(
     KeyError, TypeError, ValueError
         If image, positions and scale do not match, there is no spot to draw, or the number of axes does not fit.
     FileNotFoundError
-        If an image file does not exist.
+        If an image file, or the folder of `save`, does not exist.
 
     Examples
     --------
@@ -96,4 +100,5 @@ def image_patches(
             ax.add_patch(Circle((side / 2, side / 2), slide.diameter / 2, fill=False, color=_COLOR))
         ax.set_title(str(table.obs_names[row]), fontsize=7)
         ax.set(xticks=[], yticks=[])
+    save_figure(grid, save)
     return grid[: len(chosen)]
