@@ -36,6 +36,8 @@ templates_path = ["_templates"]
 
 html_theme = "sphinx_book_theme"
 html_title = project
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 html_theme_options = {"navbar_persistent": []}  # the sidebar has a search box
 
 # The notebooks are stored with their outputs; building the documentation does not train models.
@@ -91,6 +93,9 @@ def _skip_member(app, what, name, obj, skip, options) -> bool | None:
     return True if foreign or name in _INTERNAL else None
 
 
+_PICTURES = {"image/png": "png", "image/jpeg": "jpg"}
+
+
 def _copy_tutorials() -> None:
     """Copy the notebooks into this folder, where Sphinx can see them, and list them on a page with a picture of each."""
     target = _HERE / "tutorials"
@@ -104,13 +109,15 @@ def _copy_tutorials() -> None:
         title, _, text = cells[0].source.partition("\n")
         page += [f"## [{title.lstrip('# ')}]({notebook.stem}.ipynb)", "", text.strip().split("\n\n")[0], ""]
         outputs = (output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
-        if pictures := [data["image/png"] for data in outputs if "image/png" in data]:
+        pictures = [(data[kind], suffix) for data in outputs for kind, suffix in _PICTURES.items() if kind in data]
+        if pictures:
             # The largest shows most.
-            (target / f"{notebook.stem}.png").write_bytes(base64.b64decode(max(pictures, key=len)))
+            content, suffix = max(pictures, key=lambda picture: len(picture[0]))
+            (target / f"{notebook.stem}.{suffix}").write_bytes(base64.b64decode(content))
             page += [
-                f"```{{image}} {notebook.stem}.png",
+                f"```{{image}} {notebook.stem}.{suffix}",
                 f":alt: A figure of this tutorial, {title.lstrip('# ')}",
-                ":width: 60%",
+                ":class: preview",
                 "```",
                 "",
             ]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.spatial import KDTree
 
 from lgdist_scvi import LGDiST
 from lgdist_scvi.datasets import example_tissue, simulated_tissue
@@ -70,8 +71,20 @@ def test_simulation_stands_in_and_says_so(monkeypatch, error):
     assert adata.obs["library_id"].nunique() == 2
 
 
-@pytest.mark.parametrize("tissue", ["cortex", "bulb", "tumour"])
+@pytest.mark.parametrize(("tissue", "microns", "pitch"), [("cells", 1.0, 12.0), ("bins", 0.5, 10.0)])
+def test_cells_and_bins_are_simulated_in_their_own_unit(tissue, microns, pitch):
+    with pytest.warns(UserWarning, match=r"squidpy has none\), so the tissue is SIMULATED"):
+        adata = example_tissue(tissue)
+    (entry,) = adata.uns["spatial"].values()
+    assert entry == {"scalefactors": {"microns_per_pixel": microns}}
+    nearest = KDTree(adata.obsm["spatial"]).query(adata.obsm["spatial"], k=2)[0][:, 1]
+    assert np.median(nearest) == pytest.approx(pitch)
+    assert np.median(np.asarray(adata.X.sum(axis=1))) < 250
+
+
+@pytest.mark.parametrize("tissue", ["cortex", "bulb", "tumour", "cells", "bins"])
 def test_real_sections(real_data, tissue):
     adata = example_tissue(tissue, folder=real_data)
     LGDiST.setup_anndata(adata, layer="counts", library_key="library_id")
-    assert adata.uns["spatial"]
+    (entry,) = adata.uns["spatial"].values()
+    assert entry["images"] if tissue in ("cortex", "bulb", "tumour") else entry["scalefactors"]
