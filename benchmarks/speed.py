@@ -8,6 +8,8 @@ section     from counts to a completed matrix of one section, and peak memory: L
 spots       LGDiST on 1,000, 10,000 and 100,000 simulated spots of 1,000 genes, one pass of training in each phase
 genes       LGDiST on 2,000 simulated spots of 1,000, 5,000 and 18,000 genes, the same
 large       500,000 simulated spots of 1,000 genes, written to disk
+cells       from files: up to 100,000 simulated cells of 600 genes, of which 300 are selected, to a file of completed cells
+bins        from files: up to 100,000 simulated bins of 2,000 genes and 50 molecules, of which 1,000 are selected, to a file
 
 Results go to RESULTS/speed, one file for each task, and docs/benchmarks/speed.md is written from those that are there. Times
 on a shared machine tell little by themselves: what counts are ratios of medians within one run, and slopes.
@@ -40,6 +42,7 @@ PAGE = ROOT / "docs" / "benchmarks" / "speed.md"
 SECTION = "dlpfc_visium_151674.h5ad"
 SPOTS, GENES = (1_000, 10_000, 100_000), (1_000, 5_000, 18_000)
 LARGE = 500_000
+FILES = (4_000, 20_000, 100_000)
 # SpaCKLE trains for ten minutes whatever the section, so it runs once.
 METHODS = {"lgdist": "LGDiST", "scvi": "scVI", "magic": "MAGIC", "spackle": "SpaCKLE"}
 ONCE = ("spackle",)
@@ -141,6 +144,41 @@ def run_growth(n_spots: int, n_genes: int, folder: Path) -> Record:
     return {**found, "n_spots": adata.n_obs, "n_genes": adata.n_vars, "nonzero": adata.X.nnz, "file_gb": size}
 
 
+def write_simulated(n_spots: int, n_genes: int, detected: float, path: Path) -> Record:
+    """A file of simulated spots, made in a process whose memory does not count."""
+    adata = simulated(n_spots, n_genes, detected)
+    adata.write_h5ad(path)
+    return {"nonzero": adata.X.nnz, "molecules": float(adata.X.sum() / adata.n_obs)}
+
+
+def run_file(n_genes: int, path: Path) -> Record:
+    """From a file to a file: selection of genes on disk, one pass of training, completion in blocks."""
+    import resource
+
+    from lgdist_scvi import LGDiST, pp
+
+    def peak() -> float:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+    before, times = peak(), [time.perf_counter()]
+    adata = pp.select_genes(
+        anndata.read_h5ad(path, backed="r"), n_target=n_genes // 4, n_context=n_genes - n_genes // 4, min_fraction=0
+    )
+    times.append(time.perf_counter())
+    selected = peak()
+    LGDiST.setup_anndata(adata, size_factor_key="total_counts", target_genes_key="target_gene")
+    model = LGDiST(adata)
+    times.append(time.perf_counter())
+    model.train(autoencoder_max_epochs=1, enable_progress_bar=False)
+    times.append(time.perf_counter())
+    trained = peak()
+    model.write_completed(path.with_name("completed.h5ad"), silent=True)
+    times.append(time.perf_counter())
+    select, setup, train, complete = np.diff(times).tolist()
+    found = {"select": select, "setup": setup, "train": train, "complete": complete, "before_gb": before}
+    return {**found, "selected_gb": selected, "trained_gb": trained, "n_spots": adata.n_obs, "n_genes": adata.n_vars}
+
+
 CHILDREN: dict[str, Callable[..., Record]] = {"lgdist": run_lgdist, "scvi": run_scvi, "magic": run_magic}
 
 
@@ -148,9 +186,14 @@ def child(arguments: list[str]) -> None:
     """What the process does that is asked for one method."""
     name, *rest = arguments
     with tempfile.TemporaryDirectory() as folder:
-        found = (
-            run_growth(int(rest[0]), int(rest[1]), Path(folder)) if name == "growth" else CHILDREN[name](Path(rest[0]))
-        )
+        if name == "growth":
+            found = run_growth(int(rest[0]), int(rest[1]), Path(folder))
+        elif name == "simulate":
+            found = write_simulated(int(rest[0]), int(rest[1]), float(rest[2]), Path(rest[3]))
+        elif name == "file":
+            found = run_file(int(rest[0]), Path(rest[1]))
+        else:
+            found = CHILDREN[name](Path(rest[0]))
     print("RESULT " + json.dumps(found), flush=True)
 
 
@@ -277,12 +320,28 @@ def task_growth(sizes: list[tuple[int, int]]) -> Record:
     return {"runs": runs}
 
 
+def task_files(n_genes: int, detected: float) -> Record:
+    """Twice as many genes in the file as are selected."""
+    runs = []
+    for n_spots in FILES:
+        with tempfile.TemporaryDirectory() as folder:
+            path = f"{folder}/spots.h5ad"
+            start = [sys.executable, __file__, "--child"]
+            made = measured([*start, "simulate", str(n_spots), str(2 * n_genes), str(detected), path])
+            found = measured([*start, "file", str(n_genes), path])
+        runs.append({**found, **{name: made[name] for name in ("nonzero", "molecules")}})
+        print(runs[-1], flush=True)
+    return {"runs": runs}
+
+
 TASKS: dict[str, Callable[[argparse.Namespace], Record]] = {
     "sampling": task_sampling,
     "section": task_section,
     "spots": lambda options: task_growth([(n, 1_000) for n in SPOTS]),
     "genes": lambda options: task_growth([(2_000, n) for n in GENES]),
     "large": lambda options: task_growth([(LARGE, 1_000)]),
+    "cells": lambda options: task_files(300, 0.25),
+    "bins": lambda options: task_files(1_000, 0.024),
 }
 
 INTRODUCTION = """\
@@ -344,7 +403,39 @@ def page(results: dict[str, Record]) -> str:
             f"are not zero, one pass of training in each phase: {run['train']:.0f} s of training and {run['complete']:.0f} s to "
             f"complete and write {run['file_gb']:.1f} GB, with a peak of {run['peak_gb']:.1f} GB of memory for the whole process.\n"
         ]
+    for name in ("cells", "bins"):
+        if found := results.get(name):
+            lines += from_files(name, found)
     return "\n".join(lines).strip() + "\n"
+
+
+def from_files(name: str, found: Record) -> list[str]:
+    runs = found["runs"]
+    parts = ("select", *PARTS)
+    rows = [
+        [
+            f"{run['n_spots']:,}",
+            *(f"{run[part]:.0f}" for part in parts),
+            *(f"{run[when] - run['before_gb']:.2f}" for when in ("selected_gb", "trained_gb", "peak_gb")),
+        ]
+        for run in runs
+    ]
+    last, one = runs[-1], runs[-2]
+    spots = last["n_spots"] - one["n_spots"]
+    # What each more costs; what has to be started is paid once.
+    seconds = sum(last[part] - one[part] for part in parts) / spots
+    memory = (last["peak_gb"] - one["peak_gb"]) / spots
+    header = [name, "selection, s", "setup, s", "training, s", "completion, s"]
+    header += [f"GB after {when}" for when in ("selection", "training", "completion")]
+    return [
+        f"## From file to file: {name}\n\n{where(found)} Simulated {name} of {last['molecules']:.0f} molecules, of whose "
+        f"{2 * last['n_genes']:,} genes {last['n_genes']:,} are selected from a backed file (`pp.select_genes`); one pass of training "
+        "in each phase; completed values written in blocks. Memory is the largest so far beyond that of the imports. Between the last two "
+        f"rows each of the {name} costs {1e3 * seconds:.1f} ms and {1e6 * memory:.1f} kB: by this slope a million take "
+        f"{1e6 * seconds / 3600:.1f} hours and {1e6 * memory:.1f} GB.\n",
+        *table(header, rows),
+        "",
+    ]
 
 
 def growth(name: str, of: str, found: Record) -> list[str]:

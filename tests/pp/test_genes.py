@@ -9,9 +9,11 @@ import pytest
 from formats import as_spatialdata
 from scipy import sparse
 
+from lgdist_scvi import LGDiST
+from lgdist_scvi.data import _on_disk
 from lgdist_scvi.data._neighbors import spatial_graph
 from lgdist_scvi.datasets import simulated_tissue
-from lgdist_scvi.pp import _genes, select_genes
+from lgdist_scvi.pp import _genes, _moran, select_genes
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def all_genes(adata, **kwargs):
 
 @pytest.mark.parametrize("chunk", [1, 1000, 1 << 23])
 def test_moran_is_squidpys(tissue, chunk, monkeypatch):
-    monkeypatch.setattr(_genes, "CHUNK_ENTRIES", chunk)
+    monkeypatch.setattr(_moran, "CHUNK_ENTRIES", chunk)
     result = all_genes(tissue)
     np.testing.assert_allclose(result.var["moran_i"], squidpy_moran(tissue), rtol=1e-4, atol=1e-6)
     assert result.var["moran_i"].max() > 0.5
@@ -268,3 +270,52 @@ def put(place, value):
 def test_bad_input(tissue, changes, kwargs, error, match):
     with pytest.raises(error, match=match):
         select_genes(change(tissue.copy(), **changes), **kwargs)
+
+
+def on_disk(adata, folder, kind):
+    """The same data, opened where they are written."""
+    path = folder / f"tissue.{kind.split()[-1]}"
+    (adata.write_zarr if kind.endswith("zarr") else adata.write_h5ad)(path)
+    return ad.experimental.read_lazy(path) if kind.startswith("lazy") else ad.read_h5ad(path, backed="r")
+
+
+@pytest.mark.filterwarnings("ignore:.*controls:UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("kind", ["h5ad", "lazy h5ad", "lazy zarr"])
+@pytest.mark.parametrize("dense", [False, True])
+def test_genes_are_selected_on_disk(tissue, tmp_path, monkeypatch, kind, dense):
+    whole = tissue[:, :40].copy()
+    whole.var_names = ["NegControlProbe_00042", *whole.var_names[1:]]
+    whole.X.data[whole.X.indptr[5] : whole.X.indptr[6]] = 0
+    if dense:
+        whole.X = whole.X.toarray()
+    # Blocks of few spots, groups of few genes.
+    monkeypatch.setattr(_on_disk, "BLOCK_ENTRIES", 1000)
+    monkeypatch.setattr(_genes, "GROUP_ENTRIES", 2000)
+    options = {"n_target": 5, "n_context": 15, "library_key": "library_id", "layer": None}
+    with pytest.warns(UserWarning, match="no count for 1 spot"):
+        expected = select_genes(whole, **options)
+    opened = on_disk(whole, tmp_path, kind)
+    with pytest.warns(UserWarning, match="no count for 1 spot"):
+        panel = select_genes(opened, **options)
+    assert not panel.isbacked and sparse.issparse(panel.X)
+    np.testing.assert_array_equal(panel.X.toarray(), expected.to_df())
+    pd.testing.assert_frame_equal(panel.var, expected.var)
+    pd.testing.assert_frame_equal(panel.obs, expected.obs)
+    pd.testing.assert_frame_equal(panel.obsm["controls"], expected.obsm["controls"])
+    np.testing.assert_array_equal(panel.obsm["spatial"], expected.obsm["spatial"])
+    LGDiST.setup_anndata(panel, size_factor_key="total_counts", library_key="library_id")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_layer_on_disk(tissue, tmp_path):
+    opened = on_disk(tissue, tmp_path, "lazy zarr")
+    panel = select_genes(opened, layer="counts", n_target=5, n_context=15)
+    expected = select_genes(tissue, layer="counts", n_target=5, n_context=15)
+    assert (panel.layers["counts"] != expected.layers["counts"]).nnz == 0 and panel.X is not panel.layers["counts"]
+    with pytest.raises(ValueError, match="on disk, where no observed_layer='counts' is read"):
+        select_genes(opened, layer="counts", observed_layer="counts")
+    by_gene = tissue.copy()
+    by_gene.X = by_gene.X.tocsc()
+    (tmp_path / "other").mkdir()
+    with pytest.raises(TypeError, match="adata.X is on disk and stored by gene"):
+        select_genes(on_disk(by_gene, tmp_path / "other", "h5ad"))

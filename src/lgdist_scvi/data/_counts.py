@@ -32,8 +32,8 @@ class Sums(NamedTuple):
     """Sum of every spot, ``(n_spots,)``."""
     genes: NDArray[np.float64]
     """Sum of every gene, ``(n_genes,)``."""
-    n_detected: int
-    """Number of observed entries with a count."""
+    detected: NDArray[np.int64]
+    """Number of observed entries of every gene with a count, ``(n_genes,)``."""
 
 
 class Empty(NamedTuple):
@@ -179,7 +179,7 @@ def _check_observed(observed_layer: str, where: str, sums: Sums, n_observed: int
         raise ValueError(
             f"{name} is False everywhere, so there is nothing to learn from; store True where the entry was observed."
         )
-    if sums.n_detected < n_observed or n_observed == shape[0] * shape[1]:
+    if sums.detected.sum() < n_observed or n_observed == shape[0] * shape[1]:
         return
     if sums.spots.sum() == n_observed:
         raise ValueError(
@@ -225,7 +225,8 @@ def check_count_values(adata: AnnData, counts: Matrix, observed: Matrix | None, 
     ValueError
         If observed entries are NaN, infinite, negative, not whole numbers or too large for counts.
     """
-    spot_sums, gene_sums, n_detected = np.zeros(adata.n_obs), np.zeros(adata.n_vars), 0
+    spot_sums, gene_sums = np.zeros(adata.n_obs), np.zeros(adata.n_vars)
+    detected = np.zeros(adata.n_vars, dtype=np.int64)
     faults: dict[str, list] = {
         "NaN or infinite": [],
         "negative": [],
@@ -252,7 +253,7 @@ def check_count_values(adata: AnnData, counts: Matrix, observed: Matrix | None, 
                     f"spot {adata.obs_names[i]!r}, gene {adata.var_names[j]!r}: {v}"
                     for i, j, v in zip(row[bad], col[bad], value[bad], strict=True)
                 ]
-        n_detected += len(value)
+        detected += np.bincount(col, minlength=adata.n_vars)
         weights = value.astype(np.float64)
         spot_sums += np.bincount(row, weights, minlength=adata.n_obs)
         gene_sums += np.bincount(col, weights, minlength=adata.n_vars)
@@ -268,4 +269,4 @@ def check_count_values(adata: AnnData, counts: Matrix, observed: Matrix | None, 
                 f"{where} has {totals[fault]} observed entries that are {fault} ({'; '.join(culprits[:5])}). Pass "
                 f"the layer with the raw counts as layer=...; hide entries without a measurement with observed_layer=...{corrected}"
             )
-    return Sums(spot_sums, gene_sums, n_detected)
+    return Sums(spot_sums, gene_sums, detected)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from scipy import sparse
 
+from ._on_disk import CountsOnDisk
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -231,14 +233,20 @@ def observed_entries(
     Parameters
     ----------
     counts
-        Array, or CSR or CSC matrix, of shape ``(n_spots, n_genes)``.
+        Array, or CSR or CSC matrix, of shape ``(n_spots, n_genes)``; or counts on disk.
     observed
-        Mask from :func:`observed_matrix`.
+        Mask from :func:`observed_matrix`; None for counts on disk.
 
     Yields
     ------
     Rows, columns and values of a block's entries, each of shape ``(n_entries,)``.
     """
+    if isinstance(counts, CountsOnDisk):
+        for start, part in counts.blocks():
+            require_supported(part, counts.where)
+            for row, col, value in _sparse_entries(part, None):
+                yield row + start, col, value
+        return
     if sparse.issparse(counts):
         yield from _sparse_entries(counts, observed)
         return

@@ -169,7 +169,8 @@ def check_container(adata: AnnData, *, views: bool = False) -> None:
     check_type(adata)
     if adata.isbacked:
         raise ValueError(
-            "adata is backed by a file, but only data in memory can be used; use adata = adata.to_memory()."
+            "adata is backed by a file, but only data in memory can be used; use adata = lgdist_scvi.pp.select_genes(adata), which "
+            "reads the genes it selects, or adata = adata.to_memory()."
         )
     if adata.is_view and not views:
         raise ValueError("adata is a view of another AnnData; use adata = adata.copy().")

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
 from lgdist_scvi._constants import Keys
 from lgdist_scvi.data._controls import controls_among
@@ -15,6 +14,10 @@ from lgdist_scvi.data._entries import count_matrix, listing
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from lgdist_scvi.data._entries import Matrix
+    from lgdist_scvi.data._on_disk import CountsOnDisk
 
 
 def drop_controls(adata: AnnData, *, layer: str | None = None) -> AnnData:
@@ -59,15 +62,22 @@ def drop_controls(adata: AnnData, *, layer: str | None = None) -> AnnData:
     control = controls_among(adata.var_names)
     if not control.any():
         return adata.copy()
-    counts = count_matrix(adata, layer)[0][:, np.flatnonzero(control)]
+    return controls_apart(adata, count_matrix(adata, layer)[0], control, stacklevel=2)
+
+
+def controls_apart(
+    adata: AnnData, counts: Matrix | CountsOnDisk, control: NDArray[np.bool_], *, stacklevel: int
+) -> AnnData:
+    """A copy of `adata` without the features that are a `control`, ``(n_genes,)``, whose `counts` are in ``obsm``."""
+    of_controls = counts[:, np.flatnonzero(control)]
     names = adata.var_names[control]
     genes = adata[:, ~control].copy()
-    values = counts.toarray() if sparse.issparse(counts) else np.array(counts)
+    values = np.array(of_controls) if isinstance(of_controls, np.ndarray) else of_controls.toarray()
     genes.obsm[Keys.CONTROLS] = pd.DataFrame(values, index=adata.obs_names, columns=names)
     warnings.warn(
         f"{len(names)} control features ({listing(list(names))}) are left out of the genes; their counts are in "
         f"obsm[{Keys.CONTROLS!r}].",
         UserWarning,
-        stacklevel=2,
+        stacklevel=stacklevel + 1,
     )
     return genes

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
 from lgdist_scvi._checks import check_positive, check_whole
 from lgdist_scvi._constants import Keys
@@ -17,12 +16,12 @@ from lgdist_scvi.data._entries import (
     count_matrix,
     count_observed,
     listing,
-    observed_entries,
     observed_matrix,
     spot_listing,
 )
 from lgdist_scvi.data._medians import fill_by_group
 from lgdist_scvi.data._neighbors import library_codes, spatial_graph
+from lgdist_scvi.data._on_disk import annotation_in_memory, counts_on_disk
 from lgdist_scvi.data._regions import spots_of
 from lgdist_scvi.data._validation import (
     check_container,
@@ -32,7 +31,8 @@ from lgdist_scvi.data._validation import (
     check_size_factor,
 )
 
-from ._controls import drop_controls
+from ._controls import controls_apart
+from ._moran import log_expression, moran
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,10 +41,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from lgdist_scvi.data._entries import Matrix
 
-# Dense values of one chunk of genes: 64 MB in float64.
-CHUNK_ENTRIES = 1 << 23
+# Detected entries of the genes on disk that are ranked at a time: 0.7 GB.
+GROUP_ENTRIES = 1 << 25
 
 
 def select_genes(
@@ -76,7 +75,9 @@ def select_genes(
     Parameters
     ----------
     adata
-        Annotated spots with raw counts of all genes, or a SpatialData object with a table of them; not changed.
+        Annotated spots with raw counts of all genes, or a SpatialData object with a table of them; not changed. Of an AnnData on
+        disk (``backed="r"`` or :func:`anndata.experimental.read_lazy`) the counts are read in blocks, and of several millions of
+        spots more than once: the memory needed is that of the selected genes.
     layer
         Layer with the counts; None takes ``X``.
     n_target
@@ -108,7 +109,7 @@ def select_genes(
 
     Returns
     -------
-    A copy of `adata` or of the table with the selected genes in their original order, ``var["moran_i"]``, ``var["target_gene"]`` and
+    A copy of `adata` or of the table, in memory, with the selected genes in their original order, ``var["moran_i"]``, ``var["target_gene"]`` and
     unless a depth is given ``obs["total_counts"]``: the observed counts of a spot over all genes of `adata`, to be registered as
     ``size_factor_key``. A spot without any observed entry gets the median of its library, and a spot without a count 0.
 
@@ -117,9 +118,9 @@ def select_genes(
     KeyError
         If a named key or gene is missing.
     TypeError
-        If counts or mask are neither an array nor a CSR or CSC matrix.
+        If counts or mask are neither an array nor a CSR or CSC matrix, or counts on disk are stored by gene.
     ValueError
-        If counts, positions, depths or arguments are invalid, no gene is detected in `min_fraction` of the spots, or
+        If counts, positions, depths or arguments are invalid, a mask is named for counts on disk, no gene is detected in `min_fraction` of the spots, or
         ``obs["total_counts"]`` is there and no depth, or may tell of hidden counts.
 
     Notes
@@ -143,8 +144,19 @@ def select_genes(
     >>> table = lgdist_scvi.LGDiST.setup_spatialdata(sdata, layer="counts", table_key="panel")
     """
     adata, library_key = spots_of(adata, table_key, spatial_key, library_key)
-    if controls_among(adata.var_names).any():
-        adata = drop_controls(adata, layer=layer)
+    stored = counts_on_disk(adata, layer)
+    if stored is not None:
+        if observed_layer is not None:
+            raise ValueError(
+                f"{stored.where} is on disk, where no observed_layer={observed_layer!r} is read; load the data with adata = "
+                "adata.to_memory(), or select the genes from all entries."
+            )
+        adata = annotation_in_memory(adata)
+    if (control := controls_among(adata.var_names)).any():
+        adata = controls_apart(
+            adata, count_matrix(adata, layer)[0] if stored is None else stored, control, stacklevel=2
+        )
+        stored = None if stored is None else stored[:, np.flatnonzero(~control)]
     if n_target < 1 or n_context < 0:
         raise ValueError(f"n_target={n_target} must be at least 1 and n_context={n_context} at least 0.")
     check_positive(target_sum=target_sum)
@@ -154,9 +166,9 @@ def select_genes(
     check_whole(1, n_neighbors=n_neighbors)
     check_library_sizes(adata, library_key, n_neighbors)
     codes = library_codes(None if library_key is None else adata.obs[library_key], adata.n_obs)
-    counts, where = count_matrix(adata, layer)
+    counts, where = count_matrix(adata, layer) if stored is None else (stored, stored.where)
     observed = observed_matrix(adata, observed_layer)
-    sums = check_count_values(adata, counts, observed, where).spots
+    sums, _, detected = check_count_values(adata, counts, observed, where)
     spots_seen, seen = count_observed(observed, adata.shape)
     if size_factor_key is None:
         depth = _fill_depth(sums, spots_seen, codes, where)
@@ -165,9 +177,8 @@ def select_genes(
         check_size_factor(adata, size_factor_key)
         depth = checked_depth(adata, size_factor_key, sums)
 
-    values, mask = _expression(counts, observed, depth, target_sum)
     kept = _kept(adata, keep, gene_symbols)
-    enough = np.diff(values.indptr) >= np.maximum(min_fraction * seen, 1)
+    enough = detected >= np.maximum(min_fraction * seen, 1)
     if not enough.any():
         raise ValueError(
             f"{where} has no gene detected in at least {min_fraction:.0%} of the spots; lower min_fraction or check "
@@ -176,18 +187,19 @@ def select_genes(
     candidates = np.flatnonzero(enough | kept)
     graph, _ = spatial_graph(positions, codes, n_neighbors)
     score = np.full(adata.n_vars, np.nan)
-    values, mask = values[:, candidates], None if mask is None else mask[:, candidates]
-    empty = depth == 0
-    if empty.any():
+    told = np.flatnonzero(depth > 0)
+    if len(told) < adata.n_obs:
         warnings.warn(
-            f"{where} has no count for {spot_listing(adata, empty)}, which are left out of Moran's I.",
+            f"{where} has no count for {spot_listing(adata, depth == 0)}, which are left out of Moran's I.",
             UserWarning,
             stacklevel=2,
         )
-        told = np.flatnonzero(~empty)
-        values, mask = values[told], None if mask is None else mask[told]
         graph, codes = graph[told][:, told], codes[told]
-    score[candidates] = _moran(values, mask, graph, codes)
+    for genes in _groups(candidates, detected) if stored is not None else [candidates]:
+        values, mask = log_expression(counts, observed, genes, depth, target_sum)
+        if len(told) < adata.n_obs:
+            values, mask = values[told], None if mask is None else mask[told]
+        score[genes] = moran(values, mask, graph, codes)
 
     ranked = candidates[np.lexsort((-score[candidates], ~kept[candidates]))]
     n_target = max(n_target, int(kept.sum()))
@@ -202,11 +214,21 @@ def select_genes(
     target = np.zeros(adata.n_vars, dtype=bool)
     target[ranked[:n_target]] = True
     result = adata[:, chosen].copy()
+    if stored is not None:
+        result.X = stored[:, chosen].to_memory()
+        if layer is not None:
+            result.layers[layer] = result.X.copy()
     result.var[Keys.MORAN] = score[chosen]
     result.var[Keys.TARGET_GENES] = target[chosen]
     if size_factor_key is None:
         result.obs[Keys.DEPTH] = depth
     return result
+
+
+def _groups(genes: NDArray[np.int64], detected: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Genes in groups of about `GROUP_ENTRIES` detected entries."""
+    group = np.cumsum(detected[genes]) // GROUP_ENTRIES
+    return np.split(genes, np.flatnonzero(np.diff(group)) + 1)
 
 
 def _kept(adata: AnnData, keep: Sequence[str], gene_symbols: str | None) -> NDArray[np.bool_]:
@@ -255,77 +277,3 @@ def _fill_depth(depth: NDArray, seen: NDArray, codes: NDArray, where: str) -> ND
             f"{where} has no observed entry; check that observed_layer is True where entries were observed."
         )
     return np.where(hidden, fill_by_group(depth, codes, depth == 0), depth)
-
-
-def _expression(
-    counts: Matrix, observed: Matrix | None, depth: NDArray, target_sum: float
-) -> tuple[sparse.csc_matrix, Matrix | None]:
-    """Log-normalised observed entries by gene, and the mask in a format that slices quickly by gene."""
-    rows, cols, values = [], [], []
-    for row, col, value in observed_entries(counts, observed):
-        rows.append(row.astype(np.int32))
-        cols.append(col.astype(np.int32))
-        values.append(np.log1p(value / depth[row] * target_sum).astype(np.float32))
-    entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(cols)))
-    mask = observed if observed is None or not sparse.issparse(observed) else observed.tocsc()
-    return sparse.csc_matrix(entries, shape=counts.shape), mask
-
-
-def _moran(
-    values: sparse.csc_matrix, mask: Matrix | None, graph: sparse.csr_matrix, codes: NDArray
-) -> NDArray[np.float64]:
-    """Moran's I of every gene, averaged over the libraries in which it was observed.
-
-    Parameters
-    ----------
-    values
-        Observed expression, shape ``(n_spots, n_genes)``.
-    mask
-        Observed entries of the same shape; None when all were.
-    graph
-        Spatial graph with weights of 1, shape ``(n_spots, n_spots)``.
-    codes
-        Library of every spot, shape ``(n_spots,)``.
-
-    Returns
-    -------
-    Array of shape ``(n_genes,)``.
-    """
-    total, libraries = np.zeros(values.shape[1]), np.zeros(values.shape[1])
-    for code in np.unique(codes):
-        spots = np.flatnonzero(codes == code)
-        weights = graph[spots][:, spots].astype(np.float64)
-        degree = np.asarray(weights.sum(axis=1)).ravel()
-        weights = (sparse.diags(1 / np.maximum(degree, 1)) @ weights).tocsr()
-        x = values[spots] if len(np.unique(codes)) > 1 else values
-        step = max(1, CHUNK_ENTRIES // len(spots))
-        for start in range(0, values.shape[1], step):
-            genes = slice(start, start + step)
-            dense = x[:, genes].toarray().astype(np.float64)
-            seen = None
-            if mask is not None:
-                block = mask[:, genes]
-                seen = (block.toarray() if sparse.issparse(block) else block)[spots].astype(np.float64)
-            score = _moran_dense(dense, seen, weights)
-            defined = ~np.isnan(score)
-            total[genes] += np.where(defined, score, 0)
-            libraries[genes] += defined
-    return total / np.maximum(libraries, 1)
-
-
-def _moran_dense(x: NDArray, seen: NDArray | None, weights: sparse.csr_matrix) -> NDArray[np.float64]:
-    """Moran's I of each gene in one library; 0 if constant, NaN if nothing was observed."""
-    if seen is None:
-        n_seen, pairs = float(len(x)), float(weights.sum())
-        z = x - x.mean(axis=0)
-    else:
-        n_seen = seen.sum(axis=0)
-        pairs = (seen * (weights @ seen)).sum(axis=0)
-        z = (x - x.sum(axis=0) / np.maximum(n_seen, 1)) * seen
-    covariance = (z * (weights @ z)).sum(axis=0)
-    variance = (z**2).sum(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        score = (covariance / pairs) / (variance / n_seen)
-    # Rounding leaves some variance in a constant gene.
-    constant = (variance <= 1e-12 * np.maximum((x**2).sum(axis=0), 1)) | (pairs == 0)
-    return np.where(n_seen == 0, np.nan, np.where(constant, 0.0, score))

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lgdist_scvi._checks import check_whole
+from lgdist_scvi._quiet import quiet
 from lgdist_scvi.data._entries import listing
 
 if TYPE_CHECKING:
@@ -170,15 +171,16 @@ def _read_counts(folder: Path, counts: Path, library_id: str | None) -> AnnData:
 
     own = folder.resolve()
     named = own.parent.name if own.name == "outs" else own.name
-    if counts.is_dir():
-        adata = scanpy.read_10x_mtx(counts)
-        adata.uns["spatial"] = {library_id or named: {"metadata": {}}}
-        return adata
-    read = {"counts_file": counts.relative_to(folder).as_posix(), "load_images": False}
-    try:
-        return squidpy.read.visium(folder, library_id=library_id, **read)
-    except KeyError:  # files of other programs do not name the section
-        return squidpy.read.visium(folder, library_id=named, **read)
+    with quiet():
+        if counts.is_dir():
+            adata = scanpy.read_10x_mtx(counts)
+            adata.uns["spatial"] = {library_id or named: {"metadata": {}}}
+            return adata
+        read = {"counts_file": counts.relative_to(folder).as_posix(), "load_images": False}
+        try:
+            return squidpy.read.visium(folder, library_id=library_id, **read)
+        except KeyError:  # files of other programs do not name the section
+            return squidpy.read.visium(folder, library_id=named, **read)
 
 
 def _read_positions(file: Path) -> pd.DataFrame:
