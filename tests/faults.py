@@ -2,9 +2,10 @@
 
 ``python tests/faults.py 200 [SEED]`` breaks 200 calls at random moments and prints what went wrong. Each call runs in a
 process of its own, a copy of one that has imported everything. Tasks: the command line, `write_completed`, `save` over
-an older model, `add_completed_table`. Faults: signals, a disk that is full or becomes read-only, a closed pipe, a second
-process that does the same. After each fault: the input is unchanged, the output whole or absent, and the exit status 0
-only if there is output; the call is repeated, and gives what an unbroken one gives.
+an older model, `add_completed_table`. Faults: signals, a disk that is full or becomes read-only (simulated, and real ones
+where this user may mount a file system in memory), a closed pipe, a second process that does the same. After each fault:
+the input is unchanged, the output whole or absent, and the exit status 0 only if there is output; the call is repeated,
+and gives what an unbroken one gives.
 """
 
 import contextlib
@@ -16,12 +17,14 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 import traceback
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import anndata
@@ -37,7 +40,11 @@ from lgdist_scvi.model import _streaming
 
 SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT, "SIGKILL": signal.SIGKILL}
 FAULTS = [*SIGNALS, "full disk", "read-only disk", "closed pipe", "second process"]
+REAL_DISKS = ["full file system", "read-only file system"]
+DISKS = ["full disk", "read-only disk", *REAL_DISKS]
 HUNG = 300
+LARGEST, ALL = 120_000, "64m"
+"""Bytes of the largest file that a task writes, and size of a file system that has room for everything."""
 
 
 class Task:
@@ -177,7 +184,7 @@ def start(task: Task, folder: Path, fault: str | None = None, share: float = 0.0
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
         warnings.simplefilter("ignore")
         if fault == "full disk":
-            limit = int(share * 120_000)
+            limit = int(share * LARGEST)
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         elif fault == "read-only disk":
             threading.Timer(share * seconds, _make_read_only).start()
@@ -219,12 +226,62 @@ def end(pid: int) -> int:
     raise AssertionError("it hangs")
 
 
-def broken(task: Task, folder: Path, fault: str, share: float, whole: str, seconds: float) -> list[str]:
-    """Break a call at a share of its time, repeat it, and list what is wrong."""
+def mount(folder: Path, options: str, *more: str) -> bool:
+    """Mount a file system in memory, or mount it anew with other options; False where that is not allowed or it is in use."""
+    if shutil.which("mount") is None:
+        return False
+    command = ["mount", "-t", "tmpfs", "-o", options, *more, "tmpfs", str(folder)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def unmount(folder: Path) -> None:
+    subprocess.run(["umount", "-l", str(folder)], capture_output=True, check=False)
+
+
+def may_mount(folder: Path) -> bool:
     folder.mkdir()
+    if may := mount(folder, "size=1m"):
+        unmount(folder)
+    return may
+
+
+def fill_disk(folder: Path, share: float) -> None:
+    """Leave a share of the room that a task needs."""
+    stat = os.statvfs(folder)
+    used = (stat.f_blocks - stat.f_bfree) * stat.f_frsize
+    if not mount(folder, f"remount,size={used + int(share * 2.5 * LARGEST)}"):
+        raise RuntimeError("the file system could not be made small")
+
+
+def make_disk_read_only(folder: Path, pid: int) -> None:
+    """As soon as no file is open for writing."""
+    while not mount(folder, "remount,ro") and os.path.exists(f"/proc/{pid}"):
+        time.sleep(0.001)
+
+
+def broken(
+    task: Task, folder: Path, fault: str, share: float, whole: str, seconds: float
+) -> tuple[list[str], list[int]]:
+    """Break a call at a share of its time and repeat it; what is wrong, and the statuses of what was broken."""
+    folder.mkdir()
+    if fault not in REAL_DISKS:
+        return _broken(task, folder, fault, share, whole, seconds)
+    if not mount(folder, f"size={ALL}"):
+        raise RuntimeError("no file system could be mounted")
+    try:
+        return _broken(task, folder, fault, share, whole, seconds)
+    finally:
+        unmount(folder)
+
+
+def _broken(
+    task: Task, folder: Path, fault: str, share: float, whole: str, seconds: float
+) -> tuple[list[str], list[int]]:
     task.prepare(folder)
     before = task.content(folder)
     wrong = []
+    if fault == "full file system":
+        fill_disk(folder, share)
     pid = start(task, folder, fault, share, seconds)
     statuses = []
     if fault in SIGNALS:
@@ -234,11 +291,16 @@ def broken(task: Task, folder: Path, fault: str, share: float, whole: str, secon
     elif fault == "second process":
         time.sleep(share * seconds)
         statuses.append(end(start(task, folder)))
+    elif fault == "read-only file system":
+        time.sleep(share * seconds)
+        make_disk_read_only(folder, pid)
     statuses.append(end(pid))
+    if fault in REAL_DISKS:
+        mount(folder, f"remount,rw,size={ALL}")
     try:
         found = task.content(folder)
     except Exception as error:  # noqa: BLE001  a broken file can raise any error
-        return [f"the output is broken: {type(error).__name__} {error}"]
+        return [f"the output is broken: {type(error).__name__} {error}"], statuses
     if found not in task.allowed(whole, before):
         wrong.append("the output is neither that of before nor whole")
     if 0 in statuses and found != whole:
@@ -247,16 +309,19 @@ def broken(task: Task, folder: Path, fault: str, share: float, whole: str, secon
         wrong.append(f"status {statuses[0]} after {fault}")
     if fault == "closed pipe" and statuses != [0]:
         wrong.append(f"status {statuses[0]} after a closed pipe")
-    if isinstance(task, CommandLine) and fault in ("full disk", "read-only disk") and statuses[0] not in (0, 2):
+    if isinstance(task, CommandLine) and fault in DISKS and statuses[0] not in (0, 2):
         wrong.append(f"status {statuses[0]} after a {fault}")
     if hashlib.sha256((task.shared / "in.h5ad").read_bytes()).hexdigest() != INPUT:
         wrong.append("the input changed")
     again = end(start(task, folder))
     if again or task.content(folder) != whole:
         wrong.append(f"the call that was repeated (status {again}) gives something else")
-    if fault != "SIGKILL" and (left := [name for name in os.listdir(folder) if name not in EXPECTED]):
+    # What cannot be removed stays.
+    if fault not in ("SIGKILL", "read-only file system") and (
+        left := [name for name in os.listdir(folder) if name not in EXPECTED]
+    ):
         wrong.append(f"it left {left}")
-    return wrong
+    return wrong, statuses
 
 
 EXPECTED = ("out.h5ad", "out.zarr", "model", "store.zarr")
@@ -295,22 +360,27 @@ def main(n: int, seed: int = 0) -> int:
             raise RuntimeError(f"{name} fails by itself: {folder.with_name(f'{folder.name}.log').read_text()}")
         unbroken[name] = (task.content(folder), time.monotonic() - began)
     # Each task with each fault before any of them again.
-    pairs = [(name, fault) for name in tasks for fault in FAULTS if fault != "closed pipe" or name == "command line"]
-    failed = 0
+    faults = [*FAULTS, *(REAL_DISKS if may_mount(shared / "mounted") else [])]
+    pairs = [(name, fault) for name in tasks for fault in faults if fault != "closed pipe" or name == "command line"]
+    failed, table = 0, {fault: Counter() for fault in faults}
     for number in range(n):
         if number % len(pairs) == 0:
             draw.shuffle(pairs)
-        (name, fault), share = pairs[number % len(pairs)], draw.random()
+        # Later moments more often: that is when files are written.
+        (name, fault), share = pairs[number % len(pairs)], max(draw.random(), draw.random())
         folder = shared / str(number)
         try:
-            wrong = broken(tasks[name], folder, fault, share, *unbroken[name])
+            wrong, statuses = broken(tasks[name], folder, fault, share, *unbroken[name])
         except Exception as error:  # noqa: BLE001  the next fault is tried anyway
-            wrong = [f"{type(error).__name__} {error}"]
+            wrong, statuses = [f"{type(error).__name__} {error}"], []
+        table[fault].update({"tried": 1, "ended the call": any(statuses), "wrong": bool(wrong)}, **{name: 1})
         if wrong:
             failed += 1
             log = folder.with_name(f"{folder.name}.log").read_text()[-1500:]
             print(f"{number}: {name}, {fault} at {share:.2f}: {'; '.join(wrong)}\n{log}", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
+    for fault, counts in table.items():
+        print(f"{fault}: {', '.join(f'{name} {number}' for name, number in counts.items())}")
     print(f"{n} faults, seed {seed}: {failed} went wrong")
     shutil.rmtree(shared)
     return failed

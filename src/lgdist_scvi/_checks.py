@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +21,34 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     """Refuse a value that is not among the choices."""
     if value not in (choices := tuple(choices)):
         raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, choices))}.")
+
+
+def check_name(**values: Any) -> None:
+    """Refuse what is not a name under which an AnnData can be stored: in a file it would be a path."""
+    for name, value in values.items():
+        if not isinstance(value, str) or not value.strip(".") or set(value) & set("/\\\0"):
+            raise ValueError(f"{name}={value!r} must be a name, not empty, without a slash and not of dots alone.")
+
+
+def check_label(**values: Any) -> None:
+    """Refuse what cannot be the name of a column or an array, such as a list of names."""
+    for name, value in values.items():
+        if value is not None and not isinstance(value, Hashable):
+            raise TypeError(f"{name}={value!r} must be one name, as text.")
+
+
+def check_path(**values: Any) -> None:
+    """Refuse what is not a path."""
+    for name, value in values.items():
+        if not isinstance(value, str | os.PathLike) or not str(value) or "\0" in str(value):
+            raise TypeError(f"{name}={value!r} must be a path, as text or pathlib.Path.")
+
+
+def check_flag(**values: Any) -> None:
+    """Refuse what is neither True nor False."""
+    for name, value in values.items():
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(f"{name}={value!r} must be True or False.")
 
 
 def check_whole(least: int, **values: Any) -> None:
@@ -64,6 +94,13 @@ def check_share(**values: Any) -> None:
     for name, value in values.items():
         if not _is_finite(value) or not 0 <= value < 1:
             raise ValueError(f"{name}={value!r} must be in [0, 1).")
+
+
+def check_between(least: float, most: float, **values: Any) -> None:
+    """Refuse what is not a number between two others, without these."""
+    for name, value in values.items():
+        if not _is_finite(value) or not least < value < most:
+            raise ValueError(f"{name}={value!r} must be between {least:g} and {most:g}.")
 
 
 def check_positive(**values: Any) -> None:

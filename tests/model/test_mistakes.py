@@ -64,6 +64,8 @@ TRAININGS = {
     "devices of text": ({"devices": "x"}, ValueError, r"devices='x' cannot be used"),
     "strategy": ({"strategy": "x"}, ValueError, r"Lightning refuses an argument: .*'x'.*given were .*strategy"),
     "precision": ({"precision": "64-true"}, ValueError, r"precision='64-true' is not supported.*leave precision out"),
+    "callbacks": ({"callbacks": [3]}, TypeError, r"callbacks=\[3\] must be callbacks of lightning"),
+    "nodes": ({"num_nodes": 0}, ValueError, r"num_nodes=0 must be a whole number"),
     "unknown argument": ({"max_epoch": 3}, TypeError, r"max_epoch'.*leave it out; given were .*max_epoch"),
 }
 
@@ -105,6 +107,61 @@ def test_seed_that_not_all_generators_take(trained, small, seed):
         with pytest.raises(ValueError) as caught:
             attempt()
         assert ours(caught, rf"seed={seed} must be at most 4294967295")
+
+
+def test_numbers_of_numpy_are_numbers(trained, small, tmp_path):
+    """Also where they go into generators and files."""
+    for seed in (2, np.int64(2)):
+        trained.write_completed(tmp_path / f"{type(seed).__name__}.h5ad", seed=seed, silent=True)
+    one, other = (trained.detect_expression(n_spots=9, seed=seed, silent=True) for seed in (2, np.int64(2)))
+    assert one.equals(other)
+    small.build(small.tissue(), {"seed": np.int64(2)}).save(tmp_path / "model", save_anndata=True)
+    LGDiST.load(tmp_path / "model")
+
+
+CALLS = {
+    "flag": (
+        lambda model: model.get_completed_expression(keep_observed=np.zeros(3)),
+        TypeError,
+        "must be True or False",
+    ),
+    "aligned": (lambda model: model.get_latent_representation(aligned=[]), TypeError, r"aligned=\[\] must be True or"),
+    "path": (lambda model: model.write_completed(3), TypeError, "path=3 must be a path"),
+    "folder": (lambda model: model.save(None), TypeError, "dir_path=None must be a path"),
+    "prefix": (lambda model: model.save("model", prefix="a/b"), ValueError, "prefix='a/b' must be a name"),
+    "fraction": (lambda model: model.evaluate_completion(fraction=[0.5]), ValueError, r"fraction=\[0\.5\] must be"),
+    "error": (lambda model: model.detect_expression(n_spots=5, error="x"), ValueError, "error='x' must be between 0"),
+    "groups": (
+        lambda model: model.get_region_expression(groupby=["a"]),
+        TypeError,
+        r"groupby=\['a'\] must be one name",
+    ),
+    "layer": (
+        lambda model: LGDiST.setup_anndata(model.adata.copy(), ["a"]),
+        TypeError,
+        r"layer=\['a'\] must be one name",
+    ),
+    "layers": (
+        lambda model: LGDiST(model.adata, n_layers=10**12),
+        MemoryError,
+        "The model would take .*smaller n_hidden",
+    ),
+    "width": (
+        lambda model: LGDiST(model.adata, n_hidden=4 * 10**9),
+        MemoryError,
+        "The model would take .*smaller n_hidden",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "message"), CALLS.values(), ids=CALLS)
+def test_arguments_of_another_kind(trained, call, error, message):
+    with pytest.raises(error, match=message):
+        call(trained)
+
+
+def test_no_gene_asked_for(trained):
+    assert trained.get_region_expression(n_spots=5, gene_list=[], silent=True).shape == (150, 0)
 
 
 def test_more_samples_than_fit_in_memory(trained):

@@ -138,6 +138,34 @@ def test_bad_input(sdata, small):
         model.add_completed_table(sdata, **small.READ)
 
 
+ATTRIBUTES = {
+    "text": ("x", ValueError, "annotates no shapes.*has no region, region_key, instance_key.*TableModel"),
+    "no column": ({"instance_key": None}, ValueError, "has no instance_key"),
+    "no regions": ({"region": None}, ValueError, "has no region"),
+    "other column": ({"region_key": "elsewhere"}, KeyError, "has no 'elsewhere', which uns"),
+}
+
+
+@pytest.mark.parametrize(("attributes", "error", "message"), ATTRIBUTES.values(), ids=ATTRIBUTES)
+def test_table_whose_attributes_are_wrong(sdata, attributes, error, message):
+    uns = sdata["table"].uns
+    uns["spatialdata_attrs"] = attributes if isinstance(attributes, str) else uns["spatialdata_attrs"] | attributes
+    with pytest.raises(error, match=message):
+        LGDiST.setup_spatialdata(sdata, "counts")
+
+
+def test_shapes_of_the_same_name(sdata):
+    shapes = sdata.shapes["spots_section_1"]
+    shapes.index = [1, *shapes.index[1:]]
+    shapes.index = [1 if name == 0 else name for name in shapes.index]
+    sdata["table"].obs.loc[sdata["table"].obs["instance"] == shapes.index[0], "instance"] = 1
+    present = set(shapes.index)
+    table = sdata["table"].obs
+    table.loc[~table["instance"].isin(present), "instance"] = 1
+    with pytest.raises(ValueError, match="spots_section_1'.* shapes with a name that another has"):
+        LGDiST.setup_spatialdata(sdata, "counts")
+
+
 def test_a_table_of_other_spots_is_refused(sdata, small):
     model = model_of(LGDiST.setup_spatialdata(sdata, "counts"), small)
     fewer = sdata["table"][5:].copy()

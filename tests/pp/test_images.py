@@ -326,6 +326,17 @@ def test_file_whose_pixels_are_not_known_is_refused(tmp_path, write, parts):
     assert all(part in str(caught.value) for part in parts) and contents(adata) == before
 
 
+def test_png_with_a_wrong_checksum(tmp_path):
+    """Which Pillow reads as noise."""
+    path = tmp_path / "a.png"
+    png(path, position_image(WIDTH // 4, HEIGHT // 4))
+    content = bytearray(path.read_bytes())
+    content[-40:-24] = bytes(16)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.png could not be read as an image"):
+        embed(tissue(), image=path, scale=0.25)
+
+
 def test_truncated_file(tmp_path):
     path = tmp_path / "a.tif"
     image = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -818,13 +829,19 @@ CASES = {
     ),
     "pixel size": (same, {"unit": "um"}, ValueError, ["'section'", "microns_per_pixel="]),
     "unit": (same, {"unit": "mm"}, ValueError, ["'mm'", "'spot'", "'um'"]),
-    "patch size zero": (same, {"patch_size": 0}, ValueError, ["patch_size=0", "positive"]),
-    "patch size negative": (same, {"patch_size": -2}, ValueError, ["patch_size=-2", "positive"]),
+    "patch size zero": (same, {"patch_size": 0}, ValueError, ["patch_size=0", "number above 0"]),
+    "patch size negative": (same, {"patch_size": -2}, ValueError, ["patch_size=-2", "number above 0"]),
     "patch size NaN": (same, {"patch_size": np.nan}, ValueError, ["patch_size=nan"]),
-    "scale negative": (same, {"image": BLANK, "scale": -1}, ValueError, ["scale=-1", "positive"]),
-    "batch size": (same, {"batch_size": 0}, ValueError, ["batch_size=0", "positive"]),
-    "pixels": (same, {"n_pixels": -3}, ValueError, ["n_pixels=-3", "positive"]),
-    "no pixels": (same, {"n_pixels": 0}, ValueError, ["n_pixels=0", "positive"]),
+    "scale negative": (same, {"image": BLANK, "scale": -1}, ValueError, ["scale=-1", "number above 0"]),
+    "batch size": (same, {"batch_size": 0}, ValueError, ["batch_size=0", "at least 1"]),
+    "pixels": (same, {"n_pixels": -3}, ValueError, ["n_pixels=-3", "at least 1"]),
+    "no pixels": (same, {"n_pixels": 0}, ValueError, ["n_pixels=0", "at least 1"]),
+    "patch larger than the image": (same, {"patch_size": 1e6}, ValueError, ["pixels wide", "correct patch_size"]),
+    "spot diameter zero": (same, {"spot_diameter": 0}, ValueError, ["spot_diameter=0", "number above 0"]),
+    "micrometres of text": (same, {"microns_per_pixel": "x"}, ValueError, ["microns_per_pixel='x'"]),
+    "no name": (same, {"key_added": None}, ValueError, ["key_added=None must be a name"]),
+    "negative pixels": (same, {"image": BLANK / 255 - 0.5, "scale": 1.0}, ValueError, ["negative pixels", "from 0"]),
+    "masked pixels": (same, {"image": np.ma.masked_array(BLANK, BLANK > 3)}, TypeError, ["masked array", ".filled("]),
     "small patches": (same, {"patch_size": 0.02}, ValueError, ["0.8 pixels", "'section'", "larger patches"]),
     "several libraries": (another_library, {}, ValueError, ["['section', 'other']", "library_key="]),
     "no such column": (same, {"library_key": "slide"}, KeyError, ["obs['slide']", "library_key="]),

@@ -9,6 +9,8 @@ import pandas as pd
 from scipy import sparse
 from scipy.spatial import cKDTree
 
+from lgdist_scvi._checks import check_label
+
 from ._entries import listing
 
 if TYPE_CHECKING:
@@ -21,9 +23,10 @@ def groups_of(adata: AnnData, groupby: str) -> tuple[pd.Index, sparse.csr_matrix
 
     Raises
     ------
-    KeyError, ValueError
+    KeyError, TypeError, ValueError
         If there is no such column, or no group in it.
     """
+    check_label(groupby=groupby)
     if groupby not in adata.obs:
         raise KeyError(
             f"adata.obs has no column {groupby!r} (found: {listing(list(adata.obs.columns))}); correct groupby=..."

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from lgdist_scvi._checks import check_label
 from lgdist_scvi._constants import IMPUTED_SUFFIX, PACKAGE, STD_SUFFIX
 
 from ._entries import count_matrix, count_observed, listing, observed_entries, observed_matrix, spot_listing
@@ -78,6 +79,7 @@ def check_counts(
     KeyError, TypeError, ValueError
         If a matrix is missing, unsupported or holds invalid values, or if all of it or of a library is without a count.
     """
+    check_label(layer=layer, observed_layer=observed_layer)
     for name, what in {layer: "counts", observed_layer: "the mask of observed entries"}.items():
         _refuse_completed(adata, name, what)
     counts, where = count_matrix(adata, layer)
@@ -197,7 +199,7 @@ def _check_observed(observed_layer: str, where: str, sums: Sums, n_observed: int
 def _refuse_completed(adata: AnnData, layer: str | None, what: str) -> None:
     """Refuse layers written by a completion: they are not measurements."""
     for suffix in ("", IMPUTED_SUFFIX, STD_SUFFIX):
-        source = (layer or "").removesuffix(suffix)
+        source = (layer if isinstance(layer, str) else "").removesuffix(suffix)
         written = adata.uns.get(source)
         if isinstance(written, Mapping) and written.get("package") == PACKAGE:
             raise ValueError(

@@ -65,6 +65,10 @@ def check_pixels(opened: Opened) -> Opened:
         If it is not.
     """
     pixels, source, _ = opened
+    if isinstance(pixels, np.ma.MaskedArray):
+        raise TypeError(
+            f"The image {source} is a masked array, whose mask would be lost; pass an array with .filled(value of the background)."
+        )
     shape = tuple(getattr(pixels, "shape", ()))
     if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)) or 0 in shape:
         raise ValueError(
@@ -126,6 +130,9 @@ def _converted(path: Path) -> NDArray:
     with _OPENING:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
+            with Image.open(path) as opened:
+                # Of the checksums, which loading does not look at; the file cannot be used afterwards.
+                opened.verify()
             with Image.open(path) as opened:
                 require_memory(4 * opened.width * opened.height, f"The image {path.name}", "Pass a smaller image.")
                 opened.load()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lgdist_scvi._checks import check_label
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -22,7 +24,11 @@ def refuse_several_missing(adata: AnnData, **named: dict[str, str | None]) -> No
     ------
     KeyError
         If two or more are missing.
+    TypeError
+        If a key cannot be a name.
     """
+    for keys in named.values():
+        check_label(**keys)
     missing = [
         f"adata.{place}[{key!r}] ({argument})"
         for place, keys in named.items()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from anndata import AnnData
+
+from lgdist_scvi._checks import check_label
 
 from ._entries import listing
 
@@ -36,21 +39,32 @@ def annotating_table(sdata: SpatialData, table_key: str) -> tuple[AnnData, list[
     Raises
     ------
     KeyError
-        If there is no such table.
+        If there is no such table, or a column that it names is missing.
+    TypeError
+        If a name is none.
     ValueError
         If the table annotates no shapes.
     """
-    from spatialdata.models import get_table_keys
-
+    check_label(table_key=table_key)
     if table_key not in sdata.tables:
         raise KeyError(f"sdata.tables has no {table_key!r} (found: {list(sdata.tables)}); correct table_key=...")
     table = sdata.tables[table_key]
-    if "spatialdata_attrs" not in table.uns:
+    attributes = table.uns.get("spatialdata_attrs")
+    wanted = ("region", "region_key", "instance_key")
+    given: dict[str, Any] = {name: attributes.get(name) if isinstance(attributes, Mapping) else None for name in wanted}
+    if absent := [name for name, value in given.items() if value is None]:
+        which = "is missing" if attributes is None else f"has no {', '.join(absent)}"
         raise ValueError(
-            f"sdata.tables[{table_key!r}] annotates no shapes: uns['spatialdata_attrs'] is missing. Make the table with "
+            f"sdata.tables[{table_key!r}] annotates no shapes: uns['spatialdata_attrs'] {which}. Make the table with "
             "spatialdata.models.TableModel.parse(adata, region=..., region_key=..., instance_key=...)."
         )
-    annotated, region_key, _ = get_table_keys(table)
+    annotated, region_key, instance_key = given.values()
+    check_label(region_key=region_key, instance_key=instance_key)
+    if unknown := [key for key in (region_key, instance_key) if key not in table.obs]:
+        raise KeyError(
+            f"sdata.tables[{table_key!r}].obs has no {', '.join(map(repr, unknown))}, which uns['spatialdata_attrs'] names; correct "
+            "it, or make the table with spatialdata.models.TableModel.parse(...)."
+        )
     return table, [annotated] if isinstance(annotated, str) else list(annotated), region_key
 
 
@@ -62,7 +76,7 @@ def regions(sdata: SpatialData, table: AnnData, names: Sequence[str]) -> Iterato
     KeyError
         If the shapes of a region are missing.
     ValueError
-        If spots of the table have no shape.
+        If spots of the table have no shape, or several.
     """
     from spatialdata.models import get_table_keys
 
@@ -76,9 +90,14 @@ def regions(sdata: SpatialData, table: AnnData, names: Sequence[str]) -> Iterato
                 f"sdata.shapes has no {name!r}, a region of the table (found: {list(sdata.shapes)}); add its shapes."
             )
         shapes, instances = sdata.shapes[name], table.obs[instance_key].to_numpy()[rows]
-        if missing := sorted(set(instances) - set(shapes.index)):
+        if missing := sorted(set(instances) - set(shapes.index), key=str):
             raise ValueError(
                 f"sdata.shapes[{name!r}] lacks {len(missing)} spots of the table: {missing[:5]}; drop them."
+            )
+        if not shapes.index.is_unique:
+            raise ValueError(
+                f"sdata.shapes[{name!r}] has {int(shapes.index.duplicated().sum())} shapes with a name that another has; give each "
+                "shape its own, or drop them."
             )
         shapes = shapes.loc[instances]
         centroid = shapes.geometry.centroid

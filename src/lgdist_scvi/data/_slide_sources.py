@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lgdist_scvi._checks import check_positive
+
 from ._entries import spot_listing
 from ._image_files import Opened, check_pixels, open_image
 from ._regions import annotating_table, regions
 from ._slides import Slide
+from ._validation import obsm_array
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -48,9 +51,8 @@ def open_slides(
     """
     if unit not in ("spot", "um"):
         raise ValueError(f"unit={unit!r} is unknown; choose 'spot' or 'um'.")
-    for name, value in (("patch_size", patch_size), ("scale", scale)):
-        if not value > 0:
-            raise ValueError(f"{name}={value} must be positive.")
+    sizes = {"spot_diameter": spot_diameter, "microns_per_pixel": microns_per_pixel}
+    check_positive(patch_size=patch_size, scale=scale, **{n: value for n, value in sizes.items() if value is not None})
     if hasattr(data, "tables"):
         others = {"image_key": image_key, "library_key": library_key, "spot_diameter": spot_diameter}
         if given := [name for name, value in others.items() if value is not None] + ["scale"] * (scale != 1.0):
@@ -90,13 +92,11 @@ def _slides_of_anndata(
     microns_per_pixel: float | None,
 ) -> list[Slide]:
     """Images of the sections of an AnnData; arguments of :func:`~lgdist_scvi.pp.image_embeddings`."""
-    if spatial_key not in adata.obsm:
-        raise KeyError(f"adata.obsm[{spatial_key!r}] is missing (found: {list(adata.obsm)}); correct spatial_key=...")
     if library_key is not None and library_key not in adata.obs:
         raise KeyError(f"adata.obs[{library_key!r}] is missing (found: {list(adata.obs)}); correct library_key=...")
     if library_key is not None and (absent := adata.obs[library_key].isna().to_numpy()).any():
         raise ValueError(f"adata.obs[{library_key!r}] is NaN for {spot_listing(adata, absent)}; fill it in.")
-    positions = np.asarray(adata.obsm[spatial_key], dtype=np.float64)
+    positions = obsm_array(adata, spatial_key, "spatial_key", "positions").astype(np.float64)
     if positions.ndim != 2 or positions.shape[1] not in (2, 3):
         raise ValueError(
             f"adata.obsm[{spatial_key!r}] has shape {positions.shape}; positions must be ({adata.n_obs}, 2) or "

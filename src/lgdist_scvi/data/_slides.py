@@ -21,6 +21,8 @@ _TILE = 2048
 _LEAST_EXTENT, _SMALL_EXTENT = 0.05, 0.25
 
 _TWELVE = 1 << 12
+_WIDEST = 4
+"""Side of the largest patch, in sides of the image."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Slide:
         Raises
         ------
         ValueError
-            If the size of a spot or of a pixel is not known, or if the patch would be smaller than two pixels.
+            If the size of a spot or of a pixel is not known, or if the patch would be smaller than two pixels or much larger than the image.
         """
         if unit == "spot":
             if self.diameter is None:
@@ -107,6 +109,11 @@ class Slide:
             raise ValueError(
                 f"A patch of patch_size={size} would be {side:.2g} pixels wide in the image {self.source} of "
                 f"{self.library!r}; use an image of higher resolution or larger patches."
+            )
+        if side > _WIDEST * (extent := max(self.image.shape[:2])):
+            raise ValueError(
+                f"A patch of patch_size={size} would be {side:.3g} pixels wide, and the image {self.source} of {self.library!r} has "
+                f"only {extent}; correct patch_size=..., or the spot diameter and the scale of the image."
             )
         return side
 
@@ -199,7 +206,7 @@ class Slide:
         Raises
         ------
         ValueError
-            If it cannot be read, or is not finite.
+            If it cannot be read, is not finite, or is negative.
         """
         where = f"rows {rows.start} to {rows.stop}, columns {columns.start} to {columns.stop}"
         try:
@@ -213,6 +220,12 @@ class Slide:
             raise ValueError(
                 f"The image {self.source} of {self.library!r} has pixels that are NaN or infinite in {where}; set them to the "
                 "value of the background."
+            )
+        # Interpolation may go slightly below.
+        if region.dtype.kind in "if" and (least := region.min()) < -self.full_scale / 10:
+            raise ValueError(
+                f"The image {self.source} of {self.library!r} has negative pixels in {where}, such as {least}; pass brightness "
+                "from 0, not what was standardised for a network."
             )
         return region
 

@@ -208,7 +208,7 @@ def check_group_names(adata: AnnData, key: str | None, argument: str) -> None:
 
 def check_positions(adata: AnnData, spatial_key: str) -> NDArray[np.float64]:
     """Positions of the spots, ``(n_spots, 2)`` or ``(n_spots, 3)``, refused if they are missing or not finite."""
-    positions = _obsm_array(adata, spatial_key, "spatial_key", "positions")
+    positions = obsm_array(adata, spatial_key, "spatial_key", "positions")
     if positions.ndim != 2 or positions.shape[0] != adata.n_obs or positions.shape[1] not in (2, 3):
         raise ValueError(
             f"adata.obsm[{spatial_key!r}] has shape {positions.shape}; positions must be ({adata.n_obs}, 2) or "
@@ -275,7 +275,7 @@ def check_size_factor(adata: AnnData, key: str) -> None:
 
 
 def _check_image(adata: AnnData, key: str, *, query: bool) -> None:
-    image = _obsm_array(adata, key, "image_key", "image embeddings")
+    image = obsm_array(adata, key, "image_key", "image embeddings")
     if image.ndim != 2 or image.shape[0] != adata.n_obs or image.shape[1] == 0:
         raise ValueError(
             f"adata.obsm[{key!r}] has shape {image.shape}; image embeddings must be ({adata.n_obs}, n_features), one "
@@ -314,7 +314,8 @@ def _check_target_genes(adata: AnnData, key: str) -> None:
         raise ValueError(f"adata.var[{key!r}] (target_genes_key) is False for all genes; mark at least one as target.")
 
 
-def _obsm_array(adata: AnnData, key: str, argument: str, what: str) -> NDArray:
+def obsm_array(adata: AnnData, key: str, argument: str, what: str) -> NDArray:
+    """An array of numbers in ``obsm``, as it is stored; refused if it is missing or of another kind."""
     if key not in adata.obsm:
         hint = ""
         if argument == "spatial_key" and "spatialdata_attrs" in adata.uns:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from lgdist_scvi._checks import check_share
 from lgdist_scvi._constants import TARGET_SUM
 from lgdist_scvi.data._hidden import dense
 from lgdist_scvi.data._holdout import holdout_entries
@@ -178,6 +179,7 @@ class EvaluationMixin(LGDiSTBase):
         self, adata: AnnData | None, fraction: float, reading: Reading
     ) -> tuple[SpotView, sparse.csr_matrix, SpotView, NDArray[np.int64]]:
         """View with all entries, mask of hidden entries, view without them, and rows of spots with hidden entries."""
+        check_share(fraction=fraction)
         _, truth = self._trained_view(adata, diffusion=reading.n_samples > 0, use_image=reading.use_image)
         # A copy of the training data is accepted; filtered training data is not.
         own = digest_of(truth) == self.trained_digest_

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from lgdist_scvi._checks import check_choice
+from lgdist_scvi._checks import check_choice, check_flag, check_whole
 from lgdist_scvi._constants import Keys
 from lgdist_scvi.data._areas import patches_around
 from lgdist_scvi.module._field_codes import solve_field
@@ -85,6 +85,8 @@ class LatentMixin(LGDiSTBase):
         >>> adata.obsm["X_lgdist_niche"] = model.get_latent_representation(kind="niche")
         """
         check_choice("kind", kind, get_args(Kind))
+        check_flag(aligned=aligned)
+        check_whole(1, batch_size=batch_size)
         if aligned and kind == "code":
             raise ValueError("aligned=True needs kind='state' or kind='niche'.")
         adata, view = self._trained_view(adata, diffusion=False)

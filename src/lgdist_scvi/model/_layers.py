@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lgdist_scvi._checks import check_name, check_path
 from lgdist_scvi._constants import IMPUTED_SUFFIX, PACKAGE, STD_SUFFIX, Keys
 from lgdist_scvi._memory import require_memory
 from lgdist_scvi._output import is_of_disk
@@ -203,6 +204,7 @@ class LayersMixin(LGDiSTBase):
         >>> "lgdist" in anndata.read_h5ad("completed.h5ad").layers
         True
         """
+        check_path(path=path)
         path = Path(path)
         if path.suffix not in (".h5ad", ".zarr"):
             raise ValueError(f"The name of the file must end in .h5ad or .zarr, got {path.name!r}.")
@@ -250,9 +252,7 @@ def _layer_names(key: str) -> list[str]:
 
 def check_key(layers: Container[str], uns: Mapping[str, Any], key: str, what: str = "adata", where: str = "") -> None:
     """Refuse a name that other data has."""
-    if not isinstance(key, str) or not key.strip(".") or set(key) & set("/\\\0"):
-        # In a file it would be a path.
-        raise ValueError(f"key_added={key!r} must be a name, not empty, without a slash and not of dots alone.")
+    check_name(key_added=key)
     known = uns.get(key)
     if isinstance(known, Mapping) and known.get("package") == PACKAGE:
         return

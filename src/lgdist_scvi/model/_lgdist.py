@@ -10,6 +10,7 @@ from scvi.data.fields import LayerField, NumericalObsField, ObsmField
 
 from lgdist_scvi._checks import check_seed, check_session, check_whole
 from lgdist_scvi._constants import REGISTRY_KEYS
+from lgdist_scvi._memory import require_memory
 from lgdist_scvi._quiet import quiet
 from lgdist_scvi.data._fields import GroupField, ImageField
 from lgdist_scvi.data._genes import CountsField, validate_genes
@@ -79,6 +80,8 @@ class LGDiST(
 
     Raises
     ------
+    MemoryError
+        If the weights would take more than half of the available memory.
     RuntimeError
         If PyTorch computes in another precision, or without values, by default.
     TypeError
@@ -136,6 +139,9 @@ class LGDiST(
             raise ValueError("zeros_missing=True needs loss='log', because the likelihood of counts needs zeros.")
         check_whole(1, n_rounds=n_rounds)
         check_seed(seed)
+        # Of NumPy they would be saved as other kinds.
+        n_rounds, seed = int(n_rounds), int(seed)
+        _require_memory(self.summary_stats.n_vars, **module_kwargs)
         with seeded(seed):
             self.module = self._module_cls(
                 n_genes=self.summary_stats.n_vars,
@@ -247,6 +253,20 @@ class LGDiST(
         if key not in self.adata.var:  # None, or a model loaded with other spots: its weights include the target genes
             return None
         return self.adata.var[key].to_numpy(dtype=bool)
+
+
+def _require_memory(n_genes: int, **sizes: Any) -> None:
+    """Refuse sizes whose weights would not fit; of what is no size the module complains."""
+    names = ("n_latent", "n_factors", "n_diffusion_steps")
+    parts = (("n_layers", "n_hidden"), ("n_denoiser_layers", "n_denoiser_hidden"))
+    if any(not isinstance(sizes[name], int) or sizes[name] < 0 for name in (*names, *parts[0], *parts[1])):
+        return
+    n_latent, n_factors, n_steps = (sizes[name] for name in names)
+    n_numbers = n_genes * n_factors + 8 * n_steps
+    for depth, width in parts:
+        # Besides its weights, each layer takes objects of Python.
+        n_numbers += sizes[depth] * (12 * sizes[width] ** 2 + 10_000) + (n_genes + n_latent) * sizes[width]
+    require_memory(4 * n_numbers, "The model", "Pass smaller n_hidden, n_layers, n_latent, ... to LGDiST.")
 
 
 def _fields(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from lgdist_scvi._checks import check_choice, check_seed, check_whole
+from lgdist_scvi._checks import check_choice, check_flag, check_seed, check_whole
 from lgdist_scvi.module._read_outs import READ_OUTS
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ class Reading:
 
     Raises
     ------
-    ValueError
-        If an option is out of range.
+    TypeError, ValueError
+        If an option is of another kind, or out of range.
     """
 
     n_samples: int = 0
@@ -60,9 +60,13 @@ class Reading:
     def __post_init__(self) -> None:
         check_choice("scale", self.scale, get_args(Scale))
         check_choice("read_out", self.read_out, READ_OUTS)
+        check_flag(keep_observed=self.keep_observed, return_std=self.return_std, use_image=self.use_image)
         check_whole(0, n_samples=self.n_samples)
         check_seed(self.seed)
         check_whole(1, n_steps=self.n_steps, batch_size=self.batch_size)
+        for name in ("n_samples", "n_steps", "seed", "batch_size"):
+            # Numbers of NumPy go neither with the generators nor into files.
+            object.__setattr__(self, name, int(getattr(self, name)))
         if self.return_std and not READ_OUTS[self.read_out].has_std:
             raise ValueError("return_std needs read_out='expected'; leave out one of the two.")
 

@@ -108,7 +108,7 @@ def area_sums(
     -------
     Places of the areas, and their sums.
     """
-    size = max(1, SUM_BYTES // (8 * N_DRAWS * len(genes)))
+    size = max(1, SUM_BYTES // (8 * N_DRAWS * max(1, len(genes))))
     every = np.array_equal(genes, np.arange(view.n_genes))
     for start in range(0, areas.shape[0], size):
         block = areas[start : start + size]

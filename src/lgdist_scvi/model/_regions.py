@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import stats
 
-from lgdist_scvi._checks import check_whole
+from lgdist_scvi._checks import check_between, check_whole
 from lgdist_scvi._constants import TARGET_SUM
 from lgdist_scvi._memory import require_memory
 from lgdist_scvi.data._areas import groups_of, patches_around
@@ -169,8 +169,7 @@ class RegionMixin(SamplingMixin):
         >>> set(calls["gene_1"]) <= {"present", "absent", "undecided"}
         True
         """
-        if not 0 < error < 0.5:
-            raise ValueError(f"error={error!r} must be between 0 and 0.5.")
+        check_between(0, 0.5, error=error)
         adata, view, names, members, genes = self._to_average(adata, groupby, n_spots, gene_list)
         areas = self._areas(adata, view, members, genes, seed=seed, batch_size=batch_size, silent=silent)
         found = 1 - unseen(areas.means, areas.sums.depth)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import anndata
 import torch
 
+from lgdist_scvi._checks import check_name, check_path
 from lgdist_scvi._compat import download, training_devices
 from lgdist_scvi._constants import PACKAGE
 from lgdist_scvi._exclusive import sole_writer
@@ -77,6 +78,8 @@ class SavingMixin(LGDiSTBase):
         --------
         >>> model.save("model", overwrite=True)
         """
+        check_path(dir_path=dir_path)
+        _check_prefix(prefix)
         folder = Path(dir_path)
         if folder.exists() and not overwrite:
             raise FileExistsError(f"{folder} exists; choose another name or pass overwrite=True.")
@@ -231,12 +234,19 @@ class SavingMixin(LGDiSTBase):
 
 
 def _model_path(dir_path: str | Path, prefix: str | None, backup_url: str | None = None) -> Path:
+    check_path(dir_path=dir_path)
+    _check_prefix(prefix)
     path = Path(dir_path) / f"{prefix or ''}{MODEL_FILE}"
     if backup_url is not None and not path.exists():
         download(backup_url, str(path.parent), path.name)
     if not path.is_file():
         raise FileNotFoundError(f"There is no saved model at {path}; name the folder written by model.save().")
     return path
+
+
+def _check_prefix(prefix: str | None) -> None:
+    if prefix:
+        check_name(prefix=prefix)
 
 
 def _unpickled(cls: type[SavingMixin], content: bytes, adata: AnnData) -> SavingMixin:

@@ -77,7 +77,8 @@ class SpatialDataMixin(LGDiSTBase):
         >>> model = lgdist_scvi.LGDiST(table)
         """
         table, annotated, region_key = annotating_table(sdata, table_key)
-        wanted = annotated if region is None else [region] if isinstance(region, str) else list(region)
+        one = region is not None and not isinstance(region, list | tuple)
+        wanted: list[Any] = annotated if region is None else [region] if one else list(region)
         if unknown := [name for name in wanted if name not in annotated]:
             raise KeyError(
                 f"sdata.tables[{table_key!r}] does not annotate {unknown} (found: {annotated}); correct region=..."

@@ -52,7 +52,7 @@ def _normal(keys: NDArray[np.uint64], n_columns: int, stream: tuple[int, ...]) -
     """Standard normal numbers ``(n_keys, n_columns)`` that each depend on their key, column and stream."""
     state: NDArray[np.uint64] = np.zeros(1, dtype=np.uint64)
     for number in stream:
-        state = _mixed(np.add(state, number, dtype=np.uint64))
+        state = _mixed(np.add(state, int(number), dtype=np.uint64))
     columns = np.arange(n_columns, dtype=np.uint64)
     bits = _mixed(np.add(_mixed(np.add(keys, state, dtype=np.uint64))[:, None], columns, dtype=np.uint64))
     uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) / (1 << 53)

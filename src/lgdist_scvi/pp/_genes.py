@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from lgdist_scvi._checks import check_positive, check_whole
+from lgdist_scvi._checks import check_label, check_numbers, check_positive, check_whole
 from lgdist_scvi._constants import Keys
 from lgdist_scvi.data._controls import controls_among
 from lgdist_scvi.data._counts import ROUNDED, check_count_values, checked_depth
@@ -144,6 +144,7 @@ def select_genes(
     >>> table = lgdist_scvi.LGDiST.setup_spatialdata(sdata, layer="counts", table_key="panel")
     """
     adata, library_key = spots_of(adata, table_key, spatial_key, library_key)
+    check_label(layer=layer, library_key=library_key, spatial_key=spatial_key, gene_symbols=gene_symbols)
     stored = counts_on_disk(adata, layer)
     if stored is not None:
         if observed_layer is not None:
@@ -157,8 +158,9 @@ def select_genes(
             adata, count_matrix(adata, layer)[0] if stored is None else stored, control, stacklevel=2
         )
         stored = None if stored is None else stored[:, np.flatnonzero(~control)]
-    if n_target < 1 or n_context < 0:
-        raise ValueError(f"n_target={n_target} must be at least 1 and n_context={n_context} at least 0.")
+    check_whole(1, n_target=n_target)
+    check_whole(0, n_context=n_context)
+    check_numbers(0, min_fraction=min_fraction)
     check_positive(target_sum=target_sum)
     check_container(adata, views=True)
     check_group_names(adata, library_key, "library_key")

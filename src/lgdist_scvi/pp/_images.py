@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lgdist_scvi._checks import check_name, check_whole
 from lgdist_scvi._compat import track
 from lgdist_scvi._constants import PACKAGE, Keys
 from lgdist_scvi.data._slide_sources import PATCH_SIZE, open_slides
@@ -127,9 +128,8 @@ def image_embeddings(
     >>> adata.obsm["X_image"].shape == (adata.n_obs, 120)
     True
     """
-    for name, value in (("batch_size", batch_size), ("n_pixels", n_pixels)):
-        if value is not None and not value > 0:
-            raise ValueError(f"{name}={value} must be positive.")
+    check_whole(1, batch_size=batch_size, **({} if n_pixels is None else {"n_pixels": n_pixels}))
+    check_name(key_added=key_added)
     if key_added in (spatial_key, "spatial"):
         raise ValueError(f"key_added={key_added!r} would overwrite the positions or the images; choose another key.")
     embed, name, preferred = _embedder(model, device)

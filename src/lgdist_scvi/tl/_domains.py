@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from lgdist_scvi._checks import check_whole
+from lgdist_scvi._checks import check_label, check_name, check_positive, check_seed, check_whole
 from lgdist_scvi._constants import Keys
 from lgdist_scvi.data._areas import patches_around
 from lgdist_scvi.data._entries import listing
@@ -103,13 +103,15 @@ def domains(
     """
     from sklearn.metrics import adjusted_rand_score
 
+    check_name(key_added=key_added)
+    check_label(use_rep=use_rep, spatial_key=spatial_key, library_key=library_key)
     values = _representation(adata, use_rep)
     if n_domains is not None and resolution is not None:
         raise ValueError("Give either n_domains or resolution, not both.")
     check_whole(1, n_seeds=n_seeds, vote_spots=vote_spots)
-    check_whole(0, seed=seed)
-    if resolution is not None and not resolution > 0:
-        raise ValueError(f"resolution={resolution!r} must be above 0.")
+    check_seed(seed)
+    if resolution is not None:
+        check_positive(resolution=resolution)
     patches = _patches(adata, vote_spots, spatial_key, library_key) if vote_spots > 1 else None
     settings: dict[str, Any] = {"use_rep": use_rep, "seed": seed, "n_seeds": n_seeds, "vote_spots": vote_spots}
     if resolution is not None:

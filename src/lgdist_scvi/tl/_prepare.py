@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from lgdist_scvi._checks import check_whole
+from lgdist_scvi._checks import check_between, check_label, check_seed, check_whole
 from lgdist_scvi._constants import PACKAGE, AuditKeys, Keys
 from lgdist_scvi.data._counts import check_counts
 from lgdist_scvi.data._entries import count_matrix, listing, spot_listing
@@ -84,8 +84,10 @@ def prepare_audit(
     """
     check_container(adata)
     check_whole(0, n_decoys=n_decoys)
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction={fraction!r} must be between 0 and 1: some molecules are given, some held out.")
+    check_seed(seed)
+    # Some molecules are given, some held out.
+    check_between(0, 1, fraction=fraction)
+    check_label(layer=layer, size_factor_key=size_factor_key, spatial_key=spatial_key)
     check_positions(adata, spatial_key)
     controls = [str(name) for name in getattr(adata.obsm.get(Keys.CONTROLS), "columns", [])]
     names = [*(f"decoy_{i + 1}" for i in range(n_decoys)), *controls]

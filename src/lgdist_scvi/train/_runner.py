@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch import Callback
 from scvi.train import TrainRunner
 
+from lgdist_scvi._checks import check_whole
 from lgdist_scvi._compat import PhaseProgressBar, interruptible, logged_history, training_devices
 from lgdist_scvi._memory import smaller_batches_suggested
 from lgdist_scvi._quiet import quiet
@@ -83,6 +86,7 @@ class PhaseRunner:
         """Whether the weights are finite."""
         trainer_kwargs = dict(trainer_kwargs)
         self.device, n_devices = training_devices(trainer_kwargs["accelerator"], trainer_kwargs["devices"])
+        check_whole(1, num_nodes=trainer_kwargs.get("num_nodes", 1))
         n_steps = data.n_steps(n_devices * trainer_kwargs.get("num_nodes", 1))
         size = relative_size(data.view.n_spots)
         _check_trainer(trainer_kwargs, self.device, n_devices, data.n_val)
@@ -94,7 +98,10 @@ class PhaseRunner:
         self.plan = plan_cls(self.module, **({"weight_decay": WEIGHT_DECAY / size} | plan_kwargs))
         early_stopping = bool(trainer_kwargs.pop("early_stopping")) and data.n_val > 0
         # A copy, because the trainer appends to it and both phases use the list of the user.
-        callbacks = list(trainer_kwargs.pop("callbacks", None) or [])
+        callbacks = trainer_kwargs.pop("callbacks", None) or []
+        callbacks = list(callbacks) if isinstance(callbacks, Iterable) else [callbacks]
+        if other := [callback for callback in callbacks if not isinstance(callback, Callback)]:
+            raise TypeError(f"callbacks={other!r} must be callbacks of lightning.pytorch; leave them out.")
         if trainer_kwargs.get("enable_progress_bar", True):
             callbacks.append(PhaseProgressBar(title.capitalize()))
         defaults = {

@@ -29,6 +29,7 @@ if hasattr(os, "register_at_fork"):
 
 def seed_device(seed: int, device: torch.device) -> None:
     """Seed PyTorch on the CPU and on one device; the generators of other GPUs stay as they are."""
+    seed = int(seed)  # PyTorch takes no numbers of NumPy
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):
