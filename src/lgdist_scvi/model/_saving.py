@@ -201,7 +201,7 @@ class SavingMixin(LGDiSTBase):
 
         Raises
         ------
-        FileNotFoundError, ValueError
+        FileNotFoundError, TypeError, ValueError
             As :meth:`load`.
 
         Examples

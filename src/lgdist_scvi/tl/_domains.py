@@ -85,6 +85,8 @@ def domains(
         If a named array or column is missing.
     ImportError
         If Leiden is asked for without igraph.
+    TypeError
+        If a name is none.
     ValueError
         If an option is out of range, both `n_domains` and `resolution` are given, or the representation is not finite or has fewer spots
         than domains.
