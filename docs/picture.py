@@ -4,68 +4,70 @@
 from io import BytesIO
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
-import scanpy as sc
+import pandas as pd
+from anndata import AnnData
 from matplotlib.figure import Figure
 from PIL import Image
-from scipy.optimize import linear_sum_assignment
+from scipy.spatial import KDTree
 from sklearn.metrics import adjusted_rand_score
-from sklearn.metrics.cluster import contingency_matrix
 
-from lgdist_scvi import LGDiST, pl, pp
+from lgdist_scvi import LGDiST, pl, pp, tl
 from lgdist_scvi.datasets import example_tissue
 
-GENES = ("MOBP", "PCP4", "HPCAL1", "KRT17")  # white matter, layer 5, layer 2, layer 6
-COLORS = ("#0072b2", "#e69f00", "#56b4e9", "#d55e00", "#009e73", "#cc79a7", "#000000", "#f0e442", "#999999", "#882255")
+GENES = ["PCP4", "KRT17"]  # layer 5, layer 6
+PITCH = 100  # micrometres between spots of Visium
+SIZE, DOTS_PER_INCH = (9, 6.2), 178  # 1600 pixels, shown on 800
 
 
-def clusters(values: np.ndarray) -> np.ndarray:
-    """Leiden clusters of spots."""
-    spots = sc.AnnData(values)
-    sc.pp.pca(spots, n_comps=30)
-    sc.pp.neighbors(spots)
-    sc.tl.leiden(spots, resolution=0.5, flavor="igraph", n_iterations=2, directed=False)
-    return spots.obs["leiden"].cat.codes.to_numpy()
+def name_as_layers(adata: AnnData) -> None:
+    """Name each domain after the annotated layer in which most of it lies, so that both have its colour; the smaller of two is a part."""
+    known = adata.obs["layer"].notna()
+    print("domains beside layers", adjusted_rand_score(adata.obs["layer"][known], adata.obs["domain"][known]))
+    overlap = pd.crosstab(adata.obs["domain"], adata.obs["layer"])
+    names, layers = {}, list(adata.obs["layer"].cat.categories)
+    for domain in overlap.max(axis=1).sort_values(ascending=False).index:
+        layer = overlap.loc[domain].idxmax()
+        names[domain] = f"part of {layer}" if layer in names.values() else layer
+    order = [*layers, *(name for name in names.values() if name not in layers)]
+    adata.obs["domain"] = pd.Categorical(adata.obs["domain"].map(names), categories=order)
+    adata.obs["layer"] = adata.obs["layer"].cat.set_categories(order)
 
 
-def recoloured(found: np.ndarray, shown: np.ndarray) -> np.ndarray:
-    """Clusters numbered as those shown already with which they overlap most."""
-    overlap = contingency_matrix(found, shown)
-    rows, columns = linear_sum_assignment(-overlap)
-    numbers = dict(zip(rows, columns, strict=True))
-    spare = iter(range(overlap.shape[1], len(COLORS)))
-    return np.array([numbers[i] if i in numbers else numbers.setdefault(i, next(spare)) for i in found])
+def draw(adata: AnnData) -> Figure:
+    """Two genes, measured, completed and uncertain; domains, and the layers that were annotated by hand."""
+    unit = PITCH / np.median(KDTree(adata.obsm["spatial"]).query(adata.obsm["spatial"], k=2)[0][:, 1])
+    look = {"img": False, "scalebar_dx": unit}
+    depth = {"measured_layer": "counts", "size_factor_key": "total_counts"}
+    figure = Figure(figsize=SIZE, layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(3.5, 1))
+    pl.completion(adata, GENES, uncertainty=True, axes=left.subplots(2, 3), **depth, **look)
+    above, below = right.subplots(2, 1)
+    pl.domains(adata, axes=above, **look)
+    above.set_title("domains")
+    pl.domains(adata, "layer", axes=below, **look)
+    below.set_title("annotated by hand")
+    marks = below.get_legend().legend_handles
+    for ax in (above, below):
+        ax.get_legend().remove()
+    right.legend(handles=marks, loc="outside lower center", ncols=3, frameon=False, columnspacing=1, handlelength=1)
+    return figure
 
 
 def main() -> None:
     """Train, complete and draw."""
-    adata = example_tissue("cortex")
-    panel = pp.select_genes(adata, layer="counts")
-    keep = adata.var_names.isin([*panel.var_names, *GENES])
-    adata.obs["total_counts"] = np.asarray(adata.layers["counts"].sum(axis=1)).ravel()
-    adata = adata[:, keep].copy()
+    adata = pp.select_genes(example_tissue("cortex"), layer="counts", keep=GENES)
+    adata.obs["layer"] = adata.obs["layer"].astype("category")
     LGDiST.setup_anndata(adata, layer="counts", size_factor_key="total_counts")
     model = LGDiST(adata)
     model.train(enable_progress_bar=False)
-    adata.layers["lgdist"] = model.get_completed_expression(return_numpy=True, silent=True)
-    measured = np.log1p(adata.layers["counts"].toarray() / adata.obs["total_counts"].to_numpy()[:, None] * 1e4)
-
-    figure = Figure(figsize=(15, 5.6), layout="constrained")
-    axes = figure.subplots(2, len(GENES) + 1)
-    pairs = axes[:, : len(GENES)].T
-    pl.completion(adata, list(GENES), measured_layer="counts", size_factor_key="total_counts", img=False, axes=pairs)
-    positions = adata.obsm["spatial"]
-    found = {"measured": clusters(measured), "completed": clusters(adata.layers["lgdist"])}
-    found["completed"] = recoloured(found["completed"], found["measured"])
-    for ax, (name, numbers) in zip(axes[:, -1], found.items(), strict=True):
-        ax.scatter(*positions.T, c=[COLORS[i] for i in numbers], s=5.5, linewidths=0)
-        ax.set(xticks=[], yticks=[], aspect="equal", title=f"clusters, {name}")
-        ax.invert_yaxis()
-        ax.spines[:].set_visible(False)
-        if "layer" in adata.obs:
-            there = adata.obs["layer"].notna().to_numpy()
-            print(name, adjusted_rand_score(adata.obs["layer"][there].astype(str), numbers[there]))
-    figure.savefig(page := BytesIO(), dpi=80)
+    model.add_completed_layer(return_std=True, silent=True)
+    model.add_latent_representation()
+    tl.domains(adata, n_domains=7)
+    name_as_layers(adata)
+    with mpl.rc_context({"font.size": 9, "axes.titlesize": 11}):
+        draw(adata).savefig(page := BytesIO(), dpi=DOTS_PER_INCH)
     Image.open(page).convert("RGB").quantize(128).save(Path(__file__).with_name("picture.png"), optimize=True)
 
 

@@ -25,6 +25,7 @@ def test_sections_share_their_colours(adata):
     assert [ax.get_title() for ax in axes[0]] == ["domain, one", "domain, two"]
     first, second = (ax.collections[0] for ax in axes[0])
     assert first.get_array().mask.tolist() == [True] + [False] * 11
+    np.testing.assert_allclose(first.to_rgba(first.get_array())[0], (0.85, 0.85, 0.85, 1))
     np.testing.assert_array_equal(second.get_array(), adata.obs["domain"].cat.codes[12:])
     colours = [drawn.to_rgba(np.arange(3)) for drawn in (first, second)]
     np.testing.assert_array_equal(*colours)

@@ -9,7 +9,7 @@ import numpy as np
 from lgdist_scvi._constants import Keys
 from lgdist_scvi.data._entries import listing
 from lgdist_scvi.pl._axes import axes_grid, save_figure
-from lgdist_scvi.pl._spots import draw_spots, panel_size, sections_of
+from lgdist_scvi.pl._spots import NO_VALUE, draw_spots, panel_size, sections_of
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -89,7 +89,7 @@ def domains(
     panels = axes_grid(axes, 1, len(sections), panel_size(sections, 1))
     for ax, section in zip(panels[0], sections, strict=True):
         limits = (-0.5, max(len(names), 1) - 0.5)
-        shades = ListedColormap(colours or ["0.85"])
+        shades = ListedColormap(colours or [NO_VALUE]).with_extremes(bad=NO_VALUE)
         draw_spots(ax, section, numbers[section.spots], limits, spot_size, shades, img_alpha, scalebar_dx)
         ax.set_title(f"{key}{section.suffix}")
     marks = [Patch(color=colour, label=str(name)) for colour, name in zip(colours, names, strict=True)]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from numpy.typing import NDArray
 
-_NO_VALUE = "0.85"  # light grey, absent from the usual colour maps
+NO_VALUE = "0.85"  # light grey, absent from the usual colour maps
 _LONGEST_BAR, _BAR_WIDTH = 0.3, 0.008  # of a scale bar, as shares of the panel's width and height
 
 
@@ -118,7 +118,7 @@ def draw_spots(
         size, size, 0, units="xy", offsets=positions, offset_transform=ax.transData, linewidths=0, rasterized=True
     )
     discs.set_array(np.ma.masked_invalid(values))
-    discs.set_cmap(mpl.colormaps[cmap].with_extremes(bad=_NO_VALUE) if isinstance(cmap, str) else cmap)
+    discs.set_cmap(mpl.colormaps[cmap].with_extremes(bad=NO_VALUE) if isinstance(cmap, str) else cmap)
     discs.set_clim(*limits)
     ax.add_collection(discs)
     low, high = positions.min(axis=0) - apart, positions.max(axis=0) + apart
