@@ -8,8 +8,8 @@ section     from counts to a completed matrix of one section, and peak memory: L
 spots       LGDiST on 1,000, 10,000 and 100,000 simulated spots of 1,000 genes, one pass of training in each phase
 genes       LGDiST on 2,000 simulated spots of 1,000, 5,000 and 18,000 genes, the same
 large       500,000 simulated spots of 1,000 genes, written to disk
-cells       from files: up to 100,000 simulated cells of 600 genes, of which 300 are selected, to a file of completed cells
-bins        from files: up to 100,000 simulated bins of 2,000 genes and 50 molecules, of which 1,000 are selected, to a file
+cells       from files: simulated cells of 600 genes, of which 300 are selected, to a file of completed cells
+bins        from files: simulated bins of 2,000 genes and 50 molecules, of which 1,000 are selected, to a file
 
 Results go to RESULTS/speed, one file for each task, and docs/benchmarks/speed.md is written from those that are there. Times
 on a shared machine tell little by themselves: what counts are ratios of medians within one run, and slopes.
@@ -320,10 +320,10 @@ def task_growth(sizes: list[tuple[int, int]]) -> Record:
     return {"runs": runs}
 
 
-def task_files(n_genes: int, detected: float) -> Record:
+def task_files(sizes: list[int], n_genes: int, detected: float) -> Record:
     """Twice as many genes in the file as are selected."""
     runs = []
-    for n_spots in FILES:
+    for n_spots in sizes:
         with tempfile.TemporaryDirectory() as folder:
             path = f"{folder}/spots.h5ad"
             start = [sys.executable, __file__, "--child"]
@@ -340,8 +340,8 @@ TASKS: dict[str, Callable[[argparse.Namespace], Record]] = {
     "spots": lambda options: task_growth([(n, 1_000) for n in SPOTS]),
     "genes": lambda options: task_growth([(2_000, n) for n in GENES]),
     "large": lambda options: task_growth([(LARGE, 1_000)]),
-    "cells": lambda options: task_files(300, 0.25),
-    "bins": lambda options: task_files(1_000, 0.024),
+    "cells": lambda options: task_files(options.sizes, 300, 0.25),
+    "bins": lambda options: task_files(options.sizes, 1_000, 0.024),
 }
 
 INTRODUCTION = """\
@@ -477,6 +477,9 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each thing that is compared (default: 3)")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
+    parser.add_argument(
+        "--sizes", nargs="+", type=int, default=list(FILES), metavar="SPOTS", help="for cells and bins, at least two"
+    )
     parser.add_argument("--peer-python", default=sys.executable, metavar="PYTHON", help="interpreter with the peers")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="folder of bench/ and data/")
     parser.add_argument("--render", action="store_true", help="run nothing, only write the page")
