@@ -638,12 +638,16 @@ def test_timm_model_is_given_standardised_patches(monkeypatch):
 
     config = {"input_size": (3, 48, 48), "mean": (0.1, 0.2, 0.3), "std": (0.5, 0.25, 1.0)}
     data = SimpleNamespace(resolve_model_data_config=lambda model: config)
-    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=create_model, data=data))
+    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=create_model, data=data, __version__="1.0"))
     adata = tissue()
     found = embed(adata, "resnet", n_pixels=None)
     expected = (embed(tissue()) - config["mean"]) / config["std"]
     np.testing.assert_allclose(found, expected, atol=5e-3)
     assert made == {"name": "resnet", "pretrained": True, "num_classes": 0}
+    assert not {"pooling", "timm_kwargs"} & set(adata.uns["X_image"])
+    embed(adata, "resnet", n_pixels=None, timm_kwargs={"init_values": 1e-5, "act_layer": nn.SiLU})
+    assert made == {"name": "resnet", "pretrained": True, "num_classes": 0, "init_values": 1e-5, "act_layer": nn.SiLU}
+    assert (adata.uns["X_image"]["timm_init_values"], adata.uns["X_image"]["timm_act_layer"]) == ("1e-05", "SiLU")
     assert adata.uns["X_image"]["n_pixels"] == 48
     assert adata.uns["X_image"]["model"] == "resnet"
 
@@ -665,6 +669,78 @@ def test_weights_that_timm_loads(tmp_path):
     with torch.no_grad():
         expected = network((torch.from_numpy(patches) - mean) / std)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+class Tokens(nn.Module):
+    """A class token, two registers and two tokens of patches, one feature each."""
+
+    num_prefix_tokens = 3
+
+    def forward(self, patches):
+        red = patches[:, 0].mean(dim=(1, 2))
+        return torch.stack([red, 7 * red, 9 * red, 2 * red, 4 * red], dim=1)[..., None]
+
+
+def test_tokens_are_pooled():
+    red = embed(tissue(), lambda patches: patches[:, :1].mean(dim=(2, 3)))
+    adata = tissue()
+    np.testing.assert_allclose(embed(adata, Tokens(), pooling="class"), red, rtol=1e-5)
+    assert adata.uns["X_image"]["pooling"] == "class"
+    np.testing.assert_allclose(embed(tissue(), Tokens(), pooling="class_mean"), red * [1, 3], rtol=1e-5)
+    with pytest.raises(ValueError, match=r"array of shape \(.*tokens to take with pooling='class'"):
+        embed(tissue(), Tokens())
+    with pytest.raises(ValueError, match="pooling='class' needs tokens, but the model 'mean_colour'"):
+        embed(tissue(), pooling="class")
+    with pytest.raises(ValueError, match="pooling='mean' must be"):
+        embed(tissue(), Tokens(), pooling="mean")
+    with pytest.raises(ValueError, match="timm_kwargs=... are for a timm model by name"):
+        embed(tissue(), Tokens(), timm_kwargs={"depth": 1})
+
+
+# Small networks of the architectures that docs/encoders.md names: base, sizes, what its page says, tokens, pooling.
+SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 2, "img_size": 28}
+GLU = {"mlp_ratio": 2.66667 * 2, "no_embed_class": True, "patch_size": 14}
+COLOURS = {"mean": (0.707223, 0.578729, 0.703617), "std": (0.211883, 0.230117, 0.177517)}
+ENCODERS = {
+    "UNI2-h": ("vit_huge_patch14_224", {**GLU, "reg_tokens": 8, "dynamic_img_size": True, "init_values": 1e-5}, None),
+    "Virchow2": (
+        "vit_huge_patch14_224",
+        {**GLU, "reg_tokens": 4, "global_pool": "", "init_values": 1e-5},
+        "class_mean",
+    ),
+    "H-optimus-0": ("vit_giant_patch14_reg4_dinov2", {"init_values": 1e-5, "dynamic_img_size": False}, None),
+    "H0-mini": ("vit_base_patch14_reg4_dinov2", {**GLU, "global_pool": "", "init_values": 1e-5}, "class"),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_architectures_of_pathology(name):
+    try:
+        import timm
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"timm cannot be imported: {error}")
+    base, arguments, pooling = ENCODERS[name]
+    arguments = {**SMALL, **arguments, "pretrained": False}
+    if name == "H-optimus-0":
+        arguments["pretrained_cfg_overlay"] = COLOURS
+    else:
+        arguments |= {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": nn.SiLU}
+    adata = tissue()
+    torch.manual_seed(0)
+    found = embed(adata, base, n_pixels=28, timm_kwargs=arguments, pooling=pooling)
+    torch.manual_seed(0)
+    network = timm.create_model(base, num_classes=0, **arguments).eval()
+    patches = embed(tissue(), lambda patches: patches.flatten(1), n_pixels=28).reshape(-1, 3, 28, 28)
+    colours = COLOURS if name == "H-optimus-0" else network.pretrained_cfg
+    mean, std = (torch.tensor(colours[key])[:, None, None] for key in ("mean", "std"))
+    with torch.no_grad():
+        tokens = network((torch.from_numpy(patches) - mean) / std)
+    if pooling is not None:
+        assert tokens.shape[1:] == (1 + 4 + 4, 48)
+        tokens = tokens[:, 0] if pooling == "class" else torch.cat([tokens[:, 0], tokens[:, 5:].mean(1)], dim=1)
+    np.testing.assert_allclose(found, tokens, rtol=1e-3, atol=1e-4)
+    assert found.shape[1] == (96 if pooling == "class_mean" else 48) and found.std(axis=0).min() > 0
+    assert adata.uns["X_image"]["timm_embed_dim"] == "48" and adata.uns["X_image"]["timm"] == timm.__version__
 
 
 def test_torchvision_that_does_not_fit(monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -43,6 +43,8 @@ def image_embeddings(
     patch_size: float = PATCH_SIZE,
     unit: Literal["spot", "um"] = "spot",
     n_pixels: int | None = None,
+    timm_kwargs: Mapping[str, Any] | None = None,
+    pooling: Literal["class", "class_mean"] | None = None,
     standardize: bool = True,
     scale: float = 1.0,
     spot_diameter: float | None = None,
@@ -66,7 +68,7 @@ def image_embeddings(
     model
         None for :class:`~lgdist_scvi.pp.StainDescriptor`, which needs no weights. A name for a pretrained model of
         `timm <https://huggingface.co/docs/timm>`_, without its classifier and with its own input normalisation
-        (``pip install 'lgdist-scvi[image]'``). A module or any callable that takes patches,
+        (``pip install 'lgdist-scvi[image]'``); ``"hf-hub:OWNER/NAME@REVISION"`` takes one revision from the Hugging Face hub. A module or any callable that takes patches,
         ``(n_patches, 3, n_pixels, n_pixels)``, red, green and blue from 0 to 1, and returns features,
         ``(n_patches, n_features)``.
     image
@@ -88,6 +90,11 @@ def image_embeddings(
         "spot" for spot diameters, "um" for micrometres.
     n_pixels
         Pixels to which a patch is resampled; by default the size that the model is designed for, else 224.
+    timm_kwargs
+        Further arguments of :func:`timm.create_model` for a model by name, as its authors state them; see :doc:`/encoders`.
+    pooling
+        What to take of a model that returns tokens, ``(n_patches, n_tokens, n_features)``: ``"class"`` the first token,
+        ``"class_mean"`` the first token and, beside it, the mean of the tokens of patches, twice as many features.
     standardize
         Give each feature mean 0 and standard deviation 1 over the spots of a library, because stains differ more
         between slides than tissues do. Switch it off for libraries of few spots or of selected places.
@@ -132,7 +139,11 @@ def image_embeddings(
     check_name(key_added=key_added)
     if key_added in (spatial_key, "spatial"):
         raise ValueError(f"key_added={key_added!r} would overwrite the positions or the images; choose another key.")
-    embed, name, preferred = _embedder(model, device)
+    if pooling not in (None, "class", "class_mean"):
+        raise ValueError(f"pooling={pooling!r} must be 'class', 'class_mean' or None.")
+    if timm_kwargs and not isinstance(model, str):
+        raise ValueError("timm_kwargs=... are for a timm model by name; pass model='NAME', or leave them out.")
+    embed, name, preferred, made_with = _embedder(model, device, pooling, timm_kwargs or {})
     n_pixels = n_pixels or preferred
     table, slides = open_slides(
         data,
@@ -162,6 +173,7 @@ def image_embeddings(
             raise ValueError(
                 f"The model {name!r} returned an array of shape {values.shape} for {len(spots)} patches, or values that "
                 f"are not finite; it must return finite values of shape ({len(spots)}, n_features)."
+                + (" Say which of its tokens to take with pooling='class' or 'class_mean'." if values.ndim == 3 else "")
             )
         if embeddings is None:
             embeddings = np.full((table.n_obs, values.shape[1]), np.nan, dtype=np.float32)
@@ -175,6 +187,7 @@ def image_embeddings(
         "package": PACKAGE,
         "version": version(PACKAGE),
         "model": name,
+        **made_with,
         "patch_size": float(patch_size),
         "unit": unit,
         "n_pixels": int(n_pixels),
@@ -186,17 +199,23 @@ def image_embeddings(
 
 
 def _embedder(
-    model: str | nn.Module | Callable[[torch.Tensor], ArrayLike] | None, device: str | torch.device | None
-) -> tuple[Callable[[torch.Tensor], NDArray], str, int]:
-    """A function from patches to embeddings, its name and the side of the patches it is designed for."""
+    model: str | nn.Module | Callable[[torch.Tensor], ArrayLike] | None,
+    device: str | torch.device | None,
+    pooling: str | None,
+    timm_kwargs: Mapping[str, Any],
+) -> tuple[Callable[[torch.Tensor], NDArray], str, int, dict[str, str]]:
+    """A function from patches to embeddings, its name, the side of the patches it is designed for, and its provenance."""
     name, prepare = getattr(model, "__name__", type(model).__name__), None
+    made_with = {} if pooling is None else {"pooling": pooling}
     if model is None:
         model = StainDescriptor()
         name = "StainDescriptor"
     elif isinstance(model, str):
         name = model
-        model, prepare = _timm(model)
+        model, prepare, of_timm = _timm(model, timm_kwargs)
+        made_with |= of_timm
     n_pixels = getattr(model, "n_pixels", _N_PIXELS)
+    n_prefix = getattr(model, "num_prefix_tokens", 1)
     where = torch.device("cpu")
     if isinstance(model, nn.Module):
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -206,13 +225,27 @@ def _embedder(
     def embed(patches: torch.Tensor) -> NDArray:
         patches = patches.to(where)
         values = model(patches if prepare is None else prepare(patches))
-        return np.asarray(values.float().cpu() if isinstance(values, torch.Tensor) else values, dtype=np.float32)
+        values = np.asarray(values.float().cpu() if isinstance(values, torch.Tensor) else values, dtype=np.float32)
+        return values if pooling is None else _pooled(values, pooling, n_prefix, name)
 
-    return embed, name, n_pixels
+    return embed, name, n_pixels, made_with
 
 
-def _timm(name: str) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor]]:
-    """A pretrained model of timm, and its input normalisation."""
+def _pooled(tokens: NDArray[np.float32], pooling: str, n_prefix: int, name: str) -> NDArray[np.float32]:
+    """Features of patches from their tokens, of which the first `n_prefix` (class and registers) are of no place."""
+    if tokens.ndim != 3 or tokens.shape[1] <= n_prefix:
+        raise ValueError(
+            f"pooling={pooling!r} needs tokens, but the model {name!r} returned an array of shape {tokens.shape}; leave out "
+            "pooling=... for a model that pools them itself."
+        )
+    of_class = tokens[:, 0]
+    return of_class if pooling == "class" else np.hstack([of_class, tokens[:, n_prefix:].mean(axis=1)])
+
+
+def _timm(
+    name: str, arguments: Mapping[str, Any]
+) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor], dict[str, str]]:
+    """A pretrained model of timm, its input normalisation, and its provenance."""
     try:
         import timm
     except ImportError as error:
@@ -224,8 +257,13 @@ def _timm(name: str) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor]]
             f"model={name!r} names a timm model, but timm cannot be imported ({error}). Its torchvision must be built for "
             f"the installed PyTorch {torch.__version__}: install both from the same index (pytorch.org/get-started)."
         ) from error
-    model = timm.create_model(name, pretrained=True, num_classes=0)
+    model = timm.create_model(name, **({"pretrained": True, "num_classes": 0} | dict(arguments)))
     config = timm.data.resolve_model_data_config(model)
     model.n_pixels = config["input_size"][-1]
     mean, std = (torch.tensor(config[key])[:, None, None] for key in ("mean", "std"))
-    return model, lambda patches: (patches - mean.to(patches.device)) / std.to(patches.device)
+    made_with = {f"timm_{key}": getattr(value, "__name__", str(value)) for key, value in arguments.items()}
+    made_with |= {
+        "timm": timm.__version__,
+        "license": str((getattr(model, "pretrained_cfg", None) or {}).get("license") or ""),
+    }
+    return model, lambda patches: (patches - mean.to(patches.device)) / std.to(patches.device), made_with
