@@ -91,7 +91,7 @@ def image_embeddings(
     n_pixels
         Pixels to which a patch is resampled; by default the size that the model is designed for, else 224.
     timm_kwargs
-        Further arguments of :func:`timm.create_model` for a model by name, as its authors state them; see :doc:`/encoders`.
+        Further arguments of ``timm.create_model`` for a model by name, as its authors state them; see :doc:`/encoders`.
     pooling
         What to take of a model that returns tokens, ``(n_patches, n_tokens, n_features)``: ``"class"`` the first token,
         ``"class_mean"`` the first token and, beside it, the mean of the tokens of patches, twice as many features.
