@@ -73,6 +73,13 @@ def test_file_is_that_of_the_completed_layer(trained, blocks, tmp_path, suffix, 
     assert os.listdir(tmp_path) == [path.name]
 
 
+def test_standard_deviation_of_an_earlier_completion_is_not_written(trained, tmp_path):
+    adata = trained.adata.copy()
+    trained.add_completed_layer(adata, return_std=True, **OPTIONS)
+    trained.write_completed(tmp_path / "a.h5ad", adata, scale="counts", **OPTIONS)
+    assert "lgdist_std" not in read(tmp_path / "a.h5ad").layers and "lgdist_std" in adata.layers
+
+
 def test_written_file_serves_the_model_again(trained, tmp_path):
     trained.write_completed(tmp_path / "a.h5ad", **OPTIONS)
     again = trained.get_completed_expression(ad.read_h5ad(tmp_path / "a.h5ad"), return_numpy=True, **OPTIONS)

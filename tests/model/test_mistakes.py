@@ -65,6 +65,7 @@ TRAININGS = {
     "strategy": ({"strategy": "x"}, ValueError, r"Lightning refuses an argument: .*'x'.*given were .*strategy"),
     "precision": ({"precision": "64-true"}, ValueError, r"precision='64-true' is not supported.*leave precision out"),
     "callbacks": ({"callbacks": [3]}, TypeError, r"callbacks=\[3\] must be callbacks of lightning"),
+    "logger": ({"logger": 3}, TypeError, r"logger=\[3\] must be True, False, or loggers"),
     "nodes": ({"num_nodes": 0}, ValueError, r"num_nodes=0 must be a whole number"),
     "unknown argument": ({"max_epoch": 3}, TypeError, r"max_epoch'.*leave it out; given were .*max_epoch"),
 }

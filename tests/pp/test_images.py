@@ -912,6 +912,8 @@ CASES = {
     "batch size": (same, {"batch_size": 0}, ValueError, ["batch_size=0", "at least 1"]),
     "pixels": (same, {"n_pixels": -3}, ValueError, ["n_pixels=-3", "at least 1"]),
     "no pixels": (same, {"n_pixels": 0}, ValueError, ["n_pixels=0", "at least 1"]),
+    "more pixels than fit": (same, {"n_pixels": 10**7}, MemoryError, ["n_pixels=10000000", "smaller batch_size"]),
+    "libraries by a list": (same, {"library_key": []}, TypeError, ["library_key=[] must be one name"]),
     "patch larger than the image": (same, {"patch_size": 1e6}, ValueError, ["pixels wide", "correct patch_size"]),
     "spot diameter zero": (same, {"spot_diameter": 0}, ValueError, ["spot_diameter=0", "number above 0"]),
     "micrometres of text": (same, {"microns_per_pixel": "x"}, ValueError, ["microns_per_pixel='x'"]),

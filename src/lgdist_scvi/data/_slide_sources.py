@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lgdist_scvi._checks import check_positive
+from lgdist_scvi._checks import check_label, check_positive
 
 from ._entries import spot_listing
 from ._image_files import Opened, check_pixels, open_image
@@ -92,6 +92,7 @@ def _slides_of_anndata(
     microns_per_pixel: float | None,
 ) -> list[Slide]:
     """Images of the sections of an AnnData; arguments of :func:`~lgdist_scvi.pp.image_embeddings`."""
+    check_label(library_key=library_key, image_key=image_key, spatial_key=spatial_key)
     if library_key is not None and library_key not in adata.obs:
         raise KeyError(f"adata.obs[{library_key!r}] is missing (found: {list(adata.obs)}); correct library_key=...")
     if library_key is not None and (absent := adata.obs[library_key].isna().to_numpy()).any():

@@ -13,6 +13,7 @@ from torch import nn
 from lgdist_scvi._checks import check_name, check_whole
 from lgdist_scvi._compat import track
 from lgdist_scvi._constants import PACKAGE, Keys
+from lgdist_scvi._memory import require_memory
 from lgdist_scvi.data._slide_sources import PATCH_SIZE, open_slides
 
 from ._descriptor import StainDescriptor
@@ -117,7 +118,7 @@ def image_embeddings(
     Raises
     ------
     MemoryError
-        If an image that must be read as a whole would take more than half of the available memory.
+        If a minibatch of patches, or an image that must be read as a whole, would take more than half of the available memory.
     KeyError, TypeError, ValueError
         If image, positions and scale do not match; the message names the spots and the remedy.
     FileNotFoundError
@@ -145,6 +146,9 @@ def image_embeddings(
         raise ValueError("timm_kwargs=... are for a timm model by name; pass model='NAME', or leave them out.")
     embed, name, preferred, made_with = _embedder(model, device, pooling, timm_kwargs or {})
     n_pixels = n_pixels or preferred
+    require_memory(
+        12 * n_pixels**2 * batch_size, f"Patches of n_pixels={n_pixels}", "Pass fewer pixels, or a smaller batch_size."
+    )
     table, slides = open_slides(
         data,
         image=image,

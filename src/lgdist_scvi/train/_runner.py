@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger
 from scvi.train import TrainRunner
 
 from lgdist_scvi._checks import check_whole
@@ -104,6 +105,10 @@ class PhaseRunner:
             raise TypeError(f"callbacks={other!r} must be callbacks of lightning.pytorch; leave them out.")
         if trainer_kwargs.get("enable_progress_bar", True):
             callbacks.append(PhaseProgressBar(title.capitalize()))
+        loggers = trainer_kwargs.get("logger")
+        loggers = loggers if isinstance(loggers, list | tuple) else [loggers]
+        if other := [logger for logger in loggers if not isinstance(logger, bool | Logger | None)]:
+            raise TypeError(f"logger={other!r} must be True, False, or loggers of lightning.pytorch; leave it out.")
         defaults = {
             "check_val_every_n_epoch": interval,
             "early_stopping_monitor": "validation_loss",
