@@ -424,15 +424,14 @@ def from_files(name: str, found: Record) -> list[str]:
     spots = last["n_spots"] - one["n_spots"]
     # What each more costs; what has to be started is paid once.
     seconds = sum(last[part] - one[part] for part in parts) / spots
-    memory = (last["peak_gb"] - one["peak_gb"]) / spots
     header = [name, "selection, s", "setup, s", "training, s", "completion, s"]
     header += [f"GB after {when}" for when in ("selection", "training", "completion")]
     return [
         f"## From file to file: {name}\n\n{where(found)} Simulated {name} of {last['molecules']:.0f} molecules, of whose "
         f"{2 * last['n_genes']:,} genes {last['n_genes']:,} are selected from a backed file (`pp.select_genes`); one pass of training "
-        "in each phase; completed values written in blocks. Memory is the largest so far beyond that of the imports. Between the last two "
-        f"rows each of the {name} costs {1e3 * seconds:.1f} ms and {1e6 * memory:.1f} kB: by this slope a million take "
-        f"{1e6 * seconds / 3600:.1f} hours and {1e6 * memory:.1f} GB.\n",
+        "in each phase; completed values written in blocks. Memory is the largest so far beyond that of the imports; up to 0.5 GB of it "
+        f"are neighbourhoods, which are not kept beyond. Between the last two rows each of the {name} costs {1e3 * seconds:.1f} ms: by "
+        f"this slope a million take {1e6 * seconds / 3600:.1f} hours.\n",
         *table(header, rows),
         "",
     ]

@@ -429,3 +429,8 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert {"counts", "lgdist", "lgdist_imputed"} <= set(adata.layers)
     assert {"leiden_measured", "leiden_completed"} <= set(adata.obs)
     assert (tmp_path / "demo" / "completion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_another_format_is_refused_before_training(section: Path, tmp_path: Path, untrained, capsys):
+    assert complete(section, tmp_path / "out.csv") == 2
+    assert "out.csv does not end in .h5ad" in error_line(capsys)

@@ -250,3 +250,22 @@ def test_table_that_annotates_nothing(small):
     with pytest.raises(ValueError) as caught:
         LGDiST.setup_spatialdata(SpatialData(tables={"table": adata}), layer="counts")
     assert ours(caught, r"annotates no shapes.*TableModel\.parse")
+
+
+def test_options_that_there_are_not(trained):
+    with pytest.raises(TypeError, match=r"no option 'denoise' \(options: 'n_samples'.*correct the name"):
+        trained.add_completed_layer(denoise=True)
+
+
+def test_counts_in_raw_are_named(small):
+    adata = small.tissue()
+    adata.raw = adata.copy()
+    adata.X = np.log1p(adata.X.toarray())
+    with pytest.raises(ValueError, match=r"adata.raw holds whole numbers: (.*)\.$") as caught:
+        LGDiST.setup_anndata(adata)
+    exec(str(caught.value).rpartition("whole numbers: ")[2].rstrip("."), {"adata": adata})
+    LGDiST.setup_anndata(adata, layer="counts")
+    adata.raw = adata.copy()
+    with pytest.raises(ValueError, match="not whole numbers") as caught:
+        LGDiST.setup_anndata(adata)
+    assert "adata.raw" not in str(caught.value)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from scipy import sparse
 
 from lgdist_scvi._checks import check_label
 from lgdist_scvi._constants import IMPUTED_SUFFIX, PACKAGE, STD_SUFFIX
@@ -267,8 +268,21 @@ def check_count_values(adata: AnnData, counts: Matrix, observed: Matrix | None, 
                     " Counts that were destriped or corrected for ambient RNA are fractions: pass those before the correction; "
                     "what stripes do to all genes alike is in the depth of a bin."
                 )
+                if _whole_in_raw(adata):
+                    corrected += (
+                        " adata.raw holds whole numbers: adata.layers['counts'] = adata.raw[:, adata.var_names].X."
+                    )
             raise ValueError(
                 f"{where} has {totals[fault]} observed entries that are {fault} ({'; '.join(culprits[:5])}). Pass "
                 f"the layer with the raw counts as layer=...; hide entries without a measurement with observed_layer=...{corrected}"
             )
     return Sums(spot_sums, gene_sums, detected)
+
+
+def _whole_in_raw(adata: AnnData) -> bool:
+    """Whether ``adata.raw`` seems to have the counts of all genes."""
+    if adata.raw is None or not adata.var_names.isin(adata.raw.var_names).all():
+        return False
+    few = adata.raw.X[:100]
+    values = few.data if sparse.issparse(few) else np.asarray(few)
+    return bool(np.isfinite(values).all() and (values >= 0).all() and (values == np.floor(values)).all())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from lgdist_scvi._compat import ForgettingMixin
 from lgdist_scvi._constants import REGISTRY_KEYS
 from lgdist_scvi._quiet import quiet
 from lgdist_scvi.data._counts import check_counts
+from lgdist_scvi.data._entries import listing
 from lgdist_scvi.data._genes import validate_genes
 from lgdist_scvi.data._neighbors import library_codes
 from lgdist_scvi.data._validation import validate_setup
@@ -117,6 +119,11 @@ class LGDiSTBase(ForgettingMixin, BaseModelClass):
         """Options of a read-out, with the default number of samples of this model."""
         if n_samples is None:
             n_samples = N_SAMPLES if self._diffuses else 0
+        known = [field.name for field in fields(Reading)]
+        if unknown := [name for name in options if name not in known]:
+            raise TypeError(
+                f"A completion has no option {listing(unknown)} (options: {listing(known, 99)}); correct the name."
+            )
         return Reading(n_samples, **options)
 
     def _check_trained(self, *, diffusion: bool) -> None:
