@@ -84,15 +84,15 @@ def complete(options: argparse.Namespace) -> None:
 
     if all(map(os.path.exists, (options.output, options.input))) and options.output.samefile(options.input):
         raise UserError(f"{options.output} is the input, which is never changed; name another output.")
-    if options.output.suffix != ".h5ad":
-        raise UserError(
-            f"{options.output} does not end in .h5ad, the format that is written; name the output OUT.h5ad."
-        )
     check_target(options.output, overwrite=options.overwrite)
     if options.save_model is not None:
         _check_model_folder(options)
     if options.std and options.read_out == "detected":
         raise UserError("--std needs --read-out expected; leave out one of the two.")
+    if options.output.suffix != ".h5ad":
+        raise UserError(
+            f"{options.output} does not end in .h5ad, the format that is written; name the output OUT.h5ad."
+        )
     _use_hardware(options)
 
     adata = _read(options.input)
