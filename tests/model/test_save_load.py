@@ -384,16 +384,17 @@ def test_data_of_another_model(saved, small, tmp_path, place):
     else:
         adata = small.hide(small.tissue(n_genes=30))
     adata.write_h5ad(folder / "adata.h5ad")
+    with pytest.raises(ValueError, match=r"adata\.h5ad is not as .*pass it as adata=\.\.\."):
+        LGDiST.load(folder)
+    # Nor does it stay the data of a model that was saved over it without any.
+    saved[0].save(folder, overwrite=True)
     with pytest.raises(ValueError, match=r"adata\.h5ad does not hold the spots .*Pass adata=\.\.\."):
         LGDiST.load(folder)
-    # What else the user notes there is no matter.
+    # Those of the model are, whatever else the user notes there.
     adata = saved[0].adata.copy()
     adata.obs["mine"] = 1.0
     adata.write_h5ad(folder / "adata.h5ad")
     assert "mine" in LGDiST.load(folder).adata.obs
-    # Nor is a model saved over it without its data, which stays.
-    saved[0].save(folder, overwrite=True)
-    assert LGDiST.load(folder).is_trained
 
 
 def test_data_that_changed_is_not_saved_with_the_model(small, tmp_path):
@@ -423,15 +424,24 @@ def test_one_process_at_a_time_saves(saved, tmp_path):
     assert os.listdir(folder) == ["model.pt"]
 
 
-def test_data_of_the_model_is_damaged(saved, tmp_path):
+def test_data_of_the_model_is_damaged(saved, tmp_path, monkeypatch):
+    """Nothing reads a damaged file: with some HDF5 never comes to an end."""
     model, _, _ = saved
     folder = tmp_path / "model"
     shutil.copytree(saved[2], folder)
     content = (folder / "adata.h5ad").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(ad, "read_h5ad", lambda path: pytest.fail("read"))
+        for damaged in (content[: len(content) // 2], content[:5000] + bytes(256) + content[5256:]):
+            (folder / "adata.h5ad").write_bytes(damaged)
+            with pytest.raises(ValueError, match=r"adata\.h5ad is not as .*it was damaged or changed since"):
+                LGDiST.load(folder)
+        assert LGDiST.load(folder, adata=model.adata.copy()).is_trained
+    # Saved over without its data.
+    model.save(folder, overwrite=True)
     (folder / "adata.h5ad").write_bytes(content[: len(content) // 2])
     with pytest.raises(OSError, match=r"saved with .*model\.pt cannot be read: .*truncated.*Pass adata=\.\.\."):
         LGDiST.load(folder)
-    assert LGDiST.load(folder, adata=model.adata.copy()).is_trained
 
 
 def test_model_that_is_there_stays_until_the_new_one_is_whole(saved, small, tmp_path, monkeypatch):

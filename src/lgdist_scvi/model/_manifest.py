@@ -12,6 +12,8 @@ import torch
 from lgdist_scvi.data._entries import count_matrix, observed_entries, observed_matrix
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from anndata import AnnData
 
 MANIFEST = "lgdist_scvi_manifest"
@@ -27,9 +29,16 @@ def hash_of(value: Any) -> str:
     return digest.hexdigest()
 
 
-def manifest_of(content: dict[str, Any], data: str | None) -> dict[str, str | None]:
-    """Hashes of the parts of a model file, and of the data that it was saved with."""
-    return {**{name: hash_of(content[part]) for name, part in PARTS.items()}, "data": data}
+def manifest_of(content: dict[str, Any], data: str | None, spots: Path) -> dict[str, str | None]:
+    """Hashes of the parts of a model file, of the data that it was saved with, and of the file of these if there is one."""
+    parts = {name: hash_of(content[part]) for name, part in PARTS.items()}
+    return {**parts, "data": data, "file": hash_of_file(spots) if spots.exists() else None}
+
+
+def hash_of_file(path: Path) -> str:
+    """Hash of the bytes of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def changed_parts(content: dict[str, Any]) -> list[str]:

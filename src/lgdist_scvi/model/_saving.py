@@ -24,7 +24,7 @@ from lgdist_scvi.data._fields import GroupField
 from lgdist_scvi.module._use import Steady, refuse_while_trained
 
 from ._base import LGDiSTBase
-from ._manifest import MANIFEST, hash_of_data, manifest_of
+from ._manifest import MANIFEST, hash_of_data, hash_of_file, manifest_of
 from ._model_file import VERSION, read_model_file, safely_loaded, weights_of
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class SavingMixin(LGDiSTBase):
                 finally:
                     self.registry_ = registry
                 steady.check()
-                _seal(Path(scratch, name), data)
+                _seal(Path(scratch, name), data, _spots_beside(Path(scratch, name), prefix))
                 # The model last: what is beside it is told by its manifest.
                 for file in sorted(os.listdir(scratch), key=name.__eq__):
                     os.replace(Path(scratch, file), folder / file)
@@ -162,7 +162,7 @@ class SavingMixin(LGDiSTBase):
             If the spots saved with it cannot be read.
         KeyError, TypeError, ValueError
             If the file is damaged or was changed, holds more than weights and plain metadata (its code is not executed), is of another
-            model or of an unsupported version, if the spots beside it are those of another model, or if `adata` does not fit the model.
+            model or of an unsupported version, if the file of the spots beside it was damaged or changed or is that of another model, or if `adata` does not fit the model.
 
         Examples
         --------
@@ -175,7 +175,7 @@ class SavingMixin(LGDiSTBase):
             attributes = dict(content["attr_dict"])
             registry, arguments = attributes.pop("registry_"), attributes.pop("init_params_")
             if adata is None:
-                adata = _spots_of(path, prefix, registry["setup_args"], content.get(MANIFEST, {}).get("data"))
+                adata = _spots_of(path, prefix, registry["setup_args"], content.get(MANIFEST, {}))
             cls.setup_anndata(adata, source_registry=registry, **registry["setup_args"])
             model = cls(adata, **arguments["non_kwargs"], **arguments["kwargs"].get("module_kwargs", {}))
             for name, value in attributes.items():
@@ -256,12 +256,23 @@ def _unpickled(cls: type[SavingMixin], content: bytes, adata: AnnData) -> Saving
         return cls.load(folder, adata=adata)
 
 
-def _spots_of(path: Path, prefix: str | None, setup: dict[str, Any], expected: str | None) -> AnnData:
+def _spots_beside(path: Path, prefix: str | None) -> Path:
+    """Where scvi-tools writes the spots that are saved with a model."""
+    return path.with_name(f"{prefix or ''}adata.h5ad")
+
+
+def _spots_of(path: Path, prefix: str | None, setup: dict[str, Any], manifest: dict[str, Any]) -> AnnData:
     """The spots that were saved with a model."""
-    spots = path.with_name(f"{prefix or ''}adata.h5ad")
+    spots, expected = _spots_beside(path, prefix), manifest.get("data")
     if not spots.exists():
         raise ValueError(
             f"There are no spots beside the model {path}; pass adata=..., or save it with save_anndata=True."
+        )
+    # Before anything reads it: with some damaged files HDF5 never comes to an end.
+    if manifest.get("file") not in (None, hash_of_file(spots)):
+        raise ValueError(
+            f"{spots} is not as the model beside it was saved with: it was damaged or changed since, or is that of another model. "
+            "If you changed it, read it with anndata.read_h5ad and pass it as adata=..."
         )
     try:
         adata = anndata.read_h5ad(spots)
@@ -279,7 +290,7 @@ def _spots_of(path: Path, prefix: str | None, setup: dict[str, Any], expected: s
     return adata
 
 
-def _seal(path: Path, data: str | None) -> None:
+def _seal(path: Path, data: str | None, spots: Path) -> None:
     """Add the manifest to the file of a model, and refuse what :meth:`SavingMixin.load` would refuse."""
     try:
         content = safely_loaded(path)
@@ -289,4 +300,4 @@ def _seal(path: Path, data: str | None) -> None:
             "The model cannot be saved, because load() would refuse it: an option of the model or of its setup is a "
             f"{culprit[1] if culprit else error}. Pass text, numbers, or lists of them instead."
         ) from error
-    torch.save({**content, MANIFEST: manifest_of(content, data)}, path)
+    torch.save({**content, MANIFEST: manifest_of(content, data, spots)}, path)
