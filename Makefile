@@ -22,7 +22,7 @@ PEER_PYTHON ?= $(bin)/python
 BENCHMARK_ARGS ?=
 
 .PHONY: help install demo test test-all test-quick coverage errors lint format types docs linkcheck tutorials picture benchmark benchmark-quick benchmark-ablation benchmark-calibration benchmark-evidence \
-	benchmark-images benchmark-prediction benchmark-biology benchmark-domains benchmark-speed clean
+	benchmark-images benchmark-prediction benchmark-biology benchmark-domains benchmark-integration benchmark-speed clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -48,6 +48,7 @@ help:
 	@echo "make benchmark-prediction  whether predictors from images learn better from completed data; about two hours"
 	@echo "make benchmark-speed   time and memory, beside other methods; about three hours"
 	@echo "make benchmark-domains  domains of the tissue, beside other methods; some two hours"
+	@echo "make benchmark-integration  how several sections mix, beside other methods; some twenty minutes"
 	@echo "make benchmark-biology  layers, markers and absent genes of four cortex sections; about an hour"
 	@echo "make install     only the environment, in $(VENV)"
 	@echo "make clean       remove the environment and everything that was built"
@@ -134,7 +135,7 @@ benchmark-evidence: $(VENV)/.stamp-package
 benchmark-prediction: $(VENV)/.stamp-package
 	$(bin)/python benchmarks/predict.py $(BENCHMARK_ARGS)
 
-benchmark-biology benchmark-domains benchmark-speed: benchmark-%: $(VENV)/.stamp-package
+benchmark-biology benchmark-domains benchmark-integration benchmark-speed: benchmark-%: $(VENV)/.stamp-package
 	$(bin)/python benchmarks/$*.py --peer-python $(PEER_PYTHON) $(BENCHMARK_ARGS)
 
 clean:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import matplotlib
 from compare import ROOT, Record, Store
+from domains import CORTEX
 from matplotlib.figure import Figure
 from report import BLUE, GREY, PAGES, Results, folders, margins, score, table
 from sets import CASES, OURS, PEERS, QUICK, SETS, SPARSE
@@ -191,6 +192,7 @@ LOSSES = """\
 ## Where something else is better
 
 - **Large patches without spots.** {patches} ([hidden spots](hidden.md)).
+- **Layers of the cortex as clusters.** {layers} ([domains](domains.md)).
 - **Rare genes of panels.** Completed totals of the rarest genes are 0.95 to 0.97 of the counted ones in a Xenium section
   ([totals](evidence.md#totals)). Sum counts if you need totals.
 - **Whole layers or large clusters.** There the counts themselves are as good as completed values. `get_region_expression` moves towards
@@ -333,6 +335,21 @@ def behind(folder: Path) -> str:
     return f"In patches of {PATCH} hidden spots, smooth factors explain more of {', '.join(lost)}; we explain more of the other {len(found) - len(lost)}"
 
 
+def layers(folder: Path) -> str:
+    """How well clusters of our niches and of BANKSY's representation agree with annotated layers, in words."""
+
+    def agreement(method: str, of: Iterable[str]) -> float:
+        found = [json.loads((folder / "domains" / f"{name}.json").read_text(encoding="utf-8")) for name in of]
+        return fmean(fmean(one for one, _ in record[method]["domains"]["mixture"].values()) for record in found)
+
+    of_cortex, of_cells = ([agreement(method, of) for method in (OURS, "banksy")] for of in (CORTEX, ["starmap"]))
+    return (
+        f"By the same clustering, BANKSY's representation agrees better with the layers of four Visium sections (adjusted Rand index "
+        f"{of_cortex[1]:.2f}, ours {of_cortex[0]:.2f}); ours with those of the visual cortex by STARmap ({of_cells[0]:.2f}, BANKSY "
+        f"{of_cells[1]:.2f})"
+    )
+
+
 def page(results: Results, folder: Path, shown: list[Question]) -> str:
     used = {method for question in shown for method in question.scores}
     told: dict[str, str] = {}
@@ -349,7 +366,7 @@ def page(results: Results, folder: Path, shown: list[Question]) -> str:
         ),
         "",
         *costs(folder),
-        LOSSES.format(patches=behind(folder)),
+        LOSSES.format(patches=behind(folder), layers=layers(folder)),
         METHODS_TITLE,
         *table(["name", "what it does"], ([title, does] for title, does in told.items())),
         PARTLY,

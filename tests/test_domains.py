@@ -47,3 +47,29 @@ def test_every_seed_is_scored_once(domains, tmp_path: Path, monkeypatch: pytest.
 def test_the_page_of_the_documentation_is_that_of_the_results(domains, tmp_path: Path):
     domains.main(["--render", "--pages", str(tmp_path)])
     assert (tmp_path / "domains.md").read_text() == (domains.ROOT / "docs" / "benchmarks" / "domains.md").read_text()
+
+
+def test_sections_together_are_no_neighbours(domains):
+    """Whatever smooths over neighbours stays within a section, and each section is scored by itself."""
+    from anndata import AnnData
+    from scipy.spatial import cKDTree
+
+    positions = np.random.default_rng(0).random((30, 2))
+    sections = {
+        name: AnnData(np.zeros((30, 2), dtype=np.float32), obsm={"spatial": positions}) for name in ("one", "two")
+    }
+    view = domains.together(sections)
+    near = cKDTree(view.obsm["spatial"]).query(view.obsm["spatial"], 19)[1]
+    section = view.obs["slide"].to_numpy()
+    assert (section[near] == section[:, None]).all()
+
+    labels = np.array(["a", "b"] * 30)
+    found = np.where(section == "one", labels == "a", 2)
+    everywhere = np.ones(60, dtype=bool)
+    assert domains.score(labels, found, view.obs["slide"], everywhere) == 0.5  # 1 in the first and 0 in the second
+
+
+def test_the_page_on_integration_is_that_of_the_results(domains, tmp_path: Path):
+    integration = importlib.import_module("integration")
+    integration.main(["--render", "--page", str(tmp_path / "integration.md")])
+    assert (tmp_path / "integration.md").read_text() == integration.PAGE.read_text()

@@ -140,6 +140,12 @@ def test_aligned_states_are_shifted_by_section(trained):
     assert np.isfinite(trained.get_latent_representation(kind="niche", aligned=True)).all()
 
 
+def test_alignment_does_not_touch_what_is_completed(trained):
+    before = trained.get_completed_expression(return_numpy=True)
+    trained.add_latent_representation(aligned=True)
+    np.testing.assert_array_equal(trained.get_completed_expression(return_numpy=True), before)
+
+
 def test_codes_cannot_be_aligned(trained):
     with pytest.raises(ValueError, match="aligned=True needs kind='state' or kind='niche'"):
         trained.get_latent_representation(aligned=True)
