@@ -4,6 +4,7 @@ import csv
 import re
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 from code_blocks import run_at_full_length
@@ -60,3 +61,35 @@ def test_listing_fits_the_package():
 def test_blocks_run_at_full_length(page, n_blocks):
     """As a reader runs them; each page is also run block by block, with trainings that are cut short."""
     assert run_at_full_length(ROOT / page) == n_blocks
+
+
+# What a new user wants to do, the page that the landing page names for it, and the call that does it there.
+TASKS = {
+    "complete a section": ("start.ipynb", "add_completed_layer("),
+    "join sections": ("user_guide.md", "anndata.concat("),
+    "region of a marker": ("tutorials/08_tests_and_evidence", "get_region_expression("),
+    "test two regions": ("tutorials/08_tests_and_evidence", "differential_expression("),
+    "find domains": ("tutorials/07_domains", "tl.domains("),
+    "Visium HD folder": ("tutorials/10_bins", "from_visium_hd("),
+    "Xenium": ("tutorials/09_cells", "drop_controls("),
+    "image": ("tutorials/03_images_and_spatialdata", "image_embeddings("),
+    "new section": ("tutorials/02_several_sections", "LGDiST.load("),
+    "large file": ("tutorials/05_large_data", "write_completed("),
+    "how far to trust": ("tutorials/04_how_far_to_trust", "tl.audit("),
+    "cite": ("citation.md", "arXiv:2509.01864"),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_tasks_are_one_click_away(task):
+    page, call = TASKS[task]
+    landing = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    assert re.search(rf"\({re.escape(page)}[#)]|[<`]{re.escape(page)}[>`]", landing)
+    source = ROOT / f"{page}.ipynb" if page.startswith("tutorials/") else ROOT / "docs" / page
+    assert call in source.read_text(encoding="utf-8")
+
+
+def test_the_output_on_the_landing_page_is_that_of_the_first_steps():
+    cells = nbformat.read(ROOT / "docs" / "start.ipynb", as_version=4).cells
+    (scores,) = (cell.outputs[0]["data"]["text/plain"] for cell in cells if "evaluate_completion" in cell.source)
+    assert f"```text\n{scores}\n```" in (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
