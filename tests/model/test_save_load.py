@@ -437,6 +437,11 @@ def test_data_of_the_model_is_damaged(saved, tmp_path, monkeypatch):
             with pytest.raises(ValueError, match=r"adata\.h5ad is not as .*it was damaged or changed since"):
                 LGDiST.load(folder)
         assert LGDiST.load(folder, adata=model.adata.copy()).is_trained
+    (folder / "adata.h5ad").unlink()
+    (folder / "adata.h5ad").mkdir()
+    with pytest.raises(OSError, match=r"saved with .*model\.pt cannot be read: .*directory"):
+        LGDiST.load(folder)
+    (folder / "adata.h5ad").rmdir()
     # Saved over without its data.
     model.save(folder, overwrite=True)
     (folder / "adata.h5ad").write_bytes(content[: len(content) // 2])

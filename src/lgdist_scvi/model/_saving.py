@@ -268,16 +268,17 @@ def _spots_of(path: Path, prefix: str | None, setup: dict[str, Any], manifest: d
         raise ValueError(
             f"There are no spots beside the model {path}; pass adata=..., or save it with save_anndata=True."
         )
-    # Before anything reads it: with some damaged files HDF5 never comes to an end.
-    if manifest.get("file") not in (None, hash_of_file(spots)):
+    try:
+        # Before anything reads what is in it: with some damaged files HDF5 never comes to an end.
+        untouched = manifest.get("file") in (None, hash_of_file(spots))
+        adata = anndata.read_h5ad(spots) if untouched else None
+    except Exception as error:  # damaged bytes can raise any error
+        raise OSError(f"The spots saved with {path} cannot be read: {error}. Pass adata=...") from error
+    if adata is None:
         raise ValueError(
             f"{spots} is not as the model beside it was saved with: it was damaged or changed since, or is that of another model. "
             "If you changed it, read it with anndata.read_h5ad and pass it as adata=..."
         )
-    try:
-        adata = anndata.read_h5ad(spots)
-    except Exception as error:  # damaged bytes can raise any error
-        raise OSError(f"The spots saved with {path} cannot be read: {error}. Pass adata=...") from error
     try:
         same = expected is None or hash_of_data(adata, setup) == expected
     except (KeyError, TypeError, ValueError):
