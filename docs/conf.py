@@ -81,8 +81,8 @@ intersphinx_mapping = {
 
 # Of what the classes inherit from scvi-tools and PyTorch, only these belong to our users' vocabulary.
 _INHERITED = {"save", "load", "history", "is_trained"}
-# Ours, but called by scvi-tools only.
-_INTERNAL = {"get_normalized_function_name", "register_manager"}
+# Ours, but called by scvi-tools only, or names of other models' methods that say which to use here.
+_INTERNAL = {"get_normalized_function_name", "register_manager", "get_normalized_expression", "differential_abundance"}
 
 
 def _skip_member(app, what, name, obj, skip, options) -> bool | None:

@@ -269,3 +269,16 @@ def test_counts_in_raw_are_named(small):
     with pytest.raises(ValueError, match="not whole numbers") as caught:
         LGDiST.setup_anndata(adata)
     assert "adata.raw" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("get_normalized_expression", r"get_completed_expression\(scale=\"rate\"\)"),
+        ("differential_abundance", "differential_expression"),
+    ],
+)
+def test_methods_of_other_models_name_ours(trained, name, instead):
+    with pytest.raises(NotImplementedError, match=instead) as caught:
+        getattr(trained, name)()
+    ours(caught, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from scvi.model.base import BaseModelClass
@@ -49,6 +49,19 @@ class LGDiSTBase(ForgettingMixin, BaseModelClass):
     """Fingerprints of some of their entries."""
     history_: dict[str, dict[str, dict[str, list[float]]]]
     """Losses of every phase that was trained, by metric."""
+
+    def get_normalized_expression(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Name of other models' method; an error that names ours."""
+        raise NotImplementedError(
+            "LGDiST has no get_normalized_expression; its expected expression is get_completed_expression(), and "
+            'get_completed_expression(scale="rate") gives shares of the depth, as library_size=1 does elsewhere.'
+        )
+
+    def differential_abundance(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Name of other models' method; an error that names ours."""
+        raise NotImplementedError(
+            "LGDiST has no differential_abundance; differential_expression(groupby=...) compares the expression of groups of spots."
+        )
 
     def _view(self, adata: AnnData | None = None, share: NDArray | None = None) -> SpotView:
         """What may be seen of data, by default those of the model; other data have been checked."""
