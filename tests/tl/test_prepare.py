@@ -113,6 +113,8 @@ def test_bad_input_is_refused(tissue, prepared, tmp_path):
         prepare_audit(tissue, "raw")
     with pytest.raises(ValueError, match="n_decoys=-1 must be a whole number"):
         prepare_audit(tissue, n_decoys=-1)
+    with pytest.raises(MemoryError, match=r"n_decoys=1000000000000 decoys would take .*fifty are enough"):
+        prepare_audit(tissue, n_decoys=10**12)
     with pytest.raises(ValueError, match=r"var\['decoy'\] exists: adata was prepared"):
         prepare_audit(prepared)
     with pytest.raises(KeyError, match=r"obsm\['positions'\] \(positions\) is missing"):

@@ -12,6 +12,7 @@ from scipy import sparse
 
 from lgdist_scvi._checks import check_between, check_label, check_seed, check_whole
 from lgdist_scvi._constants import PACKAGE, AuditKeys, Keys
+from lgdist_scvi._memory import require_memory
 from lgdist_scvi.data._counts import check_counts
 from lgdist_scvi.data._entries import count_matrix, listing, spot_listing
 from lgdist_scvi.data._validation import check_container, check_positions, check_size_factor
@@ -73,6 +74,8 @@ def prepare_audit(
     ------
     KeyError, TypeError
         If something that is named is missing or has an unsupported type.
+    MemoryError
+        If the decoys would take more than half of the available memory.
     ValueError
         If values are no counts, names are taken, or an argument is out of range.
 
@@ -89,6 +92,9 @@ def prepare_audit(
     check_between(0, 1, fraction=fraction)
     check_label(layer=layer, size_factor_key=size_factor_key, spatial_key=spatial_key)
     check_positions(adata, spatial_key)
+    # As floats, and some names of each.
+    size = n_decoys * (8 * adata.n_obs + 200)
+    require_memory(size, f"Counts of n_decoys={n_decoys} decoys", "Some fifty are enough.")
     controls = [str(name) for name in getattr(adata.obsm.get(Keys.CONTROLS), "columns", [])]
     names = [*(f"decoy_{i + 1}" for i in range(n_decoys)), *controls]
     _refuse_taken(adata, names)
