@@ -160,6 +160,9 @@ def test_count_quantiles(trained, small, depth):
     assert (quantiles[0.025] <= quantiles[0.975]).all(axis=None)
     with pytest.raises(ValueError, match=r"between 0 and 1, got \[1.2\]"):
         trained.get_count_quantiles(quantiles=[0.5, 1.2])
+    assert list(trained.get_count_quantiles(quantiles=np.float32(0.5), gene_list=names, **options)) == [0.5]
+    with pytest.raises(ValueError, match=r"between 0 and 1, got \[None\]"):
+        trained.get_count_quantiles(quantiles=None)
     for value in (0, np.inf, np.nan, -1.0, "many"):
         with pytest.raises(ValueError, match="depth=.* must be a number above 0"):
             trained.get_count_quantiles(depth=value)

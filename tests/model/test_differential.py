@@ -42,6 +42,7 @@ def test_groups_named_in_three_ways(trained):
         ({}, "groupby=, or their spots with idx1="),
         ({"groupby": "domain", "idx1": [1, 2, 3]}, "one of the two"),
         ({"groupby": "domain", "group1": "none"}, "has no group 'none'"),
+        ({"groupby": "domain", "group1": float("nan")}, "has no group nan"),
         ({"idx1": [1, 2, 3], "idx2": [3, 4, 5]}, "1 spots are in both groups, the first in row 3"),
         ({"idx1": [1, 2]}, "group1 has 2 spots; a comparison needs at least 3"),
         ({"idx1": [1, 2, 500]}, "must lie in 0..149"),

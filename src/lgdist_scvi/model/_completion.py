@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -149,7 +150,7 @@ class CompletionMixin(LGDiSTBase):
         indices: Sequence[int] | None = None,
         gene_list: Sequence[str] | None = None,
         *,
-        quantiles: Sequence[float] = (0.025, 0.5, 0.975),
+        quantiles: float | Sequence[float] = (0.025, 0.5, 0.975),
         depth: float | None = None,
         n_samples: int | None = None,
         n_steps: int = N_STEPS,
@@ -167,7 +168,7 @@ class CompletionMixin(LGDiSTBase):
         adata, indices, gene_list
             As in :meth:`get_completed_expression`.
         quantiles
-            Probabilities between 0 and 1; by default the median and the ends of 95% intervals.
+            Probability between 0 and 1, or several; by default the median and the ends of 95% intervals.
         depth
             Depth of the repetition in counts per spot; by default that of the spot itself.
         n_samples, n_steps, seed, batch_size, silent
@@ -196,6 +197,7 @@ class CompletionMixin(LGDiSTBase):
         >>> bool((quantiles[0.1] <= quantiles[0.9]).all(axis=None))
         True
         """
+        quantiles = quantiles if isinstance(quantiles, Iterable) else [quantiles]
         if wrong := [q for q in quantiles if not isinstance(q, Real) or not 0 < q < 1]:
             raise ValueError(f"Quantiles must be numbers between 0 and 1, got {wrong}.")
         if depth is not None:

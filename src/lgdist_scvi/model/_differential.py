@@ -201,7 +201,7 @@ def _comparisons(
         assert groupby is not None
         names, members = groups_of(adata, groupby)
         spots = {name: members[number].indices.astype(np.int64) for number, name in enumerate(names)}
-        chosen = list(names) if group1 is None else [group1] if isinstance(group1, str) else list(group1)
+        chosen = list(names) if group1 is None else [group1] if np.isscalar(group1) else list(group1)
         if unknown := [name for name in [*chosen, *([] if group2 is None else [group2])] if str(name) not in spots]:
             raise ValueError(
                 f"adata.obs[{groupby!r}] has no group {unknown[0]!r} (found: {list(names)}); correct the name."
