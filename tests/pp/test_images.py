@@ -381,9 +381,9 @@ def test_data_of_the_user_is_not_replaced(part):
 
 def test_file_that_would_not_fit_in_memory(tmp_path, monkeypatch):
     png(tmp_path / "a.png", position_image(WIDTH // 4, HEIGHT // 4))
-    monkeypatch.setattr("lgdist_scvi._memory.available_memory", lambda: 1000)
+    monkeypatch.setattr("lgdist_scvi._memory.available_memory", lambda: 8000)
     with pytest.raises(MemoryError, match=r"a\.png would take .*smaller image"):
-        embed(tissue(), image=tmp_path / "a.png", scale=0.25)
+        embed(tissue(), image=tmp_path / "a.png", scale=0.25, batch_size=1)
 
 
 def test_grey_file_of_16_bits(tmp_path):
