@@ -15,7 +15,6 @@ import warnings
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
-from select import select
 
 import numpy as np
 import torch
@@ -25,8 +24,6 @@ import lgdist_scvi
 GROUPS = ("anndata", "spatialdata", "images", "folders", "arguments")
 PACKAGE = str(Path(lgdist_scvi.__file__).parent)
 SECONDS, SHORTEST = 120, 25
-# A fork may find a lock of another library taken, by a thread that it does not have: then it draws nothing, and another is made.
-DRAWING, FORKS, NOTHING = 30, 3, ["nothing drawn"]
 GOOD = ("refused", "warned", "used")
 
 
@@ -71,15 +68,6 @@ def judged(use) -> tuple[str, str]:
 
 def attempted(group, seed: int, number: int, folder: Path) -> tuple[list[str], str, str]:
     """Kinds of the changes of one input, what became of it, and why."""
-    for _ in range(FORKS):
-        kinds, outcome, why = forked(group, seed, number, folder)
-        if kinds != NOTHING:
-            break
-    return kinds, outcome, why
-
-
-def forked(group, seed: int, number: int, folder: Path) -> tuple[list[str], str, str]:
-    """The same in a process of its own."""
     folder.mkdir()
     reader, writer = os.pipe()
     pid = os.fork()
@@ -97,10 +85,9 @@ def forked(group, seed: int, number: int, folder: Path) -> tuple[list[str], str,
         finally:
             os._exit(0)
     os.close(writer)
-    start, status = time.monotonic(), None
+    until, status = time.monotonic() + SECONDS, None
     with open(reader, "rb") as pipe:
-        # What is drawn is written at once.
-        while status is None and time.monotonic() < start + (SECONDS if select([pipe], [], [], 0)[0] else DRAWING):
+        while status is None and time.monotonic() < until:
             done, ended = os.waitpid(pid, os.WNOHANG)
             status = os.waitstatus_to_exitcode(ended) if done else time.sleep(0.005)
         if status is None:
@@ -108,7 +95,7 @@ def forked(group, seed: int, number: int, folder: Path) -> tuple[list[str], str,
             os.waitpid(pid, 0)
         kinds, _, outcome = pipe.read().partition(b"\n")
     shutil.rmtree(folder, ignore_errors=True)
-    kinds = json.loads(kinds) if kinds else NOTHING
+    kinds = json.loads(kinds or b'["nothing drawn"]')
     if outcome:
         return kinds, *json.loads(outcome)
     return kinds, "harmful", "it hangs" if status is None else f"the process ended with {status}"
