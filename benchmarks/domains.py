@@ -19,12 +19,15 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anndata
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from lgdist_scvi import LGDiST
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -125,8 +128,8 @@ def scvi_latent(adata: anndata.AnnData) -> Floats:
     return model.get_latent_representation()
 
 
-def lgdist(adata: anndata.AnnData) -> dict[str, Floats]:
-    """Niches and states. They are made of the latent field, which training fits before the network: one epoch is as good as all.
+def field_model(adata: anndata.AnnData) -> LGDiST:
+    """A model for states and niches. They are made of the latent field, which training fits before the network: one epoch is as good as all.
 
     Nothing is held out, as no entry is scored.
     """
@@ -135,6 +138,12 @@ def lgdist(adata: anndata.AnnData) -> dict[str, Floats]:
     LGDiST.setup_anndata(adata, size_factor_key="lib", library_key="slide")
     model = LGDiST(adata)
     model.train(max_epochs=1, validation_size=0, accelerator="cpu", enable_progress_bar=False)
+    return model
+
+
+def lgdist(adata: anndata.AnnData) -> dict[str, Floats]:
+    """Niches and states."""
+    model = field_model(adata)
     model.add_latent_representation(aligned=adata.obs["slide"].nunique() > 1)
     return {OURS: adata.obsm["X_lgdist_niche"], STATES[0]: adata.obsm["X_lgdist"]}
 

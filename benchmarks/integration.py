@@ -84,12 +84,8 @@ def read(name: str) -> anndata.AnnData:
 
 
 def ours(view: anndata.AnnData) -> dict[str, Floats]:
-    """States and niches, aligned and not; they need no epoch of the network, as `domains.lgdist`."""
-    from lgdist_scvi import LGDiST
-
-    LGDiST.setup_anndata(view, size_factor_key="lib", library_key="slide")
-    model = LGDiST(view)
-    model.train(max_epochs=1, validation_size=0, accelerator="cpu", enable_progress_bar=False)
+    """States and niches, aligned and not."""
+    model = domains.field_model(view)
     return {
         name: model.get_latent_representation(kind=name.removesuffix("_aligned"), aligned=name.endswith("_aligned"))
         for name in OURS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import warnings
 from contextlib import ExitStack, contextmanager
@@ -65,3 +66,15 @@ def _set() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+@contextmanager
+def few_messages() -> Iterator[None]:
+    """Hide log messages and warnings of other packages, and print our warnings in one line each, for the command line."""
+    with quiet():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", category=UserWarning, module="lgdist_scvi")
+        warnings.showwarning = lambda message, *_, **__: print(
+            f"lgdist-scvi: warning: {' '.join(str(message).split())}", file=sys.stderr
+        )
+        yield

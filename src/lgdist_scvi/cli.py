@@ -8,7 +8,6 @@ import re
 import signal
 import sys
 import threading
-import warnings
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from ._checks import LARGEST_SEED
 from ._constants import Keys
 from ._output import UserError, bookkeeping, check_target, say_to_stdout, write_aside
-from ._quiet import quiet
+from ._quiet import few_messages
 from .model._layers import check_key
 from .model._options import Scale
 from .model._saving import MODEL_FILE
@@ -54,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Exit status: 0 after success, 2 after a user error, 128 + the number of the signal that stopped it (130 after Ctrl-C).
     """
     options = _parser().parse_args(argv)
-    with _few_messages(), _stoppable() as received:
+    with few_messages(), _stoppable() as received:
         try:
             options.run(options)
         except UserError as error:
@@ -335,18 +334,6 @@ def _stoppable() -> Iterator[list[signal.Signals]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _few_messages() -> Iterator[None]:
-    """Hide log messages and warnings of other packages, and print our warnings in one line each."""
-    with quiet():
-        warnings.simplefilter("ignore")
-        warnings.filterwarnings("default", category=UserWarning, module="lgdist_scvi")
-        warnings.showwarning = lambda message, *_, **__: print(
-            f"lgdist-scvi: warning: {' '.join(str(message).split())}", file=sys.stderr
-        )
-        yield
 
 
 if __name__ == "__main__":
