@@ -128,6 +128,19 @@ def scvi_latent(adata: anndata.AnnData) -> Floats:
     return model.get_latent_representation()
 
 
+def cellcharter(adata: anndata.AnnData) -> Floats:
+    """As its tutorials: scVI's latents of a spot and of each of three rings of neighbours."""
+    import cellcharter as cc
+    import squidpy as sq
+
+    placed = anndata.AnnData(obsm={"scvi": scvi_latent(adata), "spatial": adata.obsm["spatial"]}, obs=adata.obs)
+    placed.obs["slide"] = placed.obs["slide"].astype("category")
+    sq.gr.spatial_neighbors(placed, library_key="slide", coord_type="generic", delaunay=True)
+    cc.gr.remove_long_links(placed)
+    cc.gr.aggregate_neighbors(placed, n_layers=3, use_rep="scvi", out_key="niche", sample_key="slide")
+    return np.asarray(placed.obsm["niche"])
+
+
 def field_model(adata: anndata.AnnData) -> LGDiST:
     """A model for states and niches. They are made of the latent field, which training fits before the network: one epoch is as good as all.
 
@@ -156,10 +169,11 @@ METHODS: dict[str, Callable[[anndata.AnnData], Floats | dict[str, Floats]]] = {
     "banksy": banksy,
     "nichepca": nichepca,
     "scvi_latent": scvi_latent,
+    "cellcharter": cellcharter,
     "smoothed_pca_harmony": smoothed_pca_harmony,
     "banksy_harmony": banksy_harmony,
 }
-PEERS = ("banksy", "nichepca", "scvi_latent", "smoothed_pca_harmony", "banksy_harmony")
+PEERS = ("banksy", "nichepca", "scvi_latent", "cellcharter", "smoothed_pca_harmony", "banksy_harmony")
 OF_SEVERAL = ("smoothed_pca_harmony", "banksy_harmony")
 
 
@@ -326,6 +340,7 @@ each recipe, whatever the method's own is, and the best of them counts for it, c
 | `banksy` | BANKSY (`pybanksy`), 18 neighbours and weight 0.2 on the cortex, 15 and 0.8 elsewhere, {N_COMPONENTS} components |
 | `nichepca` | nichePCA (`nichepca`), 25 neighbours, 30 components |
 | `scvi_latent` | scVI, negative binomial, 200 epochs, the section as batch |
+| `cellcharter` | CellCharter (`cellcharter`): latents of scVI of the spot and of three rings of neighbours |
 | `..._harmony` | aligned by Harmony (`harmonypy`), where there are several sections |
 
 `all` is the four cortex sections clustered together, each scored by itself: our niches with `aligned=True`, the others of

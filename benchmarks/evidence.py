@@ -27,7 +27,7 @@ from sets import QUICK, SETS
 from sklearn.cluster import KMeans
 
 from lgdist_scvi import LGDiST
-from lgdist_scvi.tl._correlations import DETERMINED, agreement, covariance, noise_free, true_variance
+from lgdist_scvi.tl._correlations import DETERMINED, agreement, covariance, noise_free, shares, true_variance
 from lgdist_scvi.tl._verdicts import CLASSES, LEAST_COUNTS
 
 FOLDER = RESULTS / "evidence"
@@ -119,20 +119,21 @@ def normalised(covariances: Floats, variance: Floats) -> Floats:
 def correlations(model: LGDiST, train: anndata.AnnData, truth: Record, seed: int) -> Record:
     """Slope and error of estimates of the correlation between genes."""
     genes = train.var["eval"].to_numpy()
-    given, depth = train.X[:, genes].toarray().astype(float), train.obs["lib"].to_numpy(dtype=float)[:, None]
+    counts, depth = train.X[:, genes].toarray(), train.obs["lib"].to_numpy(dtype=float)
+    given = shares(counts, depth)
     # The two halves have independent noise.
-    variance, error = true_variance(given / depth, truth["counts"] / truth["lib"][:, None])
+    variance, error = true_variance(given, shares(truth["counts"], truth["lib"]))
     known = variance > DETERMINED * error
     free = noise_free(truth["counts"], truth["lib"], variance, known, np.random.default_rng(seed))
-    measured = covariance(given / depth, given / depth)
+    measured, noise = covariance(given, given), shares(given, depth).mean(axis=0)
     names = list(train.var_names[genes])
     estimate, std = model.get_gene_correlation(gene_list=names, return_std=True, silent=True)
     completed = model.get_completed_expression(gene_list=names, scale="rate", return_numpy=True, silent=True)
     estimates = {
         "get_gene_correlation": estimate,
         "completed values": np.corrcoef(completed.T),
-        "counts, noise subtracted": normalised(measured, np.diag(measured) - (given / depth**2).mean(axis=0)),
-        "counts": np.corrcoef((given / depth).T),
+        "counts, noise subtracted": normalised(measured, np.diag(measured) - noise),
+        "counts": np.corrcoef(given.T),
     }
     found: Record = {"genes": int(known.sum())}
     among = np.ix_(known, known)
