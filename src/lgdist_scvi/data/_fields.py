@@ -91,7 +91,8 @@ def check_embeddings(adata: AnnData, key: str, state_registry: dict) -> None:
 def _made(adata: AnnData, key: str) -> dict[str, Any] | None:
     """Settings that determine the embeddings; None if the user computed them."""
     made, names = adata.uns.get(key), ("model", "patch_size", "unit", "n_pixels", "standardize")
-    if not isinstance(made, Mapping) or not set(names) <= set(made):
+    if not isinstance(made, Mapping) or "model" not in made:
         return None
     # Values read from a file are NumPy scalars.
-    return {name: value.item() if isinstance(value := made[name], np.generic) else value for name in names}
+    known = {name: made[name] for name in names if name in made}
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in known.items()}

@@ -31,6 +31,8 @@ class Region(NamedTuple):
     """Centres x and y of their shapes, in the shapes' own coordinates, ``(n_spots, 2)``."""
     diameter: float
     """Median diameter of the shapes; for polygons, that of a circle of the same area."""
+    outlines: NDArray[np.object_]
+    """Polygons, or the centres of circles, ``(n_spots,)``."""
 
 
 def annotating_table(sdata: SpatialData, table_key: str) -> tuple[AnnData, list[str], str]:
@@ -102,7 +104,8 @@ def regions(sdata: SpatialData, table: AnnData, names: Sequence[str]) -> Iterato
         shapes = shapes.loc[instances]
         centroid = shapes.geometry.centroid
         radius = shapes["radius"] if "radius" in shapes else np.sqrt(shapes.geometry.area / np.pi)
-        yield Region(name, rows, np.column_stack([centroid.x, centroid.y]), 2 * float(np.median(radius)))
+        centers = np.column_stack([centroid.x, centroid.y])
+        yield Region(name, rows, centers, 2 * float(np.median(radius)), shapes.geometry.to_numpy())
 
 
 def table_positions(

@@ -162,13 +162,7 @@ def image_embeddings(
         spot_diameter=spot_diameter,
         microns_per_pixel=microns_per_pixel,
     )
-    made = table.uns.get(key_added)
-    ours = isinstance(made, Mapping) and made.get("package") == PACKAGE
-    if key_added != Keys.IMAGE and not ours and (key_added in table.obsm or key_added in table.uns):
-        raise ValueError(
-            f"key_added={key_added!r} would replace data of this name in obsm or uns that image_embeddings did not write; choose "
-            "another key."
-        )
+    check_key(table, key_added)
     plan = [(slide, side, spots) for slide, side in slides for spots in slide.batches(side, batch_size)]
     embeddings = None
     for slide, side, spots in track(plan, description="Embedding", style="tqdm", disable=silent):
@@ -184,8 +178,7 @@ def image_embeddings(
         embeddings[slide.rows[spots]] = values
     if standardize and embeddings is not None:
         for slide, _ in slides:
-            features = embeddings[slide.rows]
-            embeddings[slide.rows] = (features - features.mean(axis=0)) / np.maximum(features.std(axis=0), _LEAST_STD)
+            embeddings[slide.rows] = standardized(embeddings[slide.rows])
     table.obsm[key_added] = embeddings
     table.uns[key_added] = {
         "package": PACKAGE,
@@ -200,6 +193,28 @@ def image_embeddings(
         "images": [slide.source for slide, _ in slides],
         "patch_pixels": [float(side) for _, side in slides],
     }
+
+
+def check_key(adata: AnnData, key_added: str) -> None:
+    """Check that nothing but embeddings would be replaced.
+
+    Raises
+    ------
+    ValueError
+        If other data have this name in ``obsm`` or ``uns``.
+    """
+    made = adata.uns.get(key_added)
+    ours = isinstance(made, Mapping) and made.get("package") == PACKAGE
+    if key_added != Keys.IMAGE and not ours and (key_added in adata.obsm or key_added in adata.uns):
+        raise ValueError(
+            f"key_added={key_added!r} would replace data of this name in obsm or uns that are no embeddings of ours; choose "
+            "another key."
+        )
+
+
+def standardized(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Features of a library, ``(n_spots, n_features)``, each with mean 0 and standard deviation 1."""
+    return (features - features.mean(axis=0)) / np.maximum(features.std(axis=0), _LEAST_STD)
 
 
 def _embedder(
