@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from anndata import AnnData
 from brief import train_briefly
-from formats import as_spatialdata, write_space_ranger, write_visium_hd
+from formats import as_spatialdata, tiled_slide, write_space_ranger, write_visium_hd
 from matplotlib import pyplot as plt
 from packaging.requirements import Requirement
 from sybil import Document, Example, Sybil
@@ -79,6 +79,8 @@ def _start_docstrings(namespace: dict[str, Any]) -> None:
     model = lgdist_scvi.LGDiST.load(Path(folder.name, "model"), adata, accelerator="cpu")
     view = model._view()
     namespace |= {"lgdist_scvi": lgdist_scvi, "np": np, "adata": adata, "model": model, "sdata": as_spatialdata(adata)}
+    corner, width = adata.obsm["spatial"].min(axis=0), np.ptp(adata.obsm["spatial"], axis=0).max()
+    namespace["slide"] = tiled_slide(side=width / 5, corner=corner - width / 10)[0]
     namespace |= {"view": view, "batch": view.gather(np.arange(8))}
 
 

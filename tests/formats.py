@@ -4,11 +4,14 @@ import gzip
 import json
 import warnings
 
+import anndata
+import geopandas
 import h5py
 import numpy as np
 import pandas as pd
 from PIL import Image
 from scipy.io import mmwrite
+from shapely import box
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -128,3 +131,18 @@ def as_spatialdata(adata):
     del adata.uns["spatial"], adata.obsm["spatial"], adata.obsm["X_image"]
     table = TableModel.parse(adata, region=list(shapes), region_key="region", instance_key="instance")
     return spatialdata.SpatialData(images=images, shapes=shapes, tables={"table": table})
+
+
+def tiled_slide(n=6, *, side=10, overlap=0, corner=(0, 0), seed=0):
+    """A square of tiles row by row as LazySlide writes them, and their features, which are in a table that annotates the outlines."""
+    numbers = np.arange(n * n)
+    ends = [(corner[0] + side * (i % n), corner[1] + side * (i // n)) for i in numbers]
+    outlines = [box(x, y, x + side * (1 + overlap), y + side * (1 + overlap)) for x, y in ends]
+    shapes = geopandas.GeoDataFrame({"tile_id": numbers, "geometry": outlines})
+    features = np.random.default_rng(seed).normal(size=(n * n, 4)).astype(np.float32)
+    obs = pd.DataFrame({"tile_id": numbers, "library_id": pd.Categorical(["tiles"] * n * n)}, index=numbers.astype(str))
+    table = TableModel.parse(
+        anndata.AnnData(features, obs=obs), region="tiles", region_key="library_id", instance_key="tile_id"
+    )
+    slide = spatialdata.SpatialData(shapes={"tiles": ShapesModel.parse(shapes)}, tables={"uni2_tiles": table})
+    return slide, features

@@ -4,7 +4,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from anndata import AnnData
+from anndata import AnnData, read_h5ad
 from matplotlib import pyplot as plt
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from scipy import sparse
@@ -99,6 +99,25 @@ def test_hidden_counts_are_not_shown(adata):
     changed[~observed] = 1e6
     adata.X = changed
     np.testing.assert_array_equal(drawn(pl.completion(adata, "B", observed_layer="observed")[0, 0]), first)
+
+
+def test_plots_know_how_the_data_were_registered(small, tmp_path):
+    adata = small.tissue()
+    adata.X = None
+    adata.obs["section"] = np.where(adata.obsm["spatial"][:, 0] < np.median(adata.obsm["spatial"][:, 0]), "a", "b")
+    adata.obs["depth"] = 3.0 * np.asarray(adata.layers["counts"].sum(axis=1)).ravel()
+    adata.layers["seen"] = np.random.default_rng(0).random(adata.shape) < 0.9
+    setup = {"size_factor_key": "depth", "library_key": "section", "observed_layer": "seen"}
+    model = small.fit(small.build(adata, **setup), max_epochs=1)
+    model.add_completed_layer(return_std=True, **small.READ)
+    adata.write_h5ad(tmp_path / "completed.h5ad")
+    given = {"measured_layer": "counts", **setup}
+    for data in (adata, read_h5ad(tmp_path / "completed.h5ad")):
+        told = pl.completion(data, "gene_1", uncertainty=True, **given)
+        for one, other in zip(told.ravel(), pl.completion(data, "gene_1", uncertainty=True).ravel(), strict=True):
+            assert one.get_title() == other.get_title()
+            np.testing.assert_array_equal(drawn(one), drawn(other))
+        assert pl.uncertainty(data, "gene_1").shape == (2, 1)
 
 
 def test_one_section_is_drawn(adata):

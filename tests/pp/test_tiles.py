@@ -1,31 +1,12 @@
 """Features of tiles reach the spots that lie in them, and what does not fit is refused."""
 
 import anndata as ad
-import geopandas
 import numpy as np
 import pandas as pd
 import pytest
-from shapely import box
-from spatialdata import SpatialData
-from spatialdata.models import ShapesModel, TableModel
+from formats import tiled_slide
 
 from lgdist_scvi import pp
-
-SIDE = 10
-
-
-def slide(n=6, seed=0, overlap=0.0):
-    """A square of tiles, laid out as LazySlide writes them: row by row, features in a table that annotates the outlines."""
-    corners = np.array([(SIDE * x, SIDE * y) for y in range(n) for x in range(n)], dtype=float)
-    outlines = [box(x, y, x + SIDE * (1 + overlap), y + SIDE * (1 + overlap)) for x, y in corners]
-    shapes = geopandas.GeoDataFrame({"tile_id": np.arange(len(corners)), "geometry": outlines})
-    features = np.random.default_rng(seed).normal(size=(len(corners), 4)).astype(np.float32)
-    obs = pd.DataFrame({"tile_id": np.arange(len(corners)), "library_id": pd.Categorical(["tiles"] * len(corners))})
-    obs.index = obs.index.astype(str)
-    table = TableModel.parse(
-        ad.AnnData(features, obs=obs), region="tiles", region_key="library_id", instance_key="tile_id"
-    )
-    return SpatialData(shapes={"tiles": ShapesModel.parse(shapes)}, tables={"uni2_tiles": table}), features
 
 
 def spots(positions, **obs):
@@ -40,7 +21,7 @@ TILES = [0, 8, 35, 25]
 
 
 def test_each_spot_takes_the_tile_that_it_lies_in():
-    of_tiles, features = slide()
+    of_tiles, features = tiled_slide()
     adata = spots(PLACES)
     pp.tile_embeddings(adata, of_tiles, "uni2_tiles", standardize=False)
     np.testing.assert_array_equal(adata.obsm["X_image"], features[TILES])
@@ -49,7 +30,7 @@ def test_each_spot_takes_the_tile_that_it_lies_in():
 
 
 def test_positions_are_scaled_and_overlapping_tiles_averaged():
-    of_tiles, features = slide(overlap=0.5)
+    of_tiles, features = tiled_slide(overlap=0.5)
     adata = spots([(0.6, 0.4), (1.2, 0.7)])
     pp.tile_embeddings(adata, of_tiles, "uni2_tiles", scale=10, standardize=False)
     np.testing.assert_array_equal(adata.obsm["X_image"][0], features[0])
@@ -57,7 +38,7 @@ def test_positions_are_scaled_and_overlapping_tiles_averaged():
 
 
 def test_spots_beside_all_tiles_have_no_image():
-    of_tiles, _ = slide()
+    of_tiles, _ = tiled_slide()
     adata = spots([*PLACES, (500, 5)])
     with pytest.warns(UserWarning, match=r"1 spot \('spot_4'\) lie in no tile"):
         pp.tile_embeddings(adata, of_tiles, "uni2_tiles")
@@ -67,8 +48,8 @@ def test_spots_beside_all_tiles_have_no_image():
 
 
 def test_slides_by_library():
-    one, of_one = slide(seed=1)
-    other, of_other = slide(seed=2)
+    one, of_one = tiled_slide(seed=1)
+    other, of_other = tiled_slide(seed=2)
     adata = spots(PLACES, library_id=["a", "b", "a", "b"])
     options = {"library_key": "library_id", "standardize": False}
     pp.tile_embeddings(adata, {"a": one, "b": other}, "uni2_tiles", **options)
@@ -80,7 +61,7 @@ def test_slides_by_library():
 
 
 def test_a_model_takes_them_and_refuses_those_of_another_model(small):
-    of_tiles, _ = slide(n=40)
+    of_tiles, _ = tiled_slide(40)
     of_tiles.tables["virchow_tiles"] = of_tiles.tables["uni2_tiles"]
     adata, other = small.tissue(), small.tissue(seed=1)
     for data, table in ((adata, "uni2_tiles"), (other, "virchow_tiles")):
@@ -117,7 +98,7 @@ MISTAKES = {
 @pytest.mark.parametrize("case", MISTAKES)
 def test_mistakes_are_refused_and_nothing_is_written(case):
     options, change, error, words = MISTAKES[case]
-    of_tiles, _ = slide()
+    of_tiles, _ = tiled_slide()
     if change is not None:
         change(of_tiles)
     adata = spots(PLACES, library_id="a")
@@ -128,11 +109,11 @@ def test_mistakes_are_refused_and_nothing_is_written(case):
 
 
 def test_slides_that_do_not_fit_are_named():
-    one, _ = slide()
+    one, _ = tiled_slide()
     adata = spots(PLACES, library_id=["a", "b", "a", "b"])
     with pytest.raises(KeyError, match=r"'c'.*'a', 'b'"):
         pp.tile_embeddings(adata, {"c": one}, "uni2_tiles", library_key="library_id")
-    narrow, _ = slide()
+    narrow, _ = tiled_slide()
     narrow.tables["uni2_tiles"] = narrow.tables["uni2_tiles"][:, :2].copy()
     with pytest.raises(ValueError, match=r"'a': 4, 'b': 2"):
         pp.tile_embeddings(adata, {"a": one, "b": narrow}, "uni2_tiles", library_key="library_id")

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from ._options import Reading
 
+REGISTERED = ("layer", "observed_layer", "size_factor_key", "library_key")
+"""Arguments of the registration that are kept beside a completed layer, so that plots need not be told."""
 _TECHNICAL = ("batch_size", "return_std")
 
 
@@ -239,7 +241,10 @@ class LayersMixin(LGDiSTBase):
 
     def _provenance(self, reading: Reading) -> dict[str, Any]:
         options = {name: value for name, value in asdict(reading).items() if name not in _TECHNICAL}
-        return {"model": type(self).__name__, "package": PACKAGE, "version": version(PACKAGE), **options}
+        setup = self.adata_manager.registry["setup_args"]
+        registered = {name: setup[name] for name in REGISTERED if setup[name] is not None}
+        of_package = {"package": PACKAGE, "version": version(PACKAGE), "registered": registered}
+        return {"model": type(self).__name__, **of_package, **options}
 
     def _weights_hash(self) -> str:
         return hash_of(self.module.state_dict())

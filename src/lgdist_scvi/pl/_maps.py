@@ -11,7 +11,7 @@ from lgdist_scvi._constants import PACKAGE, STD_SUFFIX, Keys
 from lgdist_scvi.data._entries import listing
 from lgdist_scvi.pl._axes import axes_grid, save_figure
 from lgdist_scvi.pl._spots import colour_bar, draw_spots, panel_size, sections_of
-from lgdist_scvi.pl._values import dense_part, measured_values
+from lgdist_scvi.pl._values import dense_part, measured_values, registered
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -64,17 +64,18 @@ def completion(
     layer
         Layer with the completed expression, on the scale ``"log1p"`` (log1p of counts per 10,000).
     measured_layer
-        Layer with the counts; None takes ``X``.
+        Layer with the counts. What is not given of this and the next two is that of the registration of the model, kept in
+        ``uns[layer]``; without any, ``X``.
     observed_layer
-        Boolean layer, True where the entry was observed, as at registration; None when all were.
+        Boolean layer, True where the entry was observed; without any, all were.
     size_factor_key
-        Column of ``obs`` with the depth of the spots, as at registration; None takes the sum of the observed counts.
+        Column of ``obs`` with the depth of the spots; without any, the sum of the observed counts.
     uncertainty
         Draw the standard deviations as well, from the layer that ``add_completed_layer(return_std=True)`` wrote beside `layer`.
     spatial_key
         Key of the positions in ``obsm``, with y downwards as in an image.
     library_key
-        Column of ``obs`` with the sections; needed where there are several.
+        Column of ``obs`` with the sections; by default that of the registration.
     library_id
         Section or list of sections to draw; all by default.
     img
@@ -112,7 +113,7 @@ def completion(
     Examples
     --------
     >>> model.add_completed_layer(return_std=True)
-    >>> axes = lgdist_scvi.pl.completion(adata, ["gene_1", "gene_2"], measured_layer="counts")
+    >>> axes = lgdist_scvi.pl.completion(adata, ["gene_1", "gene_2"])
     >>> axes.shape
     (2, 2)
     >>> axes = lgdist_scvi.pl.completion(adata, "gene_1", uncertainty=True, scalebar_dx=1.0, save="gene_1.png")
@@ -120,6 +121,10 @@ def completion(
     (1, 3)
     """
     chosen = _gene_index(adata, genes)
+    library_key = registered(adata, layer, "library_key", library_key)
+    measured_layer = registered(adata, layer, "layer", measured_layer)
+    observed_layer = registered(adata, layer, "observed_layer", observed_layer)
+    size_factor_key = registered(adata, layer, "size_factor_key", size_factor_key)
     sections = sections_of(adata, spatial_key, library_key, library_id, img)
     spots = np.concatenate([section.spots for section in sections])
     completed = _columns(adata, layer, spots, chosen, "model.add_completed_layer(adata)")
@@ -199,6 +204,7 @@ def uncertainty(
     >>> axes = lgdist_scvi.pl.uncertainty(adata, "gene_1")
     """
     chosen = _gene_index(adata, genes)
+    library_key = registered(adata, layer.removesuffix(STD_SUFFIX), "library_key", library_key)
     sections = sections_of(adata, spatial_key, library_key, library_id, img)
     spots = np.concatenate([section.spots for section in sections])
     std = _columns(adata, layer, spots, chosen, _WITH_STD)

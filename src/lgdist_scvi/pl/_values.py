@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,14 @@ from lgdist_scvi.data._entries import count_matrix, observed_entries, observed_m
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
+
+
+def registered(adata: AnnData, layer: str, name: str, given: str | None) -> str | None:
+    """An argument of a plot; if it is not given, that of the registration of the model that wrote a completed layer."""
+    written = adata.uns.get(layer)
+    if given is not None or not isinstance(written, Mapping):
+        return given
+    return written.get("registered", {}).get(name)
 
 
 def dense_part(matrix: Any, spots: NDArray[np.intp], genes: NDArray[np.intp]) -> NDArray[np.float64]:

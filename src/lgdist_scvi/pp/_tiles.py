@@ -37,8 +37,8 @@ def tile_embeddings(
 ) -> None:
     """Take image embeddings of spots from tiles of the slide that another tool has embedded, such as LazySlide.
 
-    Each spot takes the mean features of the tiles that its centre lies in. Writes ``obsm[key_added]``, float32 of shape ``(n_spots,
-    n_features)``, and its settings to ``uns[key_added]``, for
+    Each spot takes the mean features of the tiles that its centre lies in. Writes ``obsm[key_added]``, float32 of shape
+    ``(n_spots, n_features)``, and its settings to ``uns[key_added]``, for
     :meth:`LGDiST.setup_anndata(..., image_key=key_added) <lgdist_scvi.LGDiST.setup_anndata>`.
 
     Parameters
@@ -71,7 +71,9 @@ def tile_embeddings(
 
     Examples
     --------
-    >>> lgdist_scvi.pp.tile_embeddings(adata, slide, "uni2_tiles")  # doctest: +SKIP
+    >>> lgdist_scvi.pp.tile_embeddings(adata, slide, "uni2_tiles")
+    >>> adata.obsm["X_image"].shape == (adata.n_obs, slide.tables["uni2_tiles"].n_vars)
+    True
     """
     check_label(table_key=table_key, library_key=library_key, spatial_key=spatial_key)
     check_name(key_added=key_added)
