@@ -40,7 +40,7 @@ def test_positions_are_scaled_and_overlapping_tiles_averaged():
 def test_spots_beside_all_tiles_have_no_image():
     of_tiles, _ = tiled_slide()
     adata = spots([*PLACES, (500, 5)])
-    with pytest.warns(UserWarning, match=r"1 spot \('spot_4'\) lie in no tile"):
+    with pytest.warns(UserWarning, match=r"No tile contains 1 spot \('spot_4'\)"):
         pp.tile_embeddings(adata, of_tiles, "uni2_tiles")
     assert np.isnan(adata.obsm["X_image"][4]).all()
     np.testing.assert_allclose(adata.obsm["X_image"][:4].mean(axis=0), 0, atol=1e-6)

@@ -91,7 +91,9 @@ def tile_embeddings(
         inside = np.isfinite(values).all(axis=1)
         embeddings[rows[inside]] = standardized(values[inside]) if standardize else values[inside]
     if (outside := np.isnan(embeddings[:, 0])).any():
-        warnings.warn(f"{spot_listing(adata, outside)} lie in no tile, and count as without an image.", stacklevel=2)
+        warnings.warn(
+            f"No tile contains {spot_listing(adata, outside)}; the model takes them as without an image.", stacklevel=2
+        )
     adata.obsm[key_added] = embeddings
     adata.uns[key_added] = {
         "package": PACKAGE,
