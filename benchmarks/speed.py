@@ -10,6 +10,7 @@ genes       LGDiST on 2,000 simulated spots of 1,000, 5,000 and 18,000 genes, th
 large       500,000 simulated spots of 1,000 genes, written to disk
 cells       from files: simulated cells of 600 genes, of which 300 are selected, to a file of completed cells
 bins        from files: simulated bins of 2,000 genes and 50 molecules, of which 1,000 are selected, to a file
+domains     `tl.domains` on 3,000 and on 100,000 simulated niches
 
 Results go to RESULTS/speed, one file for each task, and docs/benchmarks/speed.md is written from those that are there. Times
 on a shared machine tell little by themselves: what counts are ratios of medians within one run, and slopes.
@@ -43,6 +44,7 @@ SECTION = "dlpfc_visium_151674.h5ad"
 SPOTS, GENES = (1_000, 10_000, 100_000), (1_000, 5_000, 18_000)
 LARGE = 500_000
 FILES = (4_000, 20_000, 100_000)
+NICHES = (3_000, 100_000)
 # SpaCKLE trains for ten minutes whatever the section, so it runs once.
 METHODS = {"lgdist": "LGDiST", "scvi": "scVI", "magic": "MAGIC", "spackle": "SpaCKLE"}
 ONCE = ("spackle",)
@@ -179,6 +181,24 @@ def run_file(n_genes: int, path: Path) -> Record:
     return {**found, "selected_gb": selected, "trained_gb": trained, "n_spots": adata.n_obs, "n_genes": adata.n_vars}
 
 
+def run_domains(n_spots: int) -> Record:
+    """Seven domains of niches of 15 components: their number given, and suggested."""
+    import resource
+
+    from lgdist_scvi import tl
+
+    random = np.random.default_rng(0)
+    niches = random.normal(size=(n_spots, 15)) + 3 * random.normal(size=(7, 15))[random.integers(7, size=n_spots)]
+    adata = anndata.AnnData(obsm={"X_lgdist_niche": niches / niches.std(axis=0)})
+    tl.domains(adata[:100].copy(), 2)  # imports
+    before, times = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, [time.perf_counter()]
+    for number in (7, None):
+        tl.domains(adata, number)
+        times.append(time.perf_counter())
+    given, suggested = np.diff(times).tolist()
+    return {"n_spots": n_spots, "given": given, "suggested": suggested, "before_gb": before}
+
+
 CHILDREN: dict[str, Callable[..., Record]] = {"lgdist": run_lgdist, "scvi": run_scvi, "magic": run_magic}
 
 
@@ -190,6 +210,8 @@ def child(arguments: list[str]) -> None:
             found = run_growth(int(rest[0]), int(rest[1]), Path(folder))
         elif name == "simulate":
             found = write_simulated(int(rest[0]), int(rest[1]), float(rest[2]), Path(rest[3]))
+        elif name == "domains":
+            found = run_domains(int(rest[0]))
         elif name == "file":
             found = run_file(int(rest[0]), Path(rest[1]))
         else:
@@ -342,6 +364,7 @@ TASKS: dict[str, Callable[[argparse.Namespace], Record]] = {
     "large": lambda options: task_growth([(LARGE, 1_000)]),
     "cells": lambda options: task_files(options.sizes, 300, 0.25),
     "bins": lambda options: task_files(options.sizes, 1_000, 0.024),
+    "domains": lambda _: {"runs": [measured([sys.executable, __file__, "--child", "domains", str(n)]) for n in NICHES]},
 }
 
 INTRODUCTION = """\
@@ -406,6 +429,20 @@ def page(results: dict[str, Record]) -> str:
     for name in ("cells", "bins"):
         if found := results.get(name):
             lines += from_files(name, found)
+    if found := results.get("domains"):
+        small, large = found["runs"]
+        memory = [run["peak_gb"] - run["before_gb"] for run in found["runs"]]
+        slope = np.log(memory[1] / memory[0]) / np.log(large["n_spots"] / small["n_spots"])
+        rows = [
+            [f"{run['n_spots']:,}", f"{run['given']:.1f}", f"{run['suggested']:.1f}", f"{gb:.2f}"]
+            for run, gb in zip(found["runs"], memory, strict=True)
+        ]
+        lines += [
+            f"## Domains\n\n{where(found)} Seven simulated domains of niches of 15 components, by `tl.domains` with its defaults: five seeds "
+            f"of ten starts. Memory is the largest beyond that of the imports; it grows with the power {slope:.2f} of the number of spots.\n",
+            *table(["spots", "seven domains, s", "number suggested, s", "memory, GB"], rows),
+            "",
+        ]
     return "\n".join(lines).strip() + "\n"
 
 

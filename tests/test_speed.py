@@ -50,6 +50,10 @@ def test_page(speed):
         {"n_spots": n, "setup": 1.0, "train": n / 100, "complete": n / 50, "peak_gb": 1 + n / 1e4, "before_gb": 1.0}
         for n in (1_000, 10_000, 100_000)
     ]
+    domains = [
+        {"n_spots": n, "given": 1.0, "suggested": 3.0, "peak_gb": 1 + n / 1e6, "before_gb": 1.0}
+        for n in (3_000, 100_000)
+    ]
     section = {
         "lgdist": [{"seconds": 100.0, "peak_gb": 2.0, "step": 0.1}],
         "scvi": [{"seconds": s, "peak_gb": 3.0, "step": 0.02} for s in (400.0, 200.0, 300.0)],
@@ -61,10 +65,12 @@ def test_page(speed):
             "sampling": {**run, "times": times, "flops": flops, "flops_per_s": 2e11},
             "section": {**run, "runs": section, "shape": (10, 20)},
             "spots": {**run, "runs": runs},
+            "domains": {**run, "runs": domains},
         }
     )
     assert "| completion of a spot | 3.0 | 600 | 200 | 0.30 | 50% |" in page
     assert "| scVI | 300 | 3 | 20 | 3.0 | 3 |" in page
     assert "| MAGIC | not run |" in page and "| SpaCKLE | no spared |" in page
     assert "time grows with the power 1.00 of the number of spots, and the model's memory with the power 1.00" in page
+    assert "with the power 1.00 of the number of spots" in page and "| 100,000 | 1.0 | 3.0 | 0.10 |" in page
     assert "18,000" not in page and speed.page({}) == speed.INTRODUCTION.strip() + "\n"
