@@ -350,11 +350,12 @@ Recipes: `mixture` is {{func}}`lgdist_scvi.tl.domains`, on components scaled to 
 `leiden` is at a resolution searched for the number. Scores are adjusted Rand indices with the annotation: the mean over seeds of the
 clustering, and their standard deviation in brackets. After the bar, the same after a vote of the spot and the 18 nearest.
 
-**In short.** On the cortex BANKSY's representation shows the layers better than ours, section by section and, aligned by Harmony, in all
-together. In the visual cortex by STARmap ours is far ahead, in osmFISH a little behind. Ours depends least on the seed.
+**In short.** On the cortex BANKSY's representation shows the layers a little better than ours in the mean over seeds, and clearly better
+after a vote or, aligned by Harmony, in all sections together; its clusters depend far more on the seed. In the visual cortex by STARmap ours is far
+ahead, in osmFISH a little behind.
 
 **What this does not show.** Radius and number of components of our niches were chosen on these very sets, one setting for all; on other
-data expect less. Few seeds have been run so far (last column), so small differences are not to be relied on. The layers are bands, so
+data expect less. Some rows have few seeds so far (last column); do not rely on small differences there. The layers are bands, so
 whatever makes neighbours alike raises the scores.
 """
 PUBLISHED = """\
