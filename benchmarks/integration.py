@@ -70,7 +70,7 @@ cannot mix far: most of the spots that are similar to a niche are those beside i
 
 **In short.** `aligned=True` mixes sections more and leaves what each shows as it is, except that niches of the cortex lose a little.
 Harmony mixes more, and loses a little more. Of a section's own clusters states keep as much as scVI or more, with about the mixing
-of scVI once aligned; niches keep less than smoothed principal components, by whose clusters they are judged here.
+of scVI once aligned in three of the tissues, and less in the cortex; niches keep less than smoothed principal components, by whose clusters they are judged here.
 """
 
 
