@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary, finalize
 import rich.pretty  # noqa: F401  scvi-tools uses it to show its registry but does not import it
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from scvi.data._constants import _MANAGER_UUID_KEY as MANAGER_UUID_KEY
+from scvi.data._constants import _SCVI_UUID_KEY as REGISTRATION_KEY
 from scvi.data._download import _download as download
 from scvi.model._utils import parse_device_args
 from scvi.train import _trainrunner
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MANAGER_UUID_KEY",
+    "REGISTRATION_KEY",
     "ForgettingMixin",
     "PhaseProgressBar",
     "download",

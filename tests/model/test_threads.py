@@ -56,6 +56,15 @@ def test_loads_at_once(trained, tmp_path, monkeypatch):
     assert dict(os.environ) == before and all(environment == before for environment in inside)
 
 
+def test_spots_that_are_loaded_twice_are_registered_apart(trained, tmp_path, monkeypatch):
+    trained.save(tmp_path / "model", save_anndata=True)
+    both, register = threading.Barrier(2, timeout=60), LGDiST.register_manager
+    monkeypatch.setattr(LGDiST, "register_manager", lambda manager: (register(manager), both.wait()))
+    with ThreadPoolExecutor(2) as pool:
+        models = list(pool.map(lambda _: LGDiST.load(tmp_path / "model"), range(2)))
+    assert models[0].adata is not models[1].adata and all(same_weights(model, trained) for model in models)
+
+
 USES = {
     "read": lambda model, path: model.get_completed_expression(silent=True),
     "represent": lambda model, path: model.get_latent_representation(),

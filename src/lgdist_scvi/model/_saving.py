@@ -15,7 +15,7 @@ import anndata
 import torch
 
 from lgdist_scvi._checks import check_name, check_path
-from lgdist_scvi._compat import download, training_devices
+from lgdist_scvi._compat import REGISTRATION_KEY, download, training_devices
 from lgdist_scvi._constants import PACKAGE
 from lgdist_scvi._exclusive import sole_writer
 from lgdist_scvi._output import is_of_disk
@@ -176,6 +176,8 @@ class SavingMixin(LGDiSTBase):
             registry, arguments = attributes.pop("registry_"), attributes.pop("init_params_")
             if adata is None:
                 adata = _spots_of(path, prefix, registry["setup_args"], content.get(MANIFEST, {}))
+                # The name of their registration in scvi-tools: spots read twice, by threads at once, would share it.
+                adata.uns.pop(REGISTRATION_KEY, None)
             cls.setup_anndata(adata, source_registry=registry, **registry["setup_args"])
             model = cls(adata, **arguments["non_kwargs"], **arguments["kwargs"].get("module_kwargs", {}))
             for name, value in attributes.items():
