@@ -72,5 +72,5 @@ def test_page(speed):
     assert "| scVI | 300 | 3 | 20 | 3.0 | 3 |" in page
     assert "| MAGIC | not run |" in page and "| SpaCKLE | no spared |" in page
     assert "time grows with the power 1.00 of the number of spots, and the model's memory with the power 1.00" in page
-    assert "with the power 1.00 of the number of spots" in page and "| 100,000 | 1.0 | 3.0 | 0.10 |" in page
+    assert "it grows with the power 1.00 of the number of spots" in page and "| 100,000 | 1.0 | 3.0 | 0.10 |" in page
     assert "18,000" not in page and speed.page({}) == speed.INTRODUCTION.strip() + "\n"

@@ -95,6 +95,14 @@ MISTAKES = {
 }
 
 
+@pytest.mark.parametrize("positions", [np.zeros(4), np.full((4, 2), np.nan)])
+def test_positions_are_checked(positions):
+    adata = spots(PLACES)
+    adata.obsm["spatial"] = positions
+    with pytest.raises(ValueError, match="adata.obsm\\['spatial'\\] (has shape|is not finite)"):
+        pp.tile_embeddings(adata, tiled_slide()[0], "uni2_tiles")
+
+
 @pytest.mark.parametrize("case", MISTAKES)
 def test_mistakes_are_refused_and_nothing_is_written(case):
     options, change, error, words = MISTAKES[case]

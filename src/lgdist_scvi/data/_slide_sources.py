@@ -80,19 +80,15 @@ def open_slides(
     return table, list(zip(slides, sides, strict=True))
 
 
-def _slides_of_anndata(
-    adata: AnnData,
-    *,
-    image: Any,
-    image_key: str | None,
-    library_key: str | None,
-    spatial_key: str,
-    scale: float,
-    spot_diameter: float | None,
-    microns_per_pixel: float | None,
-) -> list[Slide]:
-    """Images of the sections of an AnnData; arguments of :func:`~lgdist_scvi.pp.image_embeddings`."""
-    check_label(library_key=library_key, image_key=image_key, spatial_key=spatial_key)
+def placed(adata: AnnData, spatial_key: str, library_key: str | None) -> NDArray[np.float64]:
+    """Positions x and y of the spots, ``(n_spots, 2)``, each of a known library.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        If positions or libraries are missing, or not what they must be.
+    """
+    check_label(library_key=library_key, spatial_key=spatial_key)
     if library_key is not None and library_key not in adata.obs:
         raise KeyError(f"adata.obs[{library_key!r}] is missing (found: {list(adata.obs)}); correct library_key=...")
     if library_key is not None and (absent := adata.obs[library_key].isna().to_numpy()).any():
@@ -107,6 +103,23 @@ def _slides_of_anndata(
     finite = np.asarray(np.isfinite(positions).all(axis=1))
     if not finite.all():
         raise ValueError(f"adata.obsm[{spatial_key!r}] is not finite for {spot_listing(adata, ~finite)}; correct it.")
+    return positions
+
+
+def _slides_of_anndata(
+    adata: AnnData,
+    *,
+    image: Any,
+    image_key: str | None,
+    library_key: str | None,
+    spatial_key: str,
+    scale: float,
+    spot_diameter: float | None,
+    microns_per_pixel: float | None,
+) -> list[Slide]:
+    """Images of the sections of an AnnData; arguments of :func:`~lgdist_scvi.pp.image_embeddings`."""
+    check_label(image_key=image_key)
+    positions = placed(adata, spatial_key, library_key)
     known = dict(adata.uns.get("spatial", {}))
     if library_key is None:
         if len(known) > 1:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from ._options import Reading
 
-REGISTERED = ("layer", "observed_layer", "size_factor_key", "library_key")
-"""Arguments of the registration that are kept beside a completed layer, so that plots need not be told."""
+# Arguments of the registration that are kept beside a completed layer, so that plots need not be told.
+_REGISTERED = ("layer", "observed_layer", "size_factor_key", "library_key")
 _TECHNICAL = ("batch_size", "return_std")
 
 
@@ -242,7 +242,7 @@ class LayersMixin(LGDiSTBase):
     def _provenance(self, reading: Reading) -> dict[str, Any]:
         options = {name: value for name, value in asdict(reading).items() if name not in _TECHNICAL}
         setup = self.adata_manager.registry["setup_args"]
-        registered = {name: setup[name] for name in REGISTERED if setup[name] is not None}
+        registered = {name: setup[name] for name in _REGISTERED if setup[name] is not None}
         of_package = {"package": PACKAGE, "version": version(PACKAGE), "registered": registered}
         return {"model": type(self).__name__, **of_package, **options}
 

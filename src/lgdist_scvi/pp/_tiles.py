@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
-from lgdist_scvi._checks import check_flag, check_label, check_name, check_positive
+from lgdist_scvi._checks import check_flag, check_name, check_positive
 from lgdist_scvi._constants import PACKAGE, Keys
 from lgdist_scvi.data._entries import listing, spot_listing
 from lgdist_scvi.data._regions import annotating_table, regions
-from lgdist_scvi.data._validation import obsm_array
+from lgdist_scvi.data._slide_sources import placed
 
 from ._images import check_key, standardized
 
@@ -75,12 +75,11 @@ def tile_embeddings(
     >>> adata.obsm["X_image"].shape == (adata.n_obs, slide.tables["uni2_tiles"].n_vars)
     True
     """
-    check_label(table_key=table_key, library_key=library_key, spatial_key=spatial_key)
     check_name(key_added=key_added)
     check_positive(scale=scale)
     check_flag(standardize=standardize)
     check_key(adata, key_added)
-    centres = obsm_array(adata, spatial_key, "spatial_key", "positions")[:, :2] * scale
+    centres = placed(adata, spatial_key, library_key) * scale
     slides = _slides(adata, tiles, library_key)
     found = {name: (rows, _at(slide, table_key, name, centres[rows])) for name, (rows, slide) in slides.items()}
     widths = {name: values.shape[1] for name, (_, values) in found.items()}
@@ -108,8 +107,6 @@ def _slides(
     adata: AnnData, tiles: SpatialData | Mapping[str, SpatialData], library_key: str | None
 ) -> dict[str, tuple[NDArray[np.int64], SpatialData]]:
     """Rows of the spots of each slide, and the slide."""
-    if library_key is not None and library_key not in adata.obs:
-        raise KeyError(f"adata.obs[{library_key!r}] is missing (found: {list(adata.obs)}); correct library_key=...")
     if isinstance(tiles, Mapping) != (library_key is not None):
         raise ValueError(
             "Pass several slides as a dictionary by library, with library_key=...; one slide without library_key."
