@@ -112,7 +112,7 @@ linkcheck: $(VENV)/.stamp-group-doc
 
 # Sections for the stored tutorials; without the folder they would be downloaded, or simulated.
 tutorials: $(VENV)/.stamp-group-doc
-	LGDIST_EXAMPLE_DATA=$(abspath $(EXAMPLE_DATA)) $(bin)/jupyter execute --inplace tutorials/*.ipynb docs/start.ipynb
+	LGDIST_EXAMPLE_DATA=$(abspath $(EXAMPLE_DATA)) $(bin)/python docs/run_notebooks.py tutorials/*.ipynb docs/start.ipynb
 
 picture: $(VENV)/.stamp-package
 	LGDIST_EXAMPLE_DATA=$(abspath $(EXAMPLE_DATA)) $(bin)/python docs/picture.py

@@ -8,9 +8,12 @@ import base64
 import importlib.metadata
 import os
 import shutil
+from datetime import datetime
 from pathlib import Path
 
 import nbformat
+from docutils.nodes import SkipNode
+from latex2mathml.converter import convert
 
 _HERE = Path(__file__).parent
 _ONLINE = bool(os.environ.get("LGDIST_DOCS_ONLINE"))
@@ -24,7 +27,6 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_autodoc_typehints",
     "sphinx_copybutton",
@@ -36,6 +38,7 @@ templates_path = ["_templates"]
 
 html_theme = "sphinx_book_theme"
 html_title = project
+html_math_renderer = "mathml"  # browsers draw it themselves: no script from the network
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 html_theme_options = {"navbar_persistent": []}  # the sidebar has a search box
@@ -96,6 +99,14 @@ def _skip_member(app, what, name, obj, skip, options) -> bool | None:
 _PICTURES = {"image/png": "png", "image/jpeg": "jpg"}
 
 
+def _duration(cells: list[nbformat.NotebookNode]) -> str:
+    """How long the stored run took, from the times that Jupyter keeps with each cell."""
+    times = [time for cell in cells for time in cell.metadata.get("execution", {}).values()]
+    first, last = (datetime.fromisoformat(time) for time in (min(times), max(times)))
+    minutes = max(1, round((last - first).total_seconds() / 60))
+    return f"Runs in {minutes} minute{'s' if minutes > 1 else ''} on two cores."
+
+
 def _copy_tutorials() -> None:
     """Copy the notebooks into this folder, where Sphinx can see them, and list them on a page with a picture of each."""
     target = _HERE / "tutorials"
@@ -107,7 +118,14 @@ def _copy_tutorials() -> None:
         names.append(notebook.stem)
         cells = nbformat.read(notebook, as_version=4).cells
         title, _, text = cells[0].source.partition("\n")
-        page += [f"## [{title.lstrip('# ')}]({notebook.stem}.ipynb)", "", text.strip().split("\n\n")[0], ""]
+        page += [
+            f"## [{title.lstrip('# ')}]({notebook.stem}.ipynb)",
+            "",
+            text.strip().split("\n\n")[0],
+            "",
+            _duration(cells),
+            "",
+        ]
         outputs = (output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
         pictures = [(data[kind], suffix) for data in outputs for kind, suffix in _PICTURES.items() if kind in data]
         if pictures:
@@ -132,10 +150,26 @@ def _prose(self, section: str) -> list[str]:
     return [*self._format_block(":returns: ", lines[lines[:1] == [":"] :]), ""]
 
 
+def _math(node, display: str) -> str:
+    # A tilde is a relation, with space around it.
+    return convert(node.astext(), display=display).replace("<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>")
+
+
+def _inline_math(self, node) -> None:
+    self.body.append(_math(node, "inline"))
+    raise SkipNode
+
+
+def _display_math(self, node) -> None:
+    self.body.append(f'<div class="formula">{_math(node, "block")}</div>')
+    raise SkipNode
+
+
 def setup(app) -> None:
     from sphinx.ext.napoleon import NumpyDocstring
 
     # Our types stand in the annotations.
     NumpyDocstring._parse_returns_section = _prose
     _copy_tutorials()
+    app.add_html_math_renderer("mathml", (_inline_math, None), (_display_math, None))
     app.connect("autodoc-skip-member", _skip_member)

@@ -52,6 +52,7 @@ def test_what_is_stored_was_run(name):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert not [o for cell in code for o in cell.outputs if o["output_type"] == "error"]
+    assert all(cell.metadata["execution"] for cell in code)  # times, from which the list of tutorials has its minutes
     assert name == START or ".h5ad" in printed(notebook)  # says on which real section
     assert not [folder for folder in ("/work/", "/home/", "/tmp/") if folder in printed(notebook)]
     assert (FOLDER / name).stat().st_size < LARGEST
