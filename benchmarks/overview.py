@@ -31,6 +31,8 @@ FARTHEST = 6.0
 PATCH = 13
 TECHNOLOGIES = [name for name in SPARSE if not name.endswith("pct")]
 """Sets that are sparse by themselves."""
+CELLS = ("xenium", "merfish", "starmap", "osmfish")
+KINDS_OF_MEANS = {OURS: "combined", "completed": "completed", "counts": "raw"}
 BEGIN, END = "<!-- measured: written by benchmarks/overview.py -->", "<!-- end of measured -->"
 WITH_TABLE = (ROOT / "README.md", ROOT / "docs" / "index.md")
 
@@ -83,6 +85,12 @@ METHODS = {
     "mean of 6": Method("mean of 6 neighbours", ""),
     "mean of 18": Method("mean of 18 neighbours", ""),
     "mean of 60": Method("mean of 60 neighbours", ""),
+    # Of regions, tests and domains.
+    "counts": Method("counts alone", "the measured counts, and their score test"),
+    "completed": Method("completed values", ""),
+    "banksy": Method("BANKSY", "each gene beside its mean and its gradient around the spot"),
+    "smoothed_pca": Method("smoothed components", "principal components of the mean of 19 spots"),
+    "raw_pca": Method("components", "principal components of each spot by itself"),
 }
 
 
@@ -142,9 +150,10 @@ def kept(results: Path, folder: str) -> list[Record]:
 
 def plot(questions: list[Question]) -> Figure:
     """One panel for each question, one bar for each of its best methods and of the published ones."""
-    figure = Figure(figsize=(8, 5.6), layout="constrained")
-    figure.get_layout_engine().set(hspace=0.08, wspace=0.06)
-    for axes, question in zip(figure.subplots(2, 2).flat, questions, strict=True):
+    n_rows = len(questions) // 2
+    figure = Figure(figsize=(8, 2.6 * n_rows), layout="constrained")
+    figure.get_layout_engine().set(hspace=0.04, wspace=0.06)
+    for axes, question in zip(figure.subplots(n_rows, 2).flat, questions, strict=True):
         order = question.ordered()
         names = [name for name in order if name in order[:N_BEST] or name in PUBLISHED]
         values = [question.scores[name] for name in names]
@@ -158,7 +167,7 @@ def plot(questions: list[Question]) -> Figure:
                 min(value, limit), place, f" {value:.3f} " + ("\u2192" if cut else ""), va="center", fontsize=8, **style
             )
         axes.set_yticks(range(len(names)), [METHODS[name].title for name in names], fontsize=9)
-        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.set_ylim(max(len(names), N_BEST) - 0.4, -0.6)  # bars are as thick in every panel
         axes.set_xlim(0, limit)
         axes.set_title(question.title, fontsize=10, loc="left")
         axes.set_xlabel(question.score, fontsize=8)
@@ -261,9 +270,7 @@ def answers(results: Results, folder: Path) -> list[list[str]]:
                 ]
             )
     evidence = kept(folder, "evidence")
-    means = [entry["values"]["regions"] for entry in evidence if "values" in entry]
-    if means:
-        errors = [of["7 spots"]["errors"] for of in means if "7 spots" in of]
+    if errors := errors_of_means(evidence):
         found.append(
             [
                 "What is the mean of a gene in a small region (7 spots)?",
@@ -291,11 +298,24 @@ def powers(evidence: list[Record]) -> list[Record]:
     return [entry["tests"]["powers"] for entry in evidence if "tests" in entry]
 
 
+def found_genes(tested: list[Record]) -> tuple[float, float]:
+    """Share of the genes that differ between groups of 10 to 30 spots which is found, guided and by counts alone."""
+    parts = [part for powers in tested for size in ("10", "20", "30") for part in powers.get(size, []) if part["true"]]
+    n_true = sum(part["true"] for part in parts)
+    guided, counts = (sum(part[f"{kind} power"] * part["true"] for part in parts) for kind in ("guided", "counts"))
+    return guided / n_true, counts / n_true
+
+
 def gain(tested: list[Record]) -> float:
     """Genes found in groups of 10 to 30 spots, guided over counts alone."""
-    parts = [part for powers in tested for size in ("10", "20", "30") for part in powers.get(size, []) if part["true"]]
-    guided, counts = (sum(part[f"{kind} power"] * part["true"] for part in parts) for kind in ("guided", "counts"))
+    guided, counts = found_genes(tested)
     return guided / max(counts, 1e-9)
+
+
+def errors_of_means(evidence: list[Record]) -> list[dict[str, float]]:
+    """Squared errors of means of 7 spots, by set and seed."""
+    means = [entry["values"]["regions"] for entry in evidence if "values" in entry]
+    return [of["7 spots"]["errors"] for of in means if "7 spots" in of]
 
 
 def results_of(results: Results, names: Iterable[str]) -> Results:
@@ -335,14 +355,17 @@ def behind(folder: Path) -> str:
     return f"In patches of {PATCH} hidden spots, smooth factors explain more of {', '.join(lost)}; we explain more of the other {len(found) - len(lost)}"
 
 
+def agreement(folder: Path, method: str, of: Iterable[str]) -> float:
+    """Mean adjusted Rand index of domains without a vote."""
+    found = [json.loads((folder / "domains" / f"{name}.json").read_text(encoding="utf-8")) for name in of]
+    return fmean(fmean(one for one, _ in record[method]["domains"]["mixture"].values()) for record in found)
+
+
 def layers(folder: Path) -> str:
     """How well clusters of our niches and of BANKSY's representation agree with annotated layers, in words."""
-
-    def agreement(method: str, of: Iterable[str]) -> float:
-        found = [json.loads((folder / "domains" / f"{name}.json").read_text(encoding="utf-8")) for name in of]
-        return fmean(fmean(one for one, _ in record[method]["domains"]["mixture"].values()) for record in found)
-
-    of_cortex, of_cells = ([agreement(method, of) for method in (OURS, "banksy")] for of in (CORTEX, ["starmap"]))
+    of_cortex, of_cells = (
+        [agreement(folder, method, of) for method in (OURS, "banksy")] for of in (CORTEX, ["starmap"])
+    )
     return (
         f"By the same clustering, BANKSY's representation agrees better with the layers of four Visium sections (adjusted Rand index "
         f"{of_cortex[1]:.2f}, ours {of_cortex[0]:.2f}); ours with those of the visual cortex by STARmap ({of_cells[0]:.2f}, BANKSY "
@@ -420,15 +443,31 @@ def questions(results: Results, folder: Path) -> list[Question]:
     ]
 
 
+def further(results: Results, folder: Path) -> list[Question]:
+    """What the comparison shows beyond the table of the landing page."""
+    evidence = kept(folder, "evidence")
+    errors = errors_of_means(evidence)
+    relative = {name: fmean(of[kind] / of["raw"] for of in errors) for name, kind in KINDS_OF_MEANS.items()}
+    found = dict(zip((OURS, "counts"), found_genes(powers(evidence)), strict=True))
+    domains = {name: agreement(folder, name, CORTEX) for name in (OURS, "banksy", "smoothed_pca", "raw_pca")}
+    return [
+        Question("Expression, four sets of cells", "explained deviance (d2)", averaged(results, "B", CELLS), True),
+        Question("Mean of a gene in 7 spots", "squared error (counts: 1), lower is better", relative, False),
+        Question("Differing genes found, 10 to 30 spots", "share, at the same false discovery rate", found, True),
+        Question("Layers of four cortex sections", "adjusted Rand index of domains", domains, True),
+    ]
+
+
 def main(arguments: list[str] | None = None) -> None:
     options = folders(__doc__, arguments)
     store = Store(options.results)
     results = {case: store.load(case)["results"] for case in CASES}
     shown = questions(results, options.results)
     options.pages.mkdir(parents=True, exist_ok=True)
-    (options.pages / "comparison.md").write_text(page(results, options.results, shown), encoding="utf-8")
+    every = [*shown, *further(results, options.results)]
+    (options.pages / "comparison.md").write_text(page(results, options.results, every), encoding="utf-8")
     with matplotlib.rc_context({"svg.hashsalt": "overview"}):
-        plot(shown).savefig(options.pages / "comparison.svg", metadata={"Date": None, "Creator": None})
+        plot(every).savefig(options.pages / "comparison.svg", metadata={"Date": None, "Creator": None})
     if options.pages == PAGES:
         for path in WITH_TABLE:
             text = with_table(path.read_text(encoding="utf-8"), short(shown, options.results))
