@@ -121,23 +121,25 @@ def run_magic(path: Path) -> Record:
     return {"complete": time.perf_counter() - start}
 
 
+def peak_gb() -> float:
+    """Largest memory of this process so far."""
+    import resource  # there is none on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
 def run_growth(n_spots: int, n_genes: int, folder: Path) -> Record:
     """One pass of training and a completion that is written to disk."""
-    import resource
-
     from lgdist_scvi import LGDiST
 
-    def peak() -> float:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-
     adata = simulated(n_spots, n_genes)
-    before, times = peak(), [time.perf_counter()]
+    before, times = peak_gb(), [time.perf_counter()]
     LGDiST.setup_anndata(adata)
     model = LGDiST(adata)
     times.append(time.perf_counter())
     model.train(autoencoder_max_epochs=1, enable_progress_bar=False)
     times.append(time.perf_counter())
-    trained = peak()
+    trained = peak_gb()
     model.write_completed(folder / "completed.h5ad", silent=True)
     times.append(time.perf_counter())
     setup, train, complete = np.diff(times).tolist()
@@ -155,25 +157,20 @@ def write_simulated(n_spots: int, n_genes: int, detected: float, path: Path) -> 
 
 def run_file(n_genes: int, path: Path) -> Record:
     """From a file to a file: selection of genes on disk, one pass of training, completion in blocks."""
-    import resource
-
     from lgdist_scvi import LGDiST, pp
 
-    def peak() -> float:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-
-    before, times = peak(), [time.perf_counter()]
+    before, times = peak_gb(), [time.perf_counter()]
     adata = pp.select_genes(
         anndata.read_h5ad(path, backed="r"), n_target=n_genes // 4, n_context=n_genes - n_genes // 4, min_fraction=0
     )
     times.append(time.perf_counter())
-    selected = peak()
+    selected = peak_gb()
     LGDiST.setup_anndata(adata, size_factor_key="total_counts", target_genes_key="target_gene")
     model = LGDiST(adata)
     times.append(time.perf_counter())
     model.train(autoencoder_max_epochs=1, enable_progress_bar=False)
     times.append(time.perf_counter())
-    trained = peak()
+    trained = peak_gb()
     model.write_completed(path.with_name("completed.h5ad"), silent=True)
     times.append(time.perf_counter())
     select, setup, train, complete = np.diff(times).tolist()
@@ -183,15 +180,13 @@ def run_file(n_genes: int, path: Path) -> Record:
 
 def run_domains(n_spots: int) -> Record:
     """Seven domains of niches of 15 components: their number given, and suggested."""
-    import resource
-
     from lgdist_scvi import tl
 
     random = np.random.default_rng(0)
     niches = random.normal(size=(n_spots, 15)) + 3 * random.normal(size=(7, 15))[random.integers(7, size=n_spots)]
     adata = anndata.AnnData(obsm={"X_lgdist_niche": niches / niches.std(axis=0)})
     tl.domains(adata[:100].copy(), 2)  # imports
-    before, times = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, [time.perf_counter()]
+    before, times = peak_gb(), [time.perf_counter()]
     for number in (7, None):
         tl.domains(adata, number)
         times.append(time.perf_counter())
@@ -430,19 +425,7 @@ def page(results: dict[str, Record]) -> str:
         if found := results.get(name):
             lines += from_files(name, found)
     if found := results.get("domains"):
-        small, large = found["runs"]
-        memory = [run["peak_gb"] - run["before_gb"] for run in found["runs"]]
-        slope = np.log(memory[1] / memory[0]) / np.log(large["n_spots"] / small["n_spots"])
-        rows = [
-            [f"{run['n_spots']:,}", f"{run['given']:.1f}", f"{run['suggested']:.1f}", f"{gb:.2f}"]
-            for run, gb in zip(found["runs"], memory, strict=True)
-        ]
-        lines += [
-            f"## Domains\n\n{where(found)} Seven simulated domains of niches of 15 components, by `tl.domains` with its defaults: five seeds "
-            f"of ten starts. Memory is the largest beyond that of the imports; it grows with the power {slope:.2f} of the number of spots.\n",
-            *table(["spots", "seven domains, s", "number suggested, s", "memory, GB"], rows),
-            "",
-        ]
+        lines += of_domains(found)
     return "\n".join(lines).strip() + "\n"
 
 
@@ -481,14 +464,12 @@ def growth(name: str, of: str, found: Record) -> list[str]:
             f"{run[of]:,}",
             *(f"{run[part]:.0f}" for part in PARTS),
             f"{run['peak_gb']:.2f}",
-            f"{run['peak_gb'] - run['before_gb']:.2f}",
+            f"{own_gb(run):.2f}",
         ]
         for run in runs
     ]
-    last, one = runs[-1], runs[-2]
-    factor = np.log(last[of] / one[of])
-    slope = np.log(sum(last[part] for part in PARTS) / sum(one[part] for part in PARTS)) / factor
-    memory = np.log((last["peak_gb"] - last["before_gb"]) / (one["peak_gb"] - one["before_gb"])) / factor
+    slope = power(runs[-2], runs[-1], of, lambda run: sum(run[part] for part in PARTS))
+    memory = power(runs[-2], runs[-1], of, own_gb)
     header = [name, "setup, s", "training, s", "completion, s", "peak memory, GB", "of which the model's"]
     return [
         f"## Growth with the number of {name}\n\n{where(found)} Simulated spots, 5% of the entries not zero, one pass of training in "
@@ -497,6 +478,31 @@ def growth(name: str, of: str, found: Record) -> list[str]:
         *table(header, rows),
         "",
     ]
+
+
+def of_domains(found: Record) -> list[str]:
+    small, large = found["runs"]
+    slope = power(small, large, "n_spots", own_gb)
+    rows = [
+        [f"{run['n_spots']:,}", f"{run['given']:.1f}", f"{run['suggested']:.1f}", f"{own_gb(run):.2f}"]
+        for run in found["runs"]
+    ]
+    return [
+        f"## Domains\n\n{where(found)} Seven simulated domains of niches of 15 components, by `tl.domains` with its defaults: five seeds "
+        f"of ten starts. Memory is the largest beyond that of the imports; it grows with the power {slope:.2f} of the number of spots.\n",
+        *table(["spots", "seven domains, s", "number suggested, s", "memory, GB"], rows),
+        "",
+    ]
+
+
+def own_gb(run: Record) -> float:
+    """Largest memory beyond that of the imports."""
+    return run["peak_gb"] - run["before_gb"]
+
+
+def power(small: Record, large: Record, of: str, cost: Callable[[Record], float]) -> float:
+    """Power of the size with which a cost grows between two runs."""
+    return np.log(cost(large) / cost(small)) / np.log(large[of] / small[of])
 
 
 def ratio(one: float, other: float) -> str:

@@ -92,8 +92,8 @@ def test_a_large_tissue_is_fitted_to_a_part(adata, monkeypatch):
         ({"n_domains": 241}, ValueError, "n_domains=241 is more than the 240 spots"),
         ({"n_domains": 3, "n_seeds": 0}, ValueError, "n_seeds=0"),
         ({"resolution": -1}, ValueError, "resolution=-1 must be a number above 0"),
-        ({"n_domains": 3, "vote_spots": 5, "spatial_key": "xy"}, KeyError, r"adata.obsm\['xy'\] is missing"),
-        ({"n_domains": 3, "vote_spots": 5, "library_key": "lib"}, KeyError, "no column 'lib'"),
+        ({"n_domains": 3, "vote_spots": 5, "spatial_key": "xy"}, KeyError, r"adata.obsm\['xy'\] \(positions\) is missing"),
+        ({"n_domains": 3, "vote_spots": 5, "library_key": "lib"}, KeyError, r"adata.obs\['lib'\] is missing"),
     ],
 )
 def test_errors_name_the_culprit(adata, options, error, message):
@@ -105,3 +105,13 @@ def test_spots_that_are_not_finite_are_named(adata):
     adata.obsm["X_lgdist_niche"][7, 1] = np.nan
     with pytest.raises(ValueError, match="not finite in 1 spots: .*s7"):
         tl.domains(adata, 3)
+
+
+def test_positions_and_sections_of_the_vote_are_checked(adata):
+    adata.obs["lib"] = ["a"] * (adata.n_obs - 1) + [None]
+    with pytest.raises(ValueError, match=r"adata.obs\['lib'\] \(library_key\) is NaN for .*s239"):
+        tl.domains(adata, 3, vote_spots=5, library_key="lib")
+    adata.obsm["spatial"] = adata.obsm["spatial"].astype(float)
+    adata.obsm["spatial"][7, 0] = np.nan
+    with pytest.raises(ValueError, match="NaN or infinite positions for .*s7"):
+        tl.domains(adata, 3, vote_spots=5)

@@ -14,6 +14,7 @@ from lgdist_scvi._constants import Keys
 from lgdist_scvi.data._areas import patches_around
 from lgdist_scvi.data._entries import listing
 from lgdist_scvi.data._neighbors import library_codes
+from lgdist_scvi.data._validation import check_obs_column, check_positions
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -88,8 +89,8 @@ def domains(
     TypeError
         If a name is none.
     ValueError
-        If an option is out of range, both `n_domains` and `resolution` are given, or the representation is not finite or has fewer spots
-        than domains.
+        If an option is out of range, both `n_domains` and `resolution` are given, the representation is not finite or has fewer spots
+        than domains, or positions or sections for the vote are missing for a spot.
 
     References
     ----------
@@ -157,16 +158,10 @@ def _representation(adata: AnnData, use_rep: str) -> NDArray[np.float64]:
 
 def _patches(adata: AnnData, n_spots: int, spatial_key: str, library_key: str | None) -> Any:
     """Each spot with those nearest to it in its section."""
-    if spatial_key not in adata.obsm:
-        raise KeyError(
-            f"adata.obsm[{spatial_key!r}] is missing (found: {listing(list(adata.obsm))}); correct spatial_key=..."
-        )
-    if library_key is not None and library_key not in adata.obs:
-        raise KeyError(
-            f"adata.obs has no column {library_key!r} (found: {listing(list(adata.obs.columns))}); correct library_key=..."
-        )
+    positions = check_positions(adata, spatial_key)
+    check_obs_column(adata, library_key, "library_key")
     section = library_codes(None if library_key is None else adata.obs[library_key], adata.n_obs)
-    return patches_around(np.asarray(adata.obsm[spatial_key], dtype=np.float64), section, n_spots)
+    return patches_around(positions, section, n_spots)
 
 
 def _fitted(values: NDArray[np.float64], n_domains: int, seed: int, n_starts: int) -> Any:
