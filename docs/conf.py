@@ -104,7 +104,7 @@ def _duration(cells: list[nbformat.NotebookNode]) -> str:
     times = [time for cell in cells for time in cell.metadata.get("execution", {}).values()]
     first, last = (datetime.fromisoformat(time) for time in (min(times), max(times)))
     minutes = max(1, round((last - first).total_seconds() / 60))
-    return f"Runs in {minutes} minute{'s' if minutes > 1 else ''} on two cores."
+    return f"Took {minutes} minute{'s' if minutes > 1 else ''} on two cores, which other programs may have shared."
 
 
 def _copy_tutorials() -> None:

@@ -92,7 +92,11 @@ def test_a_large_tissue_is_fitted_to_a_part(adata, monkeypatch):
         ({"n_domains": 241}, ValueError, "n_domains=241 is more than the 240 spots"),
         ({"n_domains": 3, "n_seeds": 0}, ValueError, "n_seeds=0"),
         ({"resolution": -1}, ValueError, "resolution=-1 must be a number above 0"),
-        ({"n_domains": 3, "vote_spots": 5, "spatial_key": "xy"}, KeyError, r"adata.obsm\['xy'\] \(positions\) is missing"),
+        (
+            {"n_domains": 3, "vote_spots": 5, "spatial_key": "xy"},
+            KeyError,
+            r"adata.obsm\['xy'\] \(positions\) is missing",
+        ),
         ({"n_domains": 3, "vote_spots": 5, "library_key": "lib"}, KeyError, r"adata.obs\['lib'\] is missing"),
     ],
 )
