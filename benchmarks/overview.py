@@ -224,7 +224,7 @@ def signed(values: list[float]) -> str:
     return f"{fmean(values):+.3f} ({min(values):+.3f} to {max(values):+.3f})"
 
 
-def answers(results: Results, folder: Path) -> list[list[str]]:
+def answers(results: Results, folder: Path, evidence: list[Record]) -> list[list[str]]:
     """The question, the answer, how much better it is, and where the figures are."""
     found = []
     if ratios := [fmean(values) for values in margins(results_of(results, QUICK), "A").values()]:
@@ -270,7 +270,6 @@ def answers(results: Results, folder: Path) -> list[list[str]]:
                     "[hidden spots](hidden.md)",
                 ]
             )
-    evidence = kept(folder, "evidence")
     if errors := errors_of_means(evidence):
         found.append(
             [
@@ -374,11 +373,11 @@ def layers(folder: Path) -> str:
     )
 
 
-def totals(folder: Path) -> str:
+def totals(evidence: list[Record]) -> str:
     """How far completed totals of rare genes are from the counted ones where they are furthest, in words."""
     ranges = []
     for name in ("xenium", "slideseq"):
-        found = [entry["values"]["totals"] for entry in kept(folder, "evidence") if entry["set"] == name]
+        found = [entry["values"]["totals"] for entry in evidence if entry["set"] == name]
         ratios = [of[f"completed section {low}"][0] for of in found for low in RARE if f"completed section {low}" in of]
         ranges.append(f"{min(ratios):.2f} to {max(ratios):.2f}")
     return (
@@ -388,6 +387,7 @@ def totals(folder: Path) -> str:
 
 
 def page(results: Results, folder: Path, shown: list[Question]) -> str:
+    evidence = kept(folder, "evidence")
     used = {method for question in shown for method in question.scores}
     told: dict[str, str] = {}
     for name, method in METHODS.items():
@@ -399,11 +399,11 @@ def page(results: Results, folder: Path, shown: list[Question]) -> str:
         "",
         *(
             f"- **{question}** {call}: {measured} ({source})."
-            for question, call, measured, source in answers(results, folder)
+            for question, call, measured, source in answers(results, folder, evidence)
         ),
         "",
         *costs(folder),
-        LOSSES.format(patches=behind(folder), layers=layers(folder), totals=totals(folder)),
+        LOSSES.format(patches=behind(folder), layers=layers(folder), totals=totals(evidence)),
         METHODS_TITLE,
         *table(["name", "what it does"], ([title, does] for title, does in told.items())),
         PARTLY,

@@ -3,6 +3,7 @@
 import builtins
 import logging
 import os
+import re
 import sys
 import warnings
 from contextlib import chdir
@@ -54,7 +55,7 @@ def test_what_is_stored_was_run(name):
     assert not [o for cell in code for o in cell.outputs if o["output_type"] == "error"]
     assert all(cell.metadata["execution"] for cell in code)  # times, from which the list of tutorials has its minutes
     assert name == START or ".h5ad" in printed(notebook)  # says on which real section
-    assert not [folder for folder in ("/work/", "/home/", "/tmp/") if folder in printed(notebook)]
+    assert not re.search(r"(?<![\w/])/\w+/", printed(notebook))  # a path of one machine
     assert (FOLDER / name).stat().st_size < LARGEST
 
 
