@@ -14,7 +14,7 @@ from ._entries import spot_listing
 from ._image_files import Opened, check_pixels, open_image
 from ._regions import annotating_table, regions
 from ._slides import Slide
-from ._validation import obsm_array
+from ._validation import check_obs_column, obsm_array
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -89,10 +89,7 @@ def placed(adata: AnnData, spatial_key: str, library_key: str | None) -> NDArray
         If positions or libraries are missing, or not what they must be.
     """
     check_label(library_key=library_key, spatial_key=spatial_key)
-    if library_key is not None and library_key not in adata.obs:
-        raise KeyError(f"adata.obs[{library_key!r}] is missing (found: {list(adata.obs)}); correct library_key=...")
-    if library_key is not None and (absent := adata.obs[library_key].isna().to_numpy()).any():
-        raise ValueError(f"adata.obs[{library_key!r}] is NaN for {spot_listing(adata, absent)}; fill it in.")
+    check_obs_column(adata, library_key, "library_key")
     positions = obsm_array(adata, spatial_key, "spatial_key", "positions").astype(np.float64)
     if positions.ndim != 2 or positions.shape[1] not in (2, 3):
         raise ValueError(
