@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compare representations of spots by the domains that are found in them, and render the leaderboard.
 
-    domains.py [--sets SET ...] [--methods METHOD ...] [--recipes RECIPE ...] [--seeds N] [--peer-python PYTHON] [--render]
+    domains.py [--sets SET ...] [--methods METHOD ...] [--recipes RECIPE ...] [--seeds N] [--peer-python PYTHON] [--peers-folder FOLDER] [--render]
 
 One protocol for all: the same spots, genes and number of domains; every representation is clustered by every recipe, with
 and without a vote. Each score is kept in RESULTS/SET.json as soon as it is there, and what is kept is not made again
@@ -25,6 +25,7 @@ import anndata
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from peers.contract import log_values
 
 if TYPE_CHECKING:
     from lgdist_scvi import LGDiST
@@ -141,6 +142,25 @@ def cellcharter(adata: anndata.AnnData) -> Floats:
     return np.asarray(placed.obsm["niche"])
 
 
+def graphst(adata: anndata.AnnData) -> Floats:
+    """As its tutorials: components of the reconstruction of scaled log values."""
+    from GraphST.GraphST import GraphST
+
+    given = log_values(adata)
+    given.X = np.minimum(given.X / np.maximum(given.X.std(axis=0, ddof=1), 1e-9), 10)
+    given.var["highly_variable"] = True  # the mark that genes have been chosen, without which it would normalise again
+    return components(GraphST(given, random_seed=0).train().obsm["emb"])
+
+
+def stagate(adata: anndata.AnnData) -> Floats:
+    """As its tutorials, on log values, with six neighbours, as many as its radius gives on a hexagonal array."""
+    from STAGATE_pyG import Cal_Spatial_Net, train_STAGATE
+
+    given = log_values(adata)
+    Cal_Spatial_Net(given, model="KNN", k_cutoff=6)
+    return np.asarray(train_STAGATE(given, random_seed=0, device="cpu").obsm["STAGATE"])
+
+
 def field_model(adata: anndata.AnnData) -> LGDiST:
     """A model for states and niches. They are made of the latent field, which training fits before the network: one epoch is as good as all.
 
@@ -170,10 +190,21 @@ METHODS: dict[str, Callable[[anndata.AnnData], Floats | dict[str, Floats]]] = {
     "nichepca": nichepca,
     "scvi_latent": scvi_latent,
     "cellcharter": cellcharter,
+    "graphst": graphst,
+    "stagate": stagate,
     "smoothed_pca_harmony": smoothed_pca_harmony,
     "banksy_harmony": banksy_harmony,
 }
-PEERS = ("banksy", "nichepca", "scvi_latent", "cellcharter", "smoothed_pca_harmony", "banksy_harmony")
+PEERS = (
+    "banksy",
+    "nichepca",
+    "scvi_latent",
+    "cellcharter",
+    "graphst",
+    "stagate",
+    "smoothed_pca_harmony",
+    "banksy_harmony",
+)
 OF_SEVERAL = ("smoothed_pca_harmony", "banksy_harmony")
 
 
@@ -252,7 +283,13 @@ def together(sections: dict[str, anndata.AnnData]) -> anndata.AnnData:
     return view
 
 
-def represent(method: str, view: anndata.AnnData, python: str | None) -> dict[str, Floats]:
+def interpreter(method: str, options: argparse.Namespace) -> str:
+    """Python that runs a peer: of an environment of its own if there is one."""
+    own = options.peers_folder / method / "bin" / "python" if options.peers_folder else None
+    return str(own) if own and own.exists() else options.peer_python
+
+
+def represent(method: str, view: anndata.AnnData, python: str) -> dict[str, Floats]:
     """Representations that a method makes; a peer in its own environment."""
     given = view.copy()
     given.obs = given.obs[["lib", "slide"]]
@@ -262,7 +299,7 @@ def represent(method: str, view: anndata.AnnData, python: str | None) -> dict[st
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "given.h5ad", Path(folder) / "codes.npy"
         given.write_h5ad(source)
-        command = [python or sys.executable, __file__, "--represent", method, str(source), str(target)]
+        command = [python, __file__, "--represent", method, str(source), str(target)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         return {method: np.load(target)}
 
@@ -293,7 +330,7 @@ def measure(options: argparse.Namespace) -> None:
             if all(s in results.get(method, {}).get("domains", {}).get(r, {}) for r, s in wanted):
                 continue
             try:
-                codes = represent(method, view, options.peer_python)
+                codes = represent(method, view, interpreter(method, options))
             except (ImportError, subprocess.CalledProcessError) as error:
                 message = getattr(error, "stderr", None) or str(error)
                 print(f"{name} {method}: not run ({message.strip().splitlines()[-1]})", flush=True)
@@ -341,6 +378,8 @@ each recipe, whatever the method's own is, and the best of them counts for it, c
 | `nichepca` | nichePCA (`nichepca`), 25 neighbours, 30 components |
 | `scvi_latent` | scVI, negative binomial, 200 epochs, the section as batch |
 | `cellcharter` | CellCharter (`cellcharter`): latents of scVI of the spot and of three rings of neighbours |
+| `graphst` | GraphST (`graphst-modern`), {N_COMPONENTS} components of its reconstruction |
+| `stagate` | STAGATE (`stagate-modern`), 6 neighbours |
 | `..._harmony` | aligned by Harmony (`harmonypy`), where there are several sections |
 
 `all` is the four cortex sections clustered together, each scored by itself: our niches with `aligned=True`, the others of
@@ -428,7 +467,10 @@ def main(arguments: list[str] | None = None) -> None:
         names = tuple(known)
         parser.add_argument(f"--{option}", nargs="+", choices=names, default=names, metavar=option[:-1].upper())
     parser.add_argument("--seeds", type=int, default=SEEDS, help="number of seeds of the clustering")
-    parser.add_argument("--peer-python", help="Python of an environment with pybanksy, nichepca and scvi-tools")
+    with_peers = "Python of an environment with pybanksy, nichepca, cellcharter and harmonypy"
+    parser.add_argument("--peer-python", default=sys.executable, metavar="PYTHON", help=with_peers)
+    own = "folder of environments for single peers: FOLDER/PEER/bin/python runs the peer if it is there"
+    parser.add_argument("--peers-folder", type=Path, metavar="FOLDER", help=own)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "domains")
     parser.add_argument("--pages", type=Path, default=ROOT / "docs" / "benchmarks")
     parser.add_argument("--render", action="store_true", help="run nothing, only write the page")

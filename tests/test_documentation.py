@@ -1,13 +1,18 @@
 """The documentation keeps to what is there: errors that it quotes, links, and the entry for the scverse listing."""
 
 import csv
+import json
 import re
 from pathlib import Path
+from statistics import fmean
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from code_blocks import run_at_full_length
+from PIL import Image
 
 import lgdist_scvi
 
@@ -93,3 +98,41 @@ def test_the_output_on_the_landing_page_is_that_of_the_first_steps():
     cells = nbformat.read(ROOT / "docs" / "start.ipynb", as_version=4).cells
     (scores,) = (cell.outputs[0]["data"]["text/plain"] for cell in cells if "evaluate_completion" in cell.source)
     assert f"```text\n{scores}\n```" in (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+
+
+def landing_picture():
+    """What `docs/picture.py` has drawn, in numbers."""
+    with Image.open(ROOT / "docs" / "picture.png") as picture:
+        assert picture.width >= 1600
+        return json.loads(picture.text["drawn"])
+
+
+def test_the_picture_on_the_landing_page_agrees_with_the_benchmarks():
+    drawn = landing_picture()
+    landing = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    (section,) = re.findall(r"A section of human cortex \(Visium, (\d+)\)", landing)
+    assert drawn["source"] == f"dlpfc_visium_{section}.h5ad"
+    kept = json.loads((ROOT / "benchmarks" / "results" / "domains" / f"cortex_{section}.json").read_text())
+    scores = [without_vote for without_vote, _ in kept["lgdist"]["domains"]["mixture"].values()]
+    assert drawn["agreement"] == pytest.approx(fmean(scores), abs=0.03)
+    # Totals of the default are promised within 3%; single layers of a rare gene vary more.
+    for gene, measured in drawn["measured"].items():
+        highest = max(measured, key=measured.get)
+        assert drawn["completed"][gene][highest] == pytest.approx(measured[highest], rel=0.1)
+        assert all(0 < std < 1 for std in drawn["uncertainty"][gene].values())
+
+
+def test_the_picture_on_the_landing_page_shows_the_data(real_data):
+    drawn = landing_picture()
+    section = lgdist_scvi.datasets.example_tissue("cortex", folder=real_data)
+    for gene, measured in drawn["measured"].items():
+        counts = section.layers["counts"][:, section.var_names.get_loc(gene)].toarray().ravel()
+        shares = 1e4 * counts / np.asarray(section.layers["counts"].sum(axis=1)).ravel()
+        assert measured == pytest.approx(
+            pd.Series(shares).groupby(section.obs["layer"].to_numpy()).mean().to_dict(), rel=1e-4
+        )
+
+
+def test_the_size_on_the_landing_page_was_measured():
+    largest = json.loads((ROOT / "benchmarks" / "results" / "speed" / "large.json").read_text())["runs"][-1]["n_spots"]
+    assert f"a few hundred to {largest:,} spots" in (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
