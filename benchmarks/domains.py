@@ -162,7 +162,7 @@ def stagate(adata: anndata.AnnData) -> Floats:
 
 
 def field_model(adata: anndata.AnnData) -> LGDiST:
-    """A model for states and niches. They are made of the latent field, which training fits before the network: one epoch is as good as all.
+    """A model for states and niches, which hang on the latent field, fitted before the network: one epoch is nearly as good as all.
 
     Nothing is held out, as no entry is scored.
     """
@@ -177,7 +177,7 @@ def field_model(adata: anndata.AnnData) -> LGDiST:
 def lgdist(adata: anndata.AnnData) -> dict[str, Floats]:
     """Niches and states."""
     model = field_model(adata)
-    model.add_latent_representation(aligned=adata.obs["slide"].nunique() > 1)
+    model.add_latent_representation(aligned=adata.obs["slide"].nunique() > 1, silent=True)
     return {OURS: adata.obsm["X_lgdist_niche"], STATES[0]: adata.obsm["X_lgdist"]}
 
 

@@ -90,11 +90,11 @@ def read(name: str) -> anndata.AnnData:
 
 def ours(view: anndata.AnnData) -> dict[str, Floats]:
     """States and niches, aligned and not."""
-    model = domains.field_model(view)
-    return {
-        name: model.get_latent_representation(kind=name.removesuffix("_aligned"), aligned=name.endswith("_aligned"))
-        for name in OURS
-    }
+    model, made = domains.field_model(view), {}
+    for end, aligned in (("", False), ("_aligned", True)):
+        model.add_latent_representation(aligned=aligned, silent=True)
+        made |= {f"niche{end}": view.obsm["X_lgdist_niche"], f"state{end}": view.obsm["X_lgdist"]}
+    return made
 
 
 def peer(name: str, view: anndata.AnnData) -> Floats:

@@ -5,25 +5,25 @@ import pytest
 
 from lgdist_scvi import PUBLISHED
 from lgdist_scvi.model._alignment import batch_shifts
-from lgdist_scvi.model._representations import log_rate_coordinates, standardised_components
-from lgdist_scvi.module._field_codes import solve_field
+from lgdist_scvi.model._representations import loading_axes, standardised_components
 
 
-def test_distances_of_states_are_those_of_log_rates(trained):
-    state = trained.get_latent_representation(kind="state")
+def test_states_are_square_roots_of_expression_along_the_axes_of_the_field(trained):
+    state = trained.get_latent_representation(kind="state", silent=True)
     assert state.shape == (trained.adata.n_obs, trained.module.field.n_factors)
-    view = trained._view()
-    solve_field(trained.module, view)
-    rates = view.field[:, 0] @ trained.module.field.loadings.numpy().T
+    expected = trained.get_completed_expression(scale="rate", return_numpy=True, silent=True)
+    loadings = trained.module.field.loadings.numpy()
+    basis = np.linalg.qr(loadings)[0]
+    roots = np.sqrt(expected * 1e4)
     for i, j in ((0, 1), (3, 70), (5, 140)):
-        expected = np.sqrt(np.mean((rates[i] - rates[j]) ** 2))
-        assert np.linalg.norm(state[i] - state[j]) == pytest.approx(expected, rel=1e-3)
+        distance = np.linalg.norm((roots[i] - roots[j]) @ basis)
+        assert np.linalg.norm(state[i] - state[j]) == pytest.approx(distance, rel=1e-3)
 
 
 def test_niches_are_means_of_states_in_the_section(trained):
     adata = trained.adata
     state, niche = (trained.get_latent_representation(kind=kind) for kind in ("state", "niche"))
-    assert niche.shape == (adata.n_obs, min(15, trained.module.field.n_factors))
+    assert niche.shape == (adata.n_obs, min(12, trained.module.field.n_factors))
     means, sure = np.empty_like(state), np.empty(adata.n_obs, dtype=bool)
     for i in range(adata.n_obs):
         same = np.flatnonzero(adata.obs["library_id"] == adata.obs["library_id"].iloc[i])
@@ -83,12 +83,12 @@ def test_directions_without_variance_are_zero():
     assert np.isfinite(standardised_components(np.ones((4, 3)), 2)).all()
 
 
-def test_coordinates_put_the_largest_change_first():
+def test_axes_put_the_largest_change_first():
     loadings = np.zeros((6, 3), dtype=np.float32)
     loadings[0, 1], loadings[1, 2] = 5, 1
-    coordinates = log_rate_coordinates(np.eye(3, dtype=np.float32), loadings)
-    np.testing.assert_allclose(coordinates[1], [5 / np.sqrt(6), 0, 0], atol=1e-5)
-    np.testing.assert_allclose(coordinates[0], 0, atol=1e-5)
+    expected = np.zeros((6, 3))
+    expected[0, 0] = expected[1, 1] = 1
+    np.testing.assert_allclose(loading_axes(loadings), expected, atol=1e-6)  # the third has no direction
 
 
 @pytest.fixture

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from lgdist_scvi._checks import check_choice, check_flag, check_whole
-from lgdist_scvi._constants import Keys
+from lgdist_scvi._constants import TARGET_SUM, Keys
 from lgdist_scvi.data._areas import patches_around
-from lgdist_scvi.module._field_codes import solve_field
 
 from ._alignment import batch_shifts
 from ._base import LGDiSTBase
 from ._options import BATCH_SIZE, Reading, row_numbers
 from ._reader import Reader
-from ._representations import log_rate_coordinates, standardised_components
+from ._representations import loading_axes, standardised_components
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +28,7 @@ Kind = Literal["code", "state", "niche"]
 
 NICHE_SPOTS = 19
 """Spots whose states make a niche: on a hexagonal grid the spot and two rings around it."""
-NICHE_COMPONENTS = 15
+NICHE_COMPONENTS = 12
 """Numbers that a niche is described by. Fewer lose thin layers, more are noise."""
 
 
@@ -44,6 +43,7 @@ class LatentMixin(LGDiSTBase):
         *,
         kind: Kind = "code",
         aligned: bool = False,
+        silent: bool = False,
     ) -> NDArray[np.float32]:
         """Representation of every spot, from all observed entries of the spot and its neighbourhood.
 
@@ -52,19 +52,21 @@ class LatentMixin(LGDiSTBase):
         adata, indices, batch_size
             As in :meth:`get_completed_expression`.
         kind
-            "code": the code of the network, which the decoder reads. "state": the spot's own state, in which distances are those of
-            the log rates of the latent field; clusters of it are cell types or kinds of spots. "niche": the mean state of the spot and
-            the 18 spots of its section nearest to it, in standardised principal components; clusters of it are domains
+            "code": the code of the network, which the decoder reads. "state": the spot's own state, square roots of its expected
+            expression along the axes of the latent field; clusters of it are cell types or kinds of spots. "niche": the mean state of
+            the spot and the 18 spots of its section nearest to it, in standardised principal components; clusters of it are domains
             (:func:`lgdist_scvi.tl.domains`). Without a latent field, the code takes the place of the state.
         aligned
             Subtract from states and niches what sets each batch (``batch_key``, else the sections) apart in all kinds of tissue alike:
             one shift per batch. What is different in one kind of tissue, and what a batch has more of, stays. Completed expression does
             not change.
+        silent
+            Show no progress bar.
 
         Returns
         -------
-        Codes ``(n_spots, n_latent)``, states ``(n_spots, n_factors)`` or niches ``(n_spots, n_components)``, at most 15; no unit. To be
-        stored for example in ``adata.obsm["X_lgdist"]``.
+        Codes ``(n_spots, n_latent)``, no unit; states ``(n_spots, n_factors)``, in square roots of counts per 10,000; or niches
+        ``(n_spots, n_components)``, at most 12, no unit. To be stored for example in ``adata.obsm["X_lgdist"]``.
 
         Raises
         ------
@@ -85,7 +87,7 @@ class LatentMixin(LGDiSTBase):
         >>> adata.obsm["X_lgdist_niche"] = model.get_latent_representation(kind="niche")
         """
         check_choice("kind", kind, get_args(Kind))
-        check_flag(aligned=aligned)
+        check_flag(aligned=aligned, silent=silent)
         check_whole(1, batch_size=batch_size)
         if aligned and kind == "code":
             raise ValueError("aligned=True needs kind='state' or kind='niche'.")
@@ -93,11 +95,18 @@ class LatentMixin(LGDiSTBase):
         rows = row_numbers(indices, adata)
         if kind == "code":
             return self._codes(view, rows, batch_size)
-        state = self._state(adata, view, batch_size, aligned)
-        return (state if kind == "state" else self._niche(adata, state))[rows]
+        if kind == "state":
+            return self._state(adata, view, rows, batch_size, aligned, silent)
+        every = np.arange(view.n_spots)
+        return self._niche(adata, self._state(adata, view, every, batch_size, aligned, silent))[rows]
 
     def add_latent_representation(
-        self, adata: AnnData | None = None, *, aligned: bool = False, batch_size: int = BATCH_SIZE
+        self,
+        adata: AnnData | None = None,
+        *,
+        aligned: bool = False,
+        batch_size: int = BATCH_SIZE,
+        silent: bool = False,
     ) -> None:
         """Write the states and the niches of all spots to ``obsm["X_lgdist"]`` and ``obsm["X_lgdist_niche"]``.
 
@@ -105,7 +114,7 @@ class LatentMixin(LGDiSTBase):
 
         Parameters
         ----------
-        adata, aligned, batch_size
+        adata, aligned, batch_size, silent
             As in :meth:`get_latent_representation`.
 
         Raises
@@ -119,24 +128,32 @@ class LatentMixin(LGDiSTBase):
         >>> adata.obsm["X_lgdist_niche"].shape[0] == adata.n_obs
         True
         """
+        check_flag(aligned=aligned, silent=silent)
         adata, view = self._trained_view(adata, diffusion=False)
-        state = self._state(adata, view, batch_size, aligned)
+        state = self._state(adata, view, np.arange(view.n_spots), batch_size, aligned, silent)
         adata.obsm[Keys.LATENT] = state
         adata.obsm[Keys.NICHE] = self._niche(adata, state)
 
     def _codes(self, view: SpotView, rows: NDArray[np.int64], batch_size: int) -> NDArray[np.float32]:
         return Reader(self.module, view, Reading(n_samples=0, batch_size=batch_size)).codes(rows)
 
-    def _state(self, adata: AnnData, view: SpotView, batch_size: int, aligned: bool) -> NDArray[np.float32]:
-        """States of all spots."""
+    def _state(
+        self, adata: AnnData, view: SpotView, rows: NDArray[np.int64], batch_size: int, aligned: bool, silent: bool
+    ) -> NDArray[np.float32]:
+        """States of some spots."""
+        if aligned:
+            state = self._state(adata, view, np.arange(view.n_spots), batch_size, aligned=False, silent=silent)
+            # Means of neighbours have less noise, so that kinds of tissue are told apart better; a shift is the same in both.
+            return (state - batch_shifts(self._around(adata, state), view.section)[view.section])[rows]
         field = self.module.field
         if field is None:
-            state = self._codes(view, np.arange(view.n_spots), batch_size)
-        else:
-            solve_field(self.module, view)
-            state = log_rate_coordinates(view.field[:, 0], field.loadings.cpu().numpy())
-        # Means of neighbours have less noise, so that kinds of tissue are told apart better; a shift is the same in both.
-        return state - batch_shifts(self._around(adata, state), view.section)[view.section] if aligned else state
+            return self._codes(view, rows, batch_size)
+        axes = loading_axes(field.loadings.cpu().numpy())
+        state = np.empty((len(rows), axes.shape[1]), dtype=np.float32)
+        reader = Reader(self.module, view, Reading(scale="rate", batch_size=batch_size))
+        for part in reader.batches(rows, silent=silent):
+            state[part.place] = np.sqrt(part.values * TARGET_SUM) @ axes
+        return state
 
     def _niche(self, adata: AnnData, state: NDArray[np.float32]) -> NDArray[np.float32]:
         """Niches of all spots."""

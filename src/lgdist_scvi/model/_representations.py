@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 _ROUNDING = 1e-6
 
 
-def log_rate_coordinates(codes: NDArray[np.float32], loadings: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rotate and stretch codes so that distances are those of their log rates, as root mean squares over genes.
+def loading_axes(loadings: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Orthonormal axes of what the latent field varies along, those of the largest changes of log rates first.
 
     Parameters
     ----------
-    codes
-        Codes, ``(n_spots, n_factors)``.
     loadings
         Loadings, ``(n_genes, n_factors)``.
 
     Returns
     -------
-    Coordinates ``(n_spots, n_factors)``, those along which a code of unit length changes most first. They do not depend on the other spots.
+    Axes ``(n_genes, n_factors)``; 0 where the loadings have fewer directions. They do not depend on the spots.
     """
-    stretch, axes = _principal_axes(loadings.T.astype(np.float64) @ loadings / max(len(loadings), 1))
-    return (codes @ (axes * np.sqrt(np.maximum(stretch, 0)))).astype(np.float32)
+    given = loadings.astype(np.float64)
+    stretch, axes = _principal_axes(given.T @ given)
+    kept = stretch > _ROUNDING * stretch.max(initial=1e-12)
+    return (given @ (axes * np.where(kept, 1 / np.sqrt(np.where(kept, stretch, 1)), 0))).astype(np.float32)
 
 
 def standardised_components(values: ArrayLike, n_components: int) -> NDArray[np.float32]:
