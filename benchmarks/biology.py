@@ -177,7 +177,7 @@ def fit_scvi(adata: anndata.AnnData) -> anndata.AnnData:
     rates = model.get_normalized_expression(library_size=1, n_samples=25, return_numpy=True)
     # From shares of the panel to shares of the depth.
     rates = rates * (np.asarray(adata.X.sum(axis=1)) / adata.obs["lib"].to_numpy()[:, None])
-    latent = {"latent": model.get_latent_representation()}
+    latent = {"latent": model.get_latent_representation(kind="code")}
     return anndata.AnnData(np.log1p(rates * TARGET_SUM), obs=adata.obs, var=adata.var, obsm=latent)
 
 
@@ -193,7 +193,7 @@ def fit_lgdist(adata: anndata.AnnData) -> anndata.AnnData:
     model.train(enable_progress_bar=False)
     completed = anndata.AnnData(model.get_completed_expression(silent=True))
     completed.layers["kept"] = model.get_completed_expression(keep_observed=True, silent=True)
-    completed.obsm["latent"] = model.get_latent_representation()
+    completed.obsm["latent"] = model.get_latent_representation(kind="code")
     return completed
 
 
@@ -445,7 +445,7 @@ the highest in brackets; a section counts with the mean over its seeds.
 | `scvi`, `scvi_latent` | scVI, negative binomial, 200 epochs: its normalised expression, and its code |
 | `{OURS}` | LGDiST with its defaults: the expected expression of every entry |
 | `{OURS}_kept` | the same with `keep_observed=True`: detected entries as measured, the others completed |
-| `{OURS}_latent` | its code, `get_latent_representation()` |
+| `{OURS}_latent` | its code, `get_latent_representation(kind="code")` |
 """
 CLUSTERING = f"""\
 Expression is reduced to {N_COMPONENTS} principal components, centred and not scaled; codes are taken as they are. Then, the

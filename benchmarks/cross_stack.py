@@ -28,7 +28,7 @@ def save(folder: Path) -> None:
     model.train(max_epochs=3, accelerator="cpu", enable_progress_bar=False)
     model.add_completed_layer(silent=True)
     values, std = model.get_completed_expression(**READ)
-    np.savez(folder / "expected.npz", values=values, std=std, latent=model.get_latent_representation())
+    np.savez(folder / "expected.npz", values=values, std=std, latent=model.get_latent_representation(silent=True))
     adata.write_h5ad(folder / "completed.h5ad")
     model.save(folder / "model", overwrite=True)
 
@@ -38,7 +38,7 @@ def load(folder: Path) -> None:
     model = LGDiST.load(folder / "model", adata=adata)
     expected = np.load(folder / "expected.npz")
     values, std = model.get_completed_expression(**READ)
-    found = {"values": values, "std": std, "latent": model.get_latent_representation()}
+    found = {"values": values, "std": std, "latent": model.get_latent_representation(silent=True)}
     for name, array in found.items():
         np.testing.assert_allclose(array, expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
         print(f"{name}: largest difference {np.abs(array - expected[name]).max():.1e}")

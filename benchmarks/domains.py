@@ -161,22 +161,19 @@ def stagate(adata: anndata.AnnData) -> Floats:
     return np.asarray(train_STAGATE(given, random_seed=0, device="cpu").obsm["STAGATE"])
 
 
-def field_model(adata: anndata.AnnData) -> LGDiST:
-    """A model for states and niches, which hang on the latent field, fitted before the network: one epoch is nearly as good as all.
-
-    Nothing is held out, as no entry is scored.
-    """
+def trained(adata: anndata.AnnData) -> LGDiST:
+    """A model with the defaults."""
     from lgdist_scvi import LGDiST
 
     LGDiST.setup_anndata(adata, size_factor_key="lib", library_key="slide")
     model = LGDiST(adata)
-    model.train(max_epochs=1, validation_size=0, accelerator="cpu", enable_progress_bar=False)
+    model.train(accelerator="cpu", enable_progress_bar=False)
     return model
 
 
 def lgdist(adata: anndata.AnnData) -> dict[str, Floats]:
     """Niches and states."""
-    model = field_model(adata)
+    model = trained(adata)
     model.add_latent_representation(aligned=adata.obs["slide"].nunique() > 1, silent=True)
     return {OURS: adata.obsm["X_lgdist_niche"], STATES[0]: adata.obsm["X_lgdist"]}
 

@@ -90,7 +90,7 @@ def read(name: str) -> anndata.AnnData:
 
 def ours(view: anndata.AnnData) -> dict[str, Floats]:
     """States and niches, aligned and not."""
-    model, made = domains.field_model(view), {}
+    model, made = domains.trained(view), {}
     for end, aligned in (("", False), ("_aligned", True)):
         model.add_latent_representation(aligned=aligned, silent=True)
         made |= {f"niche{end}": view.obsm["X_lgdist_niche"], f"state{end}": view.obsm["X_lgdist"]}

@@ -80,7 +80,7 @@ def run_demo(
     with redirect_stdout(sys.stderr):
         model.train(max_epochs, accelerator=accelerator, devices=1, enable_progress_bar=sys.stderr.isatty())
     model.add_completed_layer(silent=True)
-    adata.obsm["X_lgdist"] = model.get_latent_representation()
+    adata.obsm["X_lgdist"] = model.get_latent_representation(silent=True)
     depth = np.asarray(counts.sum(axis=1))
     adata.layers["measured"] = counts.multiply(TARGET_SUM / depth).tocsr().log1p().astype(np.float32)
 

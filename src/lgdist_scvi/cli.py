@@ -125,7 +125,7 @@ def complete(options: argparse.Namespace) -> None:
         seed=options.seed,
         silent=silent,
     )
-    adata.obsm[Keys.LATENT] = model.get_latent_representation()
+    adata.obsm[Keys.LATENT] = model.get_latent_representation(silent=silent)
     training = {"seed": options.seed} | ({} if options.max_epochs is None else {"max_epochs": options.max_epochs})
     adata.uns[Keys.UNS] |= {
         "setup": {name: value for name, value in setup.items() if value is not None},

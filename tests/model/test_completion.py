@@ -202,7 +202,7 @@ def test_without_samples_the_autoencoder_predicts(small):
     model.train_autoencoder(**small.TRAIN)
     values, std = read(model, small, n_samples=0, return_std=True)
     assert np.isfinite(values).all() and np.isfinite(std).all()
-    assert model.get_latent_representation().shape == (150, 8)
+    assert model.get_latent_representation(kind="code").shape == (150, 8)
     assert np.isfinite(model.evaluate_completion(n_samples=0, silent=True).to_numpy()).any()
     with pytest.raises(RuntimeError, match=r"diffusion has not been trained.*train_diffusion\(\).*n_samples=0"):
         model.get_completed_expression(n_samples=4)
@@ -482,7 +482,7 @@ def test_rounds_teach_with_the_completion(small, monkeypatch):
 
 def test_clean_codes_are_those_of_all_that_may_be_seen(trained):
     view = trained._view(share=trained.module.share.numpy())
-    expected = trained.get_latent_representation()
+    expected = trained.get_latent_representation(kind="code")
     np.testing.assert_allclose(clean_codes(trained.module, view), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -586,7 +586,7 @@ def test_fraction_out_of_range(trained, fraction):
 def test_nothing_asked_for(trained, small):
     assert trained.get_completed_expression(indices=[], **small.READ).shape == (0, 40)
     assert trained.get_completed_expression(gene_list=[], **small.READ).shape == (150, 0)
-    assert trained.get_latent_representation(indices=[]).shape == (0, 8)
+    assert trained.get_latent_representation(indices=[]).shape == (0, 4)
 
 
 @pytest.mark.parametrize("own", [True, False])

@@ -71,7 +71,7 @@ def test_without_a_field_the_code_is_the_state(small):
 
 
 def test_an_unknown_kind_is_refused(trained):
-    with pytest.raises(ValueError, match="kind='domain' is unknown; choose one of 'code', 'state', 'niche'"):
+    with pytest.raises(ValueError, match="kind='domain' is unknown; choose one of 'state', 'niche', 'code'"):
         trained.get_latent_representation(kind="domain")
 
 
@@ -148,4 +148,4 @@ def test_alignment_does_not_touch_what_is_completed(trained):
 
 def test_codes_cannot_be_aligned(trained):
     with pytest.raises(ValueError, match="aligned=True needs kind='state' or kind='niche'"):
-        trained.get_latent_representation(aligned=True)
+        trained.get_latent_representation(kind="code", aligned=True)

@@ -57,7 +57,7 @@ def main_outputs(small, adata, **setup):
     """A model trained on `adata`, its completed values and its codes."""
     model = small.fit(small.build(adata, **(SETUP | setup)))
     completed = model.get_completed_expression(return_numpy=True, **small.READ)
-    return model, {"completed": completed, "latent": model.get_latent_representation()}
+    return model, {"completed": completed, "code": model.get_latent_representation(kind="code")}
 
 
 def all_outputs(small, adata, **setup):
@@ -124,7 +124,7 @@ def test_hidden_counts_change_no_output_bit(small, kind, value, to_format, setup
     changed = with_values(adata, hidden, VALUES[value], FORMATS[to_format])
     outputs = all_outputs(small, changed, **setup)
     assert differing(all_outputs(small, adata, **setup), outputs) == []
-    assert all(np.isfinite(outputs[name]).all() for name in ("completed, keep=True", "std, keep=False", "latent"))
+    assert all(np.isfinite(outputs[name]).all() for name in ("completed, keep=True", "std, keep=False", "code", "state"))
     # Hidden entries of spots that are neighbours of others are among them.
     neighbors = changed.obsp["lgdist_connectivities"].sum(axis=0)
     assert (np.asarray(neighbors).ravel()[hidden.any(axis=1)] > 0).all()
@@ -153,7 +153,7 @@ def test_the_test_sees_a_dropped_mask(small, monkeypatch, break_it):
         differing(*(all_batches(small, a) for a in (adata, other)))
     )
     before, after = (main_outputs(small, a)[1] for a in (adata, other))
-    assert differing(before, after) == ["completed", "latent"]
+    assert differing(before, after) == ["completed", "code"]
     assert (before["completed"] != after["completed"])[hidden].mean() > 0.9
 
 

@@ -465,7 +465,7 @@ def test_the_loops_do_not_wait_for_the_gpu(small, trained, tmp_path):
     trained.save(tmp_path / "model")
     model = LGDiST.load(tmp_path / "model", trained.adata, accelerator="cuda")
     module, data = model.module, model._training_data(0.1, 64)
-    data.view.clean = model.get_latent_representation()
+    data.view.clean = model.get_latent_representation(kind="code")
     host = data.view.gather(np.arange(60)).pin_memory()
     noise = draw_noise(4, 8, 0).cuda()
     for cls in (AutoencoderPlan, DiffusionPlan):
@@ -493,11 +493,11 @@ def test_cuda_agrees_with_the_cpu(small, tmp_path):
     model = small.fit(small.build(adata, **setup), accelerator="cuda", devices=1, max_epochs=4)
     assert model.device.type == "cuda"
     on_gpu = model.get_completed_expression(return_numpy=True, **small.READ)
-    latent = model.get_latent_representation()
+    latent = model.get_latent_representation(kind="code")
     scores = model.evaluate_completion(**small.READ)
     model.to_device("cpu")
     np.testing.assert_allclose(model.get_completed_expression(return_numpy=True, **small.READ), on_gpu, atol=1e-3)
-    np.testing.assert_allclose(model.get_latent_representation(), latent, atol=1e-3)
+    np.testing.assert_allclose(model.get_latent_representation(kind="code"), latent, atol=1e-3)
     np.testing.assert_allclose(model.evaluate_completion(**small.READ), scores, atol=1e-2)
     on_cpu = small.fit(small.build(adata, **setup), max_epochs=4)
     loss = [m.history["autoencoder"]["validation_loss"].to_numpy()[-1, 0] for m in (model, on_cpu)]

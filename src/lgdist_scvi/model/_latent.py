@@ -1,4 +1,4 @@
-"""Latent representations of spots: the code of the network, the state of a spot, and its niche."""
+"""Latent representations of spots: the state of a spot, its niche, and the code of the network."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from lgdist_scvi.data._view import SpotView
 
-Kind = Literal["code", "state", "niche"]
+Kind = Literal["state", "niche", "code"]
 
 NICHE_SPOTS = 19
 """Spots whose states make a niche: on a hexagonal grid the spot and two rings around it."""
@@ -41,21 +41,22 @@ class LatentMixin(LGDiSTBase):
         indices: Sequence[int] | None = None,
         batch_size: int = BATCH_SIZE,
         *,
-        kind: Kind = "code",
+        kind: Kind = "state",
         aligned: bool = False,
         silent: bool = False,
     ) -> NDArray[np.float32]:
-        """Representation of every spot, from all observed entries of the spot and its neighbourhood.
+        """Representation of every spot, to be clustered or drawn, from all observed entries of the spot and its neighbourhood.
 
         Parameters
         ----------
         adata, indices, batch_size
             As in :meth:`get_completed_expression`.
         kind
-            "code": the code of the network, which the decoder reads. "state": the spot's own state, square roots of its expected
-            expression along the axes of the latent field; clusters of it are cell types or kinds of spots. "niche": the mean state of
-            the spot and the 18 spots of its section nearest to it, in standardised principal components; clusters of it are domains
-            (:func:`lgdist_scvi.tl.domains`). Without a latent field, the code takes the place of the state.
+            "state": the spot's own state, square roots of its expected expression along the axes of the latent field; clusters of it
+            are cell types or kinds of spots. "niche": the mean state of the spot and the 18 spots of its section nearest to it, in
+            standardised principal components; clusters of it are domains (:func:`lgdist_scvi.tl.domains`). "code": the code of the
+            network, which the decoder reads, for work on the network itself. Without a latent field, the code takes the place of the
+            state.
         aligned
             Subtract from states and niches what sets each batch (``batch_key``, else the sections) apart in all kinds of tissue alike:
             one shift per batch. What is different in one kind of tissue, and what a batch has more of, stays. Completed expression does
@@ -65,8 +66,8 @@ class LatentMixin(LGDiSTBase):
 
         Returns
         -------
-        Codes ``(n_spots, n_latent)``, no unit; states ``(n_spots, n_factors)``, in square roots of counts per 10,000; or niches
-        ``(n_spots, n_components)``, at most 12, no unit. To be stored for example in ``adata.obsm["X_lgdist"]``.
+        States ``(n_spots, n_factors)``, in square roots of counts per 10,000; niches ``(n_spots, n_components)``, at most 12, no unit; or
+        codes ``(n_spots, n_latent)``, no unit. To be stored for example in ``adata.obsm["X_lgdist"]``.
 
         Raises
         ------
