@@ -10,11 +10,10 @@ import numpy as np
 
 from lgdist_scvi._checks import check_label, check_positive
 
-from ._entries import spot_listing
 from ._image_files import Opened, check_pixels, open_image
 from ._regions import annotating_table, regions
 from ._slides import Slide
-from ._validation import check_obs_column, obsm_array
+from ._validation import check_obs_column, check_positions
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -90,17 +89,7 @@ def placed(adata: AnnData, spatial_key: str, library_key: str | None) -> NDArray
     """
     check_label(library_key=library_key, spatial_key=spatial_key)
     check_obs_column(adata, library_key, "library_key")
-    positions = obsm_array(adata, spatial_key, "spatial_key", "positions").astype(np.float64)
-    if positions.ndim != 2 or positions.shape[1] not in (2, 3):
-        raise ValueError(
-            f"adata.obsm[{spatial_key!r}] has shape {positions.shape}; positions must be ({adata.n_obs}, 2) or "
-            f"({adata.n_obs}, 3), x and y (and z) of every spot."
-        )
-    positions = positions[:, :2]
-    finite = np.asarray(np.isfinite(positions).all(axis=1))
-    if not finite.all():
-        raise ValueError(f"adata.obsm[{spatial_key!r}] is not finite for {spot_listing(adata, ~finite)}; correct it.")
-    return positions
+    return check_positions(adata, spatial_key)[:, :2].astype(np.float64)
 
 
 def _slides_of_anndata(
