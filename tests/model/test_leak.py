@@ -124,7 +124,9 @@ def test_hidden_counts_change_no_output_bit(small, kind, value, to_format, setup
     changed = with_values(adata, hidden, VALUES[value], FORMATS[to_format])
     outputs = all_outputs(small, changed, **setup)
     assert differing(all_outputs(small, adata, **setup), outputs) == []
-    assert all(np.isfinite(outputs[name]).all() for name in ("completed, keep=True", "std, keep=False", "code", "state"))
+    assert all(
+        np.isfinite(outputs[name]).all() for name in ("completed, keep=True", "std, keep=False", "code", "state")
+    )
     # Hidden entries of spots that are neighbours of others are among them.
     neighbors = changed.obsp["lgdist_connectivities"].sum(axis=0)
     assert (np.asarray(neighbors).ravel()[hidden.any(axis=1)] > 0).all()

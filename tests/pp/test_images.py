@@ -887,7 +887,12 @@ CASES = {
     "beyond the right": (position([1000, 300]), {}, ValueError, ["1 of the 50 spots", "'spot_4'", "drop"]),
     "beyond the bottom": (position([700, 600]), {}, ValueError, ["1 of the 50 spots", "'spot_4'"]),
     "beyond the left": (position([-1, 300]), {}, ValueError, ["1 of the 50 spots", "'spot_4'"]),
-    "positions NaN": (position([np.nan, 3]), {}, ValueError, ["obsm['spatial']", "NaN or infinite", "1 spot", "'spot_4'"]),
+    "positions NaN": (
+        position([np.nan, 3]),
+        {},
+        ValueError,
+        ["obsm['spatial']", "NaN or infinite", "1 spot", "'spot_4'"],
+    ),
     "no positions": (no_positions, {}, KeyError, ["obsm['spatial']", "spatial_key="]),
     "one column": (one_column, {}, ValueError, ["obsm['spatial']", "(50, 1)", "x and y"]),
     "2 channels": (picture(BLANK[..., :2]), {}, ValueError, ["(600, 1000, 2)", "channels"]),
