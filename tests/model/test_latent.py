@@ -12,24 +12,25 @@ def test_states_are_square_roots_of_expression_along_the_axes_of_the_field(train
     state = trained.get_latent_representation(kind="state", silent=True)
     assert state.shape == (trained.adata.n_obs, trained.module.field.n_factors)
     expected = trained.get_completed_expression(scale="rate", return_numpy=True, silent=True)
-    loadings = trained.module.field.loadings.numpy()
-    basis = np.linalg.qr(loadings)[0]
-    roots = np.sqrt(expected * 1e4)
+    basis = np.linalg.qr(trained.module.field.loadings.numpy())[0]
+    roots = np.sqrt(expected / trained.module.share.numpy())
     for i, j in ((0, 1), (3, 70), (5, 140)):
         distance = np.linalg.norm((roots[i] - roots[j]) @ basis)
         assert np.linalg.norm(state[i] - state[j]) == pytest.approx(distance, rel=1e-3)
 
 
-def test_niches_are_means_of_states_in_the_section(trained):
+def test_niches_are_means_of_roots_in_the_section(trained):
     adata = trained.adata
-    state, niche = (trained.get_latent_representation(kind=kind) for kind in ("state", "niche"))
+    niche = trained.get_latent_representation(kind="niche")
     assert niche.shape == (adata.n_obs, min(12, trained.module.field.n_factors))
-    means, sure = np.empty_like(state), np.empty(adata.n_obs, dtype=bool)
+    expected = trained.get_completed_expression(scale="rate", return_numpy=True, silent=True)
+    roots = np.sqrt(expected * 1e4) @ np.linalg.qr(trained.module.field.loadings.numpy())[0]
+    means, sure = np.empty_like(roots), np.empty(adata.n_obs, dtype=bool)
     for i in range(adata.n_obs):
         same = np.flatnonzero(adata.obs["library_id"] == adata.obs["library_id"].iloc[i])
         distance = np.linalg.norm(adata.obsm["spatial"][same] - adata.obsm["spatial"][i], axis=1)
         order = np.argsort(distance, kind="stable")
-        means[i] = state[same[order[:19]]].mean(axis=0)
+        means[i] = roots[same[order[:19]]].mean(axis=0)
         sure[i] = distance[order[19]] > 1.001 * distance[order[18]]
     # At equal distances it is open which spot counts.
     assert sure.mean() > 0.2

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from lgdist_scvi._checks import check_choice, check_flag, check_whole
-from lgdist_scvi._constants import TARGET_SUM, Keys
+from lgdist_scvi._constants import Keys
 from lgdist_scvi.data._areas import patches_around
 
 from ._alignment import batch_shifts
@@ -52,11 +52,11 @@ class LatentMixin(LGDiSTBase):
         adata, indices, batch_size
             As in :meth:`get_completed_expression`.
         kind
-            "state": the spot's own state, square roots of its expected expression along the axes of the latent field; clusters of it
-            are cell types or kinds of spots. "niche": the mean state of the spot and the 18 spots of its section nearest to it, in
-            standardised principal components; clusters of it are domains (:func:`lgdist_scvi.tl.domains`). "code": the code of the
-            network, which the decoder reads, for work on the network itself. Without a latent field, the code takes the place of the
-            state.
+            "state": the spot's own state, square roots of its expected expression over the mean of each gene, along the axes of the
+            latent field; clusters of it are cell types or kinds of spots. "niche": means over the spot and the 18 spots of its section
+            nearest to it of square roots of expected expression, in standardised principal components; clusters of it are domains
+            (:func:`lgdist_scvi.tl.domains`). "code": the code of the network, which the decoder reads, for work on the network
+            itself. Without a latent field, codes take the place of both roots.
         aligned
             Subtract from states and niches what sets each batch (``batch_key``, else the sections) apart in all kinds of tissue alike:
             one shift per batch. What is different in one kind of tissue, and what a batch has more of, stays. Completed expression does
@@ -66,8 +66,8 @@ class LatentMixin(LGDiSTBase):
 
         Returns
         -------
-        States ``(n_spots, n_factors)``, in square roots of counts per 10,000; niches ``(n_spots, n_components)``, at most 12, no unit; or
-        codes ``(n_spots, n_latent)``, no unit. To be stored for example in ``adata.obsm["X_lgdist"]``.
+        States ``(n_spots, n_factors)``, niches ``(n_spots, n_components)``, at most 12, or codes ``(n_spots, n_latent)``; no unit. To be
+        stored for example in ``adata.obsm["X_lgdist"]``.
 
         Raises
         ------
@@ -96,10 +96,9 @@ class LatentMixin(LGDiSTBase):
         rows = row_numbers(indices, adata)
         if kind == "code":
             return self._codes(view, rows, batch_size)
-        if kind == "state":
-            return self._state(adata, view, rows, batch_size, aligned, silent)
-        every = np.arange(view.n_spots)
-        return self._niche(adata, self._state(adata, view, every, batch_size, aligned, silent))[rows]
+        if kind == "state" and not aligned:
+            return self._coordinates(view, rows, batch_size, silent)[0]
+        return self._representations(adata, view, aligned, batch_size, silent)[kind][rows]
 
     def add_latent_representation(
         self,
@@ -131,36 +130,41 @@ class LatentMixin(LGDiSTBase):
         """
         check_flag(aligned=aligned, silent=silent)
         adata, view = self._trained_view(adata, diffusion=False)
-        state = self._state(adata, view, np.arange(view.n_spots), batch_size, aligned, silent)
-        adata.obsm[Keys.LATENT] = state
-        adata.obsm[Keys.NICHE] = self._niche(adata, state)
+        found = self._representations(adata, view, aligned, batch_size, silent)
+        adata.obsm[Keys.LATENT], adata.obsm[Keys.NICHE] = found["state"], found["niche"]
 
     def _codes(self, view: SpotView, rows: NDArray[np.int64], batch_size: int) -> NDArray[np.float32]:
         return Reader(self.module, view, Reading(n_samples=0, batch_size=batch_size)).codes(rows)
 
-    def _state(
-        self, adata: AnnData, view: SpotView, rows: NDArray[np.int64], batch_size: int, aligned: bool, silent: bool
-    ) -> NDArray[np.float32]:
-        """States of some spots."""
-        if aligned:
-            state = self._state(adata, view, np.arange(view.n_spots), batch_size, aligned=False, silent=silent)
-            # Means of neighbours have less noise, so that kinds of tissue are told apart better; a shift is the same in both.
-            return (state - batch_shifts(self._around(adata, state), view.section)[view.section])[rows]
+    def _coordinates(
+        self, view: SpotView, rows: NDArray[np.int64], batch_size: int, silent: bool
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """States of some spots, and coordinates whose means make niches."""
         field = self.module.field
         if field is None:
-            return self._codes(view, rows, batch_size)
+            codes = self._codes(view, rows, batch_size)
+            return codes, codes
         axes = loading_axes(field.loadings.cpu().numpy())
-        state = np.empty((len(rows), axes.shape[1]), dtype=np.float32)
+        # All genes weigh alike in a state; in a mean of many spots the more abundant tell more.
+        both = np.hstack([axes / np.sqrt(self.module.share.cpu().numpy()[:, None]), axes])
+        found = np.empty((len(rows), both.shape[1]), dtype=np.float32)
         reader = Reader(self.module, view, Reading(scale="rate", batch_size=batch_size))
         for part in reader.batches(rows, silent=silent):
-            state[part.place] = np.sqrt(part.values * TARGET_SUM) @ axes
-        return state
+            found[part.place] = np.sqrt(part.values) @ both
+        state, roots = map(np.ascontiguousarray, np.hsplit(found, 2))
+        return state, roots
 
-    def _niche(self, adata: AnnData, state: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Niches of all spots."""
-        return standardised_components(self._around(adata, state), NICHE_COMPONENTS)
-
-    def _around(self, adata: AnnData, state: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Mean state of each spot and those nearest to it."""
+    def _representations(
+        self, adata: AnnData, view: SpotView, aligned: bool, batch_size: int, silent: bool
+    ) -> dict[str, NDArray[np.float32]]:
+        """States and niches of all spots."""
+        state, roots = self._coordinates(view, np.arange(view.n_spots), batch_size, silent)
         patches = patches_around(*self._placed(adata), NICHE_SPOTS)
-        return np.asarray(patches @ state / patches.sum(axis=1), dtype=np.float32)
+
+        def around(values: NDArray[np.float32]) -> NDArray[np.float32]:
+            return np.asarray(patches @ values / patches.sum(axis=1), dtype=np.float32)
+
+        if aligned:
+            # Means of neighbours have less noise, so that kinds of tissue are told apart better; a shift is the same in both.
+            state, roots = (one - batch_shifts(around(one), view.section)[view.section] for one in (state, roots))
+        return {"state": state, "niche": standardised_components(around(roots), NICHE_COMPONENTS)}
