@@ -74,7 +74,7 @@ def smoothed_pca(adata: anndata.AnnData) -> Floats:
 
 def smoothed_pca_scaled(adata: anndata.AnnData) -> Floats:
     """As our niches, but of log values in place of states."""
-    codes = components(smoothed(adata), 12)
+    codes = components(smoothed(adata), 15)
     return codes / codes.std(axis=0)
 
 
@@ -370,7 +370,7 @@ each recipe, whatever the method's own is, and the best of them counts for it, c
 | `lgdist` | `get_latent_representation(kind="niche")` |
 | `raw_pca` | {N_COMPONENTS} principal components of log values |
 | `smoothed_pca` | the same of means of the spot and the 18 nearest |
-| `smoothed_pca_scaled` | our recipe without our model: 12 components of these means, scaled to unit variance |
+| `smoothed_pca_scaled` | our recipe without our model: 15 components of these means, scaled to unit variance |
 | `banksy` | BANKSY (`pybanksy`), 18 neighbours and weight 0.2 on the cortex, 15 and 0.8 elsewhere, {N_COMPONENTS} components |
 | `nichepca` | nichePCA (`nichepca`), 25 neighbours, 30 components |
 | `scvi_latent` | scVI, negative binomial, 200 epochs, the section as batch |
