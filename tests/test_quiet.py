@@ -43,7 +43,7 @@ def test_setup_training_and_loading_print_nothing_of_the_stack(small, tmp_path, 
         model = small.fit(LGDiST(adata, **small.OPTIONS))
         model.save(tmp_path / "model")
         model = LGDiST.load(tmp_path / "model", adata=adata)
-        model.get_latent_representation()
+        model.get_latent_representation(silent=True)
         model.write_completed(tmp_path / "a.zarr", **small.READ)
     shown = capfd.readouterr()
     assert shown.out == "" and shown.err == ""

@@ -131,7 +131,7 @@ def test_the_denoiser_is_validated_on_spots_that_it_is_not_trained_on(small, mon
 
 def test_validation_of_the_denoiser_draws_the_same_every_time(trained):
     view = trained._view(share=trained.module.share.numpy())
-    view.clean = trained.get_latent_representation()
+    view.clean = trained.get_latent_representation(kind="code")
     batch, plan = view.gather(np.arange(40)), DiffusionPlan(trained.module)
     before = torch.get_rng_state()
     first, second = (plan.validation_loss(batch).loss for _ in range(2))

@@ -46,7 +46,7 @@ def test_tokens_that_do_not_exist_do_not_count():
 def test_scales_of_codes_are_of_the_spots_that_are_asked_for(small, trained):
     seen = []
     view = trained._view(share=trained.module.share.numpy())
-    view.clean = trained.get_latent_representation()
+    view.clean = trained.get_latent_representation(kind="code")
     spied = SimpleNamespace(n_genes=view.n_genes, gather=lambda rows: seen.extend(rows) or view.gather(rows))
     state = {name: value.clone() for name, value in trained.module.state_dict().items()}
     _statistics.fit_code_statistics(trained.module, spied, np.array([3, 50, 77]), 0)
