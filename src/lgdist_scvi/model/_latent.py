@@ -98,7 +98,7 @@ class LatentMixin(LGDiSTBase):
             return self._codes(view, rows, batch_size)
         if kind == "state" and not aligned:
             return self._coordinates(view, rows, batch_size, silent)[0]
-        return self._representations(adata, view, aligned, batch_size, silent)[kind][rows]
+        return self._representations(adata, view, [kind], aligned, batch_size, silent)[0][rows]
 
     def add_latent_representation(
         self,
@@ -130,8 +130,8 @@ class LatentMixin(LGDiSTBase):
         """
         check_flag(aligned=aligned, silent=silent)
         adata, view = self._trained_view(adata, diffusion=False)
-        found = self._representations(adata, view, aligned, batch_size, silent)
-        adata.obsm[Keys.LATENT], adata.obsm[Keys.NICHE] = found["state"], found["niche"]
+        state, niche = self._representations(adata, view, ["state", "niche"], aligned, batch_size, silent)
+        adata.obsm[Keys.LATENT], adata.obsm[Keys.NICHE] = state, niche
 
     def _codes(self, view: SpotView, rows: NDArray[np.int64], batch_size: int) -> NDArray[np.float32]:
         return Reader(self.module, view, Reading(n_samples=0, batch_size=batch_size)).codes(rows)
@@ -155,16 +155,20 @@ class LatentMixin(LGDiSTBase):
         return state, roots
 
     def _representations(
-        self, adata: AnnData, view: SpotView, aligned: bool, batch_size: int, silent: bool
-    ) -> dict[str, NDArray[np.float32]]:
-        """States and niches of all spots."""
+        self, adata: AnnData, view: SpotView, kinds: Sequence[str], aligned: bool, batch_size: int, silent: bool
+    ) -> list[NDArray[np.float32]]:
+        """States and niches of all spots, those that are asked for."""
         state, roots = self._coordinates(view, np.arange(view.n_spots), batch_size, silent)
         patches = patches_around(*self._placed(adata), NICHE_SPOTS)
 
         def around(values: NDArray[np.float32]) -> NDArray[np.float32]:
             return np.asarray(patches @ values / patches.sum(axis=1), dtype=np.float32)
 
-        if aligned:
-            # Means of neighbours have less noise, so that kinds of tissue are told apart better; a shift is the same in both.
-            state, roots = (one - batch_shifts(around(one), view.section)[view.section] for one in (state, roots))
-        return {"state": state, "niche": standardised_components(around(roots), NICHE_COMPONENTS)}
+        found = []
+        for kind in kinds:
+            values = state if kind == "state" else roots
+            if aligned:
+                # Means of neighbours have less noise, so that kinds of tissue are told apart better; a shift is the same in both.
+                values = values - batch_shifts(around(values), view.section)[view.section]
+            found.append(values if kind == "state" else standardised_components(around(values), NICHE_COMPONENTS))
+        return found

@@ -27,8 +27,7 @@ def loading_axes(loadings: NDArray[np.float32]) -> NDArray[np.float32]:
     """
     given = loadings.astype(np.float64)
     stretch, axes = _principal_axes(given.T @ given)
-    kept = stretch > _ROUNDING * stretch.max(initial=1e-12)
-    return (given @ (axes * np.where(kept, 1 / np.sqrt(np.where(kept, stretch, 1)), 0))).astype(np.float32)
+    return (given @ (axes * _inverse_roots(stretch))).astype(np.float32)
 
 
 def standardised_components(values: ArrayLike, n_components: int) -> NDArray[np.float32]:
@@ -49,8 +48,13 @@ def standardised_components(values: ArrayLike, n_components: int) -> NDArray[np.
     centred = centred - centred.mean(axis=0)
     variance, axes = _principal_axes(centred.T @ centred / max(len(centred), 1))
     variance, axes = variance[:n_components], axes[:, :n_components]
+    return (centred @ (axes * _inverse_roots(variance))).astype(np.float32)
+
+
+def _inverse_roots(variance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What gives each direction unit variance; 0 for those that are rounding."""
     kept = variance > _ROUNDING * variance.max(initial=1e-12)
-    return (centred @ (axes * np.where(kept, 1 / np.sqrt(np.where(kept, variance, 1)), 0))).astype(np.float32)
+    return np.where(kept, 1 / np.sqrt(np.where(kept, variance, 1)), 0)
 
 
 def _principal_axes(matrix: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
