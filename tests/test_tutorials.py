@@ -56,6 +56,7 @@ def test_what_is_stored_was_run(name):
     assert all(cell.metadata["execution"] for cell in code)  # times, from which the list of tutorials has its minutes
     assert name == START or ".h5ad" in printed(notebook)  # says on which real section
     assert not re.search(r"(?<![\w/])/\w+/", printed(notebook))  # a path of one machine
+    assert "widgets" not in notebook.metadata  # progress bars
     assert (FOLDER / name).stat().st_size < LARGEST
 
 
