@@ -27,7 +27,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from scoring import ALONE, INSTALL, Harness, Record
+from scoring import ALONE, INSTALL, Harness, Record, add_interpreters
 from sets import CASES, GROUPS, OURS, PEERS, QUICK, SCORES, SETS, Case
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -156,9 +156,7 @@ def parse_running(parser: argparse.ArgumentParser, arguments: list[str] | None) 
     parser.add_argument("--timeout", type=int, default=3600, metavar="SECONDS", help="for one method (default: 3600)")
     parser.add_argument("--retry", action="store_true", help="run again what has failed or took too long")
     parser.add_argument(f"--{DIRTY}", action="store_true", help="run uncommitted code; such a result is never reused")
-    parser.add_argument("--peer-python", default=sys.executable, metavar="PYTHON", help="interpreter with the peers")
-    own = "folder of environments for single peers: FOLDER/PEER/bin/python runs the peer if it is there"
-    parser.add_argument("--peers-folder", type=Path, metavar="FOLDER", help=own)
+    add_interpreters(parser)
     parser.add_argument(
         "--shared", type=Path, default=ROOT.parent / "shared", help="folder of bench/ and data/ (default: ../shared)"
     )

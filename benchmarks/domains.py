@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -26,6 +25,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from peers.contract import log_values
+from scoring import add_interpreters, interpreter
 
 if TYPE_CHECKING:
     from lgdist_scvi import LGDiST
@@ -280,12 +280,6 @@ def together(sections: dict[str, anndata.AnnData]) -> anndata.AnnData:
     return view
 
 
-def interpreter(method: str, options: argparse.Namespace) -> str:
-    """Python that runs a peer: of an environment of its own if there is one."""
-    own = options.peers_folder / method / "bin" / "python" if options.peers_folder else None
-    return str(own) if own and own.exists() else options.peer_python
-
-
 def represent(method: str, view: anndata.AnnData, python: str) -> dict[str, Floats]:
     """Representations that a method makes; a peer in its own environment."""
     given = view.copy()
@@ -327,7 +321,7 @@ def measure(options: argparse.Namespace) -> None:
             if all(s in results.get(method, {}).get("domains", {}).get(r, {}) for r, s in wanted):
                 continue
             try:
-                codes = represent(method, view, interpreter(method, options))
+                codes = represent(method, view, interpreter(method, options.peer_python, options.peers_folder))
             except (ImportError, subprocess.CalledProcessError) as error:
                 message = getattr(error, "stderr", None) or str(error)
                 print(f"{name} {method}: not run ({message.strip().splitlines()[-1]})", flush=True)
@@ -464,10 +458,7 @@ def main(arguments: list[str] | None = None) -> None:
         names = tuple(known)
         parser.add_argument(f"--{option}", nargs="+", choices=names, default=names, metavar=option[:-1].upper())
     parser.add_argument("--seeds", type=int, default=SEEDS, help="number of seeds of the clustering")
-    with_peers = "Python of an environment with pybanksy, nichepca, cellcharter and harmonypy"
-    parser.add_argument("--peer-python", default=sys.executable, metavar="PYTHON", help=with_peers)
-    own = "folder of environments for single peers: FOLDER/PEER/bin/python runs the peer if it is there"
-    parser.add_argument("--peers-folder", type=Path, metavar="FOLDER", help=own)
+    add_interpreters(parser, "pybanksy, nichepca, cellcharter and harmonypy")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "domains")
     parser.add_argument("--pages", type=Path, default=ROOT / "docs" / "benchmarks")
     parser.add_argument("--render", action="store_true", help="run nothing, only write the page")

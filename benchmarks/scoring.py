@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import json
@@ -102,10 +103,8 @@ class Harness:
         return found
 
     def python(self, peer: str) -> str:
-        """Interpreter of a peer: that of its own environment if there is one, else the one with the peers."""
-        # Not resolved: the link of a virtual environment to its interpreter is what makes it one.
-        own = self.peers_folder and peer in ALONE and self.peers_folder.absolute() / peer / "bin" / "python"
-        return str(own) if own and own.is_file() else self.peer_python
+        """Interpreter of a peer; those that are not run alone share one."""
+        return interpreter(peer, self.peer_python, self.peers_folder if peer in ALONE else None)
 
     def key_of(self, case: Case, method: str) -> Record:
         """What a result of the method depends on apart from the code that is measured."""
@@ -200,6 +199,21 @@ class Harness:
         self._stopping.set()
         for process in list(self._running):
             _kill(process.pid)
+
+
+def interpreter(peer: str, peer_python: str, peers_folder: Path | None) -> str:
+    """Interpreter of a peer: that of its own environment if there is one, else the one with the peers."""
+    # Not resolved: the link of a virtual environment to its interpreter is what makes it one.
+    own = peers_folder and peers_folder.absolute() / peer / "bin" / "python"
+    return str(own) if own and own.is_file() else peer_python
+
+
+def add_interpreters(parser: argparse.ArgumentParser, packages: str = "the peers") -> None:
+    """Add the options of :func:`interpreter`."""
+    with_peers = f"interpreter of an environment with {packages}"
+    parser.add_argument("--peer-python", default=sys.executable, metavar="PYTHON", help=with_peers)
+    own = "folder of environments for single peers: FOLDER/PEER/bin/python runs the peer if it is there"
+    parser.add_argument("--peers-folder", type=Path, metavar="FOLDER", help=own)
 
 
 def driver(peer: str) -> Path:
