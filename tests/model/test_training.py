@@ -419,12 +419,14 @@ def test_best_weights_are_kept(small, model):
     assert max(seen) > min(seen)
 
 
-def test_default_number_of_epochs(small, model, monkeypatch):
+@pytest.mark.parametrize(("fewest_epochs", "fewest_steps", "epochs"), [(1, 0, 4), (9, 0, 4), (9, 11, 6), (6, 900, 6)])
+def test_default_number_of_epochs(small, model, monkeypatch, fewest_epochs, fewest_steps, epochs):
     monkeypatch.setattr(AutoencoderPlan, "default_steps", 7)
-    monkeypatch.setattr(_runner, "MIN_EPOCHS", 1)
+    monkeypatch.setattr(_runner, "MIN_EPOCHS", fewest_epochs)
+    monkeypatch.setattr(_runner, "MIN_STEPS", fewest_steps)
     model.train_autoencoder(**(small.TRAIN | {"max_epochs": None, "early_stopping": False}))
     # 150 spots in minibatches of 64 are two steps.
-    assert len(model.history["autoencoder"]["train_loss"]) == 4
+    assert len(model.history["autoencoder"]["train_loss"]) == epochs
 
 
 @pytest.mark.parametrize(("section_spots", "epochs", "decay", "n_factors"), [(150, 4, 2.0, 20), (37.5, 12, 0.5, 24)])

@@ -84,7 +84,8 @@ class TrainingMixin(LGDiSTBase):
         ----------
         max_epochs
             Epochs of each phase; by default as many as make 180 steps (autoencoder) or 100 (diffusion, where there is no
-            latent field), times ``(n / 3000)**0.75`` for ``n > 3000`` spots, and at least 9.
+            latent field), times ``(n / 3000)**0.75`` for ``n > 3000`` spots, and at least 9 or as many as make 900 steps: 9 of
+            up to 12,000 spots, 4 of 100,000, 3 of 500,000.
         autoencoder_max_epochs, diffusion_max_epochs
             The same for one phase.
         accelerator, devices

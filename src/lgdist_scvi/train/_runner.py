@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 SECTION_SPOTS = 3000
 """Spots of a Visium section. With more spots, defaults of training and the number of factors change."""
-MIN_EPOCHS = 9
+MIN_EPOCHS, MIN_STEPS = 9, 900
+"""Epochs that a phase has at least, or steps if these are fewer: of a large tissue less than each of its spots says enough."""
 VALIDATIONS = 25
 """Number of validations per phase; fewer in one of few epochs, of which each would take a quarter longer."""
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
@@ -91,7 +92,8 @@ class PhaseRunner:
         n_steps = data.n_steps(n_devices * trainer_kwargs.get("num_nodes", 1))
         size = relative_size(data.view.n_spots)
         _check_trainer(trainer_kwargs, self.device, n_devices, data.n_val)
-        epochs = max_epochs or max(MIN_EPOCHS, math.ceil(plan_cls.default_steps * size**0.75 / n_steps))
+        fewest = min(MIN_EPOCHS, math.ceil(MIN_STEPS / n_steps))
+        epochs = max_epochs or max(fewest, math.ceil(plan_cls.default_steps * size**0.75 / n_steps))
         interval = max(1, round(epochs / VALIDATIONS), min(3, epochs // 3))
         if max_epochs is None:
             epochs = interval * math.ceil(epochs / interval)  # so that what the last has learnt is validated
