@@ -68,11 +68,9 @@ Layers are annotated in the cortex only. Alignment does not touch completed expr
 bit with and without it (`tests/model/test_latent.py`). High mixing alone is no merit: sections that differ should not mix. Niches
 cannot mix far: most of the spots that are similar to a niche are those beside it, which share its surroundings.
 
-**In short.** `aligned=True` mixes sections more; states keep what each section shows, niches lose a little in the cortex and the olfactory bulb.
+**In short.** `aligned=True` mixes sections more; states and niches keep what each section shows, but for niches of the olfactory bulb, which lose a little.
 Harmony mixes more, and loses a little more. Of a section's own clusters states keep about as much as scVI or more, with about the mixing
 of scVI once aligned in three of the tissues, and less in the cortex; niches keep less than smoothed principal components, by whose clusters they are judged here.
-
-Our rows of the cortex and the mouse brain are of an earlier version (commit `08a2667`), whose states were codes of the latent field.
 """
 
 
