@@ -71,7 +71,7 @@ class Simulated:
             "field": codes[:, None],
         }
         unused |= {"depth": torch.from_numpy(self.view.depth), "neighbor_mask": torch.ones(N, 4, dtype=torch.bool)}
-        unused |= {"similar": torch.zeros(N, 0, 0)}
+        unused |= {"similar": torch.zeros(N, 0, 0), "neighbor_counts": torch.ones(N, 4, G)}
         unused |= {"image": torch.zeros(N, 1, 0), "image_mask": torch.zeros(N, 1, dtype=torch.bool)}
         # Of the neighbours alone, relative to the share of all spots.
         seen = [grid() @ part for part in (self.view.counts.toarray(), ~self.hidden * self.view.depth[:, None])]
@@ -212,20 +212,25 @@ def test_weight_beside_the_network(field, simulated, share):
     assert (field(nowhere, nowhere.observed, share).weight[empty] == 0).all()
 
 
-def test_unseen_spots_are_averaged_with_what_is_around_them(field, simulated, share):
+@pytest.mark.parametrize("n_seen", [0, 1, 4])
+def test_unseen_spots_are_averaged_with_what_is_around_them(field, simulated, share, n_seen):
     batch = simulated.batch(field.solve(simulated.tissue, share).codes)
+    neighbor_counts = torch.zeros(N, 4, G)
+    neighbor_counts[:, :n_seen, 3] = 1
+    batch = batch._replace(neighbor_counts=neighbor_counts)
     alone = field(batch._replace(pooled=torch.zeros(N, N_POOLS, G)), batch.observed, share).log_rate
     pooled = torch.randn(N, N_POOLS, G)
-    rate = field(batch._replace(pooled=pooled), batch.observed, share).log_rate
+    found = field(batch._replace(pooled=pooled), batch.observed, share)
     empty = torch.from_numpy(simulated.empty)
-    # The last of the log ratios is that of the nearest neighbours to those within two hops.
-    within_two = share.log() + pooled[:, :-1].sum(dim=1)
+    # The last of the log ratios is that of the nearest neighbours to those within two hops, and the network learnt with seen neighbours.
+    seen, within_two = n_seen / 4, share.log() + pooled[:, :-1].sum(dim=1)
     codes, local = batch.field[:, 0], field.given_neighbours(batch, batch.observed, share)
     linear, variance = field.moments(codes, local)
-    own = field.level + linear + variance / 2
-    expected = (0.4 * own + 0.2 * (within_two + pooled[:, -1]) + 0.1 * within_two) / 0.7
-    torch.testing.assert_close(rate[empty], expected[empty])
-    assert (rate - alone)[~empty].abs().max() < 0.1 * (rate - alone)[empty].abs().max()
+    own, around = field.level + linear + variance / 2, within_two + seen * pooled[:, -1]
+    expected = ((0.7 - 0.3 * seen) * own + 0.3 * around) / (1 - 0.3 * seen)
+    torch.testing.assert_close(found.log_rate[empty], expected[empty])
+    torch.testing.assert_close(found.weight[empty], torch.full((int(empty.sum()), 1), 1 - 0.3 * seen))
+    assert (found.log_rate - alone)[~empty].abs().max() < 0.1 * (found.log_rate - alone)[empty].abs().max()
 
 
 def test_huge_counts_stay_finite(simulated, share):

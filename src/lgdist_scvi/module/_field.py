@@ -25,10 +25,10 @@ SOLVE_SWEEPS, FOLD_SWEEPS = 8, 5
 the read-out given detection is calibrated."""
 FEW_COUNTS = 10.0
 """Counts of a spot at which the network has half of the weight that it has in a spot with many."""
-# Shares in the log rate of a spot without counts: of the latent field, and of what is counted within one and within two hops.
-# The rest is the network's.
-_UNSEEN_FIELD, _UNSEEN_NEAR = 0.4, (0.2, 0.1)
-# Share of all these together where the network knows an image.
+# Shares in the log rate of a spot without counts: of what is counted around it, and of the network, which learnt from spots with seen
+# neighbours, as far as these are seen. The rest is the field's.
+_UNSEEN_NEAR, _UNSEEN_NETWORK = 0.3, 0.3
+# Share of field and surroundings together where the network knows an image.
 _BESIDE_IMAGE = 0.5
 LONGEST_STEP = 1.0
 """Largest change of a number in a Newton step."""
@@ -161,8 +161,13 @@ class LatentField(nn.Module):
         detected = (detection_features(log_rate, batch) * self.detection[chosen]).sum(-1)
         counts = (batch.counts * visible).sum(dim=1, keepdim=True)
         unseen = 1 / (1 + counts.square())  # a few counts say more than the neighbours
-        rate = log_rate + unseen * (_beside_counts(log_rate, batch, share, chosen) - log_rate)
-        return FieldRates(rate, log_value_of_one(batch.depth) + detected, self._weight(batch, counts, unseen))
+        n_seen = (batch.neighbor_counts > 0).any(dim=2).sum(dim=1, keepdim=True)
+        seen = n_seen / batch.neighbor_mask.sum(dim=1, keepdim=True).clamp_min(1)
+        beside_network = 1 - _UNSEEN_NETWORK * seen
+        near = _UNSEEN_NEAR / beside_network
+        rate = log_rate + unseen * near * (_around(batch, share, chosen, seen) - log_rate)
+        weight = self._weight(batch, counts, unseen, beside_network)
+        return FieldRates(rate, log_value_of_one(batch.depth) + detected, weight)
 
     @torch.no_grad()
     def log_variance(
@@ -198,13 +203,15 @@ class LatentField(nn.Module):
         prior = torch.diag_embed(self.stiffness + self.smoothness * degree)
         return inverse(self.full(weight @ self.products) + prior)
 
-    def _weight(self, batch: Batch, counts: torch.Tensor, unseen: torch.Tensor) -> torch.Tensor:
+    def _weight(
+        self, batch: Batch, counts: torch.Tensor, unseen: torch.Tensor, beside_network: torch.Tensor
+    ) -> torch.Tensor:
         """Share of the field, more of it in a spot of few counts; the network alone knows what has neither counts nor any around it."""
         known = counts / (counts + FEW_COUNTS)
         imaged = batch.image_mask[:, :1] & (batch.image.shape[2] > 0)
         informed = (counts > 0) | (batch.pooled != 0).flatten(1).any(dim=1, keepdim=True)
         few = known * self.mixing + (1 - known) * torch.where(imaged, _BESIDE_IMAGE, 1.0)
-        none = torch.where(imaged, _BESIDE_IMAGE, _UNSEEN_FIELD + sum(_UNSEEN_NEAR))
+        none = torch.where(imaged, _BESIDE_IMAGE, beside_network)
         return informed * ((1 - unseen) * few + unseen * none)
 
     def working(
@@ -281,15 +288,10 @@ class LatentField(nn.Module):
         return matrices
 
 
-def _beside_counts(
-    log_rate: torch.Tensor, batch: Batch, share: torch.Tensor, genes: torch.Tensor | slice
-) -> torch.Tensor:
-    """Log rates averaged with those counted around the spots."""
+def _around(batch: Batch, share: torch.Tensor, genes: torch.Tensor | slice, seen: torch.Tensor) -> torch.Tensor:
+    """Log of the share that is counted around the spots: within one hop as far as its spots are seen, else within two."""
     within = share[genes].log() + batch.pooled[..., genes].cumsum(dim=1)
-    total = _UNSEEN_FIELD * log_rate
-    for hops, weight in enumerate(_UNSEEN_NEAR, start=1):
-        total = total + weight * within[:, -hops]
-    return total / (_UNSEEN_FIELD + sum(_UNSEEN_NEAR))
+    return seen * within[:, -1] + (1 - seen) * within[:, -2]
 
 
 def bounded(log_ratio: torch.Tensor) -> torch.Tensor:
