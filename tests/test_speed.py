@@ -54,6 +54,8 @@ def test_page(speed):
         {"n_spots": n, "given": 1.0, "suggested": 3.0, "peak_gb": 1 + n / 1e6, "before_gb": 1.0}
         for n in (3_000, 100_000)
     ]
+    known = {"n_genes": 300, "molecules": 230.0, "select": 5.0, "selected_gb": 1.5, "trained_gb": 1.7}
+    cells = [{**run, **known, "passes": passes} for run, passes in zip(runs[1:], (9, 4), strict=True)]
     section = {
         "lgdist": [{"seconds": 100.0, "peak_gb": 2.0, "step": 0.1}],
         "scvi": [{"seconds": s, "peak_gb": 3.0, "step": 0.02} for s in (400.0, 200.0, 300.0)],
@@ -66,6 +68,7 @@ def test_page(speed):
             "section": {**run, "runs": section, "shape": (10, 20)},
             "spots": {**run, "runs": runs},
             "domains": {**run, "runs": domains},
+            "cells": {**run, "runs": cells},
         }
     )
     assert "| completion of a spot | 3.0 | 600 | 200 | 0.30 | 50% |" in page
@@ -73,4 +76,6 @@ def test_page(speed):
     assert "| MAGIC | not run |" in page and "| SpaCKLE | no spared |" in page
     assert "time grows with the power 1.00 of the number of spots, and the model's memory with the power 1.00" in page
     assert "it grows with the power 1.00 of the number of spots" in page and "| 100,000 | 1.0 | 3.0 | 0.10 |" in page
+    assert "| 100,000 | 4 | 5 | 1 | 1000 | 2000 | 0.50 | 0.70 | 10.00 |" in page
+    assert "Between the last two rows each of the cells costs 30.0 ms: by this slope a million take 8.3 hours" in page
     assert "18,000" not in page and speed.page({}) == speed.INTRODUCTION.strip() + "\n"
