@@ -5,7 +5,7 @@ import pytest
 import torch
 from scvi.criticism import PosteriorPredictiveCheck
 
-from lgdist_scvi.module._joint import ExpressionSamples
+from lgdist_scvi.module._joint import LARGEST_DEVIATION, ExpressionSamples
 
 QUIET = {"silent": True}
 
@@ -45,6 +45,21 @@ def test_a_known_count_leaves_less_of_a_deviation(trained, monkeypatch):
     np.testing.assert_allclose(ratio[~observed], 2, rtol=1e-4)
     assert (ratio[observed] < 2).all() and ratio[observed].min() < 1.2
     assert np.corrcoef(ratio[observed], np.log(trained._view().counts.toarray()[observed] + 1))[0, 1] < -0.3
+
+
+@pytest.mark.parametrize("level", [-9.0, 9.0])
+def test_no_draw_is_out_of_proportion(trained, monkeypatch, level):
+    seen, deviations = [], ExpressionSamples._deviations
+
+    def far_away(self, *arguments):
+        self._levels = torch.full_like(self._levels, level)
+        for deviation in deviations(self, *arguments):
+            seen.append(deviation)
+            yield deviation
+
+    monkeypatch.setattr(ExpressionSamples, "_deviations", far_away)
+    assert np.isfinite(trained.sample_expression(n_samples=2, **QUIET)).all()
+    assert all((deviation == np.sign(level) * LARGEST_DEVIATION).all() for deviation in seen) and len(seen) >= 2
 
 
 def test_samples_are_joint(trained):
