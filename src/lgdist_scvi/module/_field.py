@@ -161,7 +161,7 @@ class LatentField(nn.Module):
         detected = (detection_features(log_rate, batch) * self.detection[chosen]).sum(-1)
         counts = (batch.counts * visible).sum(dim=1, keepdim=True)
         unseen = 1 / (1 + counts.square())  # a few counts say more than the neighbours
-        n_seen = (batch.neighbor_counts > 0).any(dim=2).sum(dim=1, keepdim=True)
+        n_seen = (batch.neighbor_counts.sum(dim=2) > 0).sum(dim=1, keepdim=True)
         seen = n_seen / batch.neighbor_mask.sum(dim=1, keepdim=True).clamp_min(1)
         beside_network = 1 - _UNSEEN_NETWORK * seen
         near = _UNSEEN_NEAR / beside_network
@@ -197,7 +197,7 @@ class LatentField(nn.Module):
     def given_neighbours(self, batch: Batch, visible: torch.Tensor, share: torch.Tensor, part: int = 0) -> torch.Tensor:
         """Covariance of the codes given those of the neighbours, ``(n_spots, n_factors, n_factors)``."""
         depth = visible_depth(batch, visible, share)
-        mean = (self.level + bounded(batch.field[:, part] @ self.loadings.T)).exp() * depth[:, None]
+        mean = (self.level + _bounded(batch.field[:, part] @ self.loadings.T)).exp() * depth[:, None]
         weight = visible * mean * self.size / (self.size + mean)
         degree = batch.neighbor_mask.sum(dim=1, keepdim=True)
         prior = torch.diag_embed(self.stiffness + self.smoothness * degree)
@@ -243,7 +243,7 @@ class LatentField(nn.Module):
         self, linear: torch.Tensor, variance: torch.Tensor, genes: torch.Tensor | slice = slice(None)
     ) -> torch.Tensor:
         """Log of the expected rate, given the moments of the log of its ratio to the level."""
-        return self.level[genes] + bounded(linear + variance / 2)
+        return self.level[genes] + _bounded(linear + variance / 2)
 
     def information(
         self,
@@ -294,5 +294,5 @@ def _around(batch: Batch, share: torch.Tensor, genes: torch.Tensor | slice, seen
     return seen * within[:, -1] + (1 - seen) * within[:, -2]
 
 
-def bounded(log_ratio: torch.Tensor) -> torch.Tensor:
+def _bounded(log_ratio: torch.Tensor) -> torch.Tensor:
     return log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
