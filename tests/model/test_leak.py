@@ -274,7 +274,7 @@ def test_what_a_prediction_knows_of_the_own_count(small):
         predictions = []
         for each in (adata, changed):
             _, view = model._trained_view(each, diffusion=True)
-            solve_field(model.module, view, fold_strips=1)
+            solve_field(model.module, view, folded=view.n_spots)
             predictions.append(
                 predict(model.module, view.gather([4], folds=True), draw_noise(2, 8, 0), 2, detected=True)
             )

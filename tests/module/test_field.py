@@ -161,7 +161,7 @@ def test_codes_have_converged(field, simulated, share, monkeypatch):
 def test_large_tissue_is_solved_in_strips(field, simulated, share, monkeypatch):
     whole, strips = (SimpleNamespace(**vars(simulated.view)) for _ in range(2))
     module = SimpleNamespace(field=field, share=share, device=CPU)
-    _field_codes.solve_field(module, whole, fold_strips=1)
+    _field_codes.solve_field(module, whole, folded=N)
     assert whole.field.shape == (N, 6, 4)
     np.testing.assert_allclose(whole.field[:, 0], field.solve(simulated.tissue, share).codes)
     monkeypatch.setattr(_field_codes, "STRIP_SPOTS", 200)
@@ -169,7 +169,7 @@ def test_large_tissue_is_solved_in_strips(field, simulated, share, monkeypatch):
     _field_codes.solve_field(module, strips)
     assert np.abs(strips.field[:, 0] - whole.field[:, 0]).max() < 0.05
     # Codes without a fold of the genes are solved in some strips.
-    _field_codes.solve_field(module, strips, fold_strips=2)
+    _field_codes.solve_field(module, strips, folded=400)
     assert np.isfinite(strips.field[:, 0]).all()
     known = np.isfinite(strips.field[:, 1:]).all(axis=(1, 2))
     assert 200 < known.sum() <= 400 < N

@@ -26,7 +26,7 @@ def rates(model, counts, rows=OUTSIDE, read=INSIDE):
     adata.obs["total"] += (counts - adata.layers["counts"].toarray()).sum(axis=1)
     adata.layers["counts"] = sparse.csr_matrix(counts)
     _, view = model._trained_view(adata, diffusion=False)
-    solve_field(model.module, view, fold_strips=view.n_spots)
+    solve_field(model.module, view, folded=view.n_spots)
     return Guide(model.module, view, rows).rates(read)
 
 
@@ -62,7 +62,7 @@ def test_differences_are_foreseen(small):
     LGDiST.setup_anndata(adata, layer="counts")
     model = small.fit(LGDiST(adata, **(small.OPTIONS | {"n_factors": 20})))
     _, view = model._trained_view(None, diffusion=False)
-    solve_field(model.module, view, fold_strips=view.n_spots)
+    solve_field(model.module, view, folded=view.n_spots)
     rate, position = np.asarray(adata.layers["rate"], dtype=float), adata.obsm["spatial"][:, 0]
     groups = [np.argsort(position)[:40], np.argsort(position)[-40:]]
     guide = Guide(model.module, view, np.setdiff1d(np.arange(400), np.concatenate(groups)))

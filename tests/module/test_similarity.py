@@ -50,7 +50,7 @@ class Simulated:
         torch.manual_seed(0)
         module = SimpleNamespace(field=LatentField(G, 2), share=torch.from_numpy(view.share).float(), device=CPU)
         fit_field(module, view, 0)
-        solve_field(module, view, fold_strips=1)
+        solve_field(module, view, folded=view.n_spots)
         return module
 
 
@@ -122,7 +122,7 @@ def test_the_own_count_of_a_visible_entry_does_not_matter(work, simulated):
     counts[spot, ODD] += 50
     depth[spot] += 50
     other = simulated.view(counts, depth)
-    solve_field(module, other, fold_strips=1)
+    solve_field(module, other, folded=other.n_spots)
     fold = 1 + next(one.part for one in view.similar._kinds[1][1] if ODD in one.genes)
     left_out = torch.isin(torch.arange(G), view.similar._kinds[1][1][fold - 1].genes)
     batches = [some.gather([spot], folds=True) for some in (view, other)]
@@ -154,7 +154,7 @@ def test_codes_of_some_strips_are_compared_among_themselves(work, monkeypatch, s
     monkeypatch.setattr(_field_codes, "STRIP_SPOTS", 300)
     monkeypatch.setattr(_field_codes, "HALO_SPOTS", 150)
     view = simulated.view()
-    solve_field(module, view, fold_strips=2)
+    solve_field(module, view, folded=500)
     known = np.flatnonzero(np.isfinite(view.field[:, 1, 0]))
     assert len(known) < N
     for kind, rows in enumerate((np.arange(N), known)):

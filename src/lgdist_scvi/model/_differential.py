@@ -118,7 +118,7 @@ class DifferentialMixin(RegionMixin):
         members = _members([rows for one in comparisons for rows in one.rows], adata.n_obs)
         areas = self._areas(adata, view, members, genes, seed=seed, batch_size=batch_size, silent=silent)
         _, section = self._placed(adata)
-        solve_field(self.module, view, fold_strips=view.n_spots)
+        solve_field(self.module, view, folded=view.n_spots)
         tables = []
         shown = track(comparisons, description="Comparing", style="tqdm", disable=silent)
         for number, one in enumerate(shown):

@@ -63,7 +63,7 @@ class Reader:
         # Of all spots, whichever are read: each is a part of the surroundings of others.
         self._folds = READ_OUTS[reading.read_out].given_detection
         n_folded = view.n_spots if self._folds else 0
-        solve_field(module, view, fold_strips=n_folded, spread=reading.return_std, n_draws=n_draws, seed=reading.seed)
+        solve_field(module, view, folded=n_folded, spread=reading.return_std, n_draws=n_draws, seed=reading.seed)
         self._noise: torch.Tensor | None = None
         if reading.n_samples:
             _require_room(module, reading, view.n_spots)

@@ -13,7 +13,7 @@ from lgdist_scvi.dataloaders._neighborhood import CodeDataModule, NeighborhoodDa
 from lgdist_scvi.module._field_codes import fit_field, solve_field
 from lgdist_scvi.module._use import refuse_while_trained, trains
 from lgdist_scvi.train import AutoencoderPlan, DiffusionPlan
-from lgdist_scvi.train._calibration import CALIBRATION_STRIPS, fit_calibration
+from lgdist_scvi.train._calibration import FOLDED_SPOTS, fit_calibration
 from lgdist_scvi.train._plans import check_plan
 from lgdist_scvi.train._runner import PhaseRunner
 from lgdist_scvi.train._seeds import seeded
@@ -219,7 +219,7 @@ class TrainingMixin(LGDiSTBase):
             if "autoencoder" in self.history_:
                 # PyTorch's loaders draw a number.
                 with seeded(self.seed_):
-                    solve_field(self.module, data.view, fold_strips=CALIBRATION_STRIPS)
+                    solve_field(self.module, data.view, folded=FOLDED_SPOTS)
                     fit_calibration(self.module, data.for_calibration(), self.seed_)
 
     @trains

@@ -11,7 +11,7 @@ from lgdist_scvi.data._similar import N_SIMILAR
 
 from ._detection import detection_features, fit_detection
 from ._dispersion import FIRST_SIZE
-from ._markov import EXACTLY, Precision, inverse
+from ._markov import EXACTLY, ROUGHLY, Precision, inverse
 from ._normalisation import log_value_of_one, visible_depth
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from lgdist_scvi.data._batch import Batch
     from lgdist_scvi.data._tissue import Spots, Tissue
 
-SOLVE_SWEEPS, FOLD_SWEEPS = 8, 5
-"""Newton steps of the codes, which start at the mean of the field; fewer of those without a fold of the genes, by which only
-the read-out given detection is calibrated."""
+SOLVE_SWEEPS, FOLD_SWEEPS, EXACT_SWEEPS = 8, 5, 2
+"""Newton steps of the codes, which start at the mean of the field (more change no score); fewer of those without a fold of the genes, by
+which only the read-out given detection is calibrated; and how many of them, the last, are solved exactly."""
 FEW_COUNTS = 10.0
 """Counts of a spot at which the network has half of the weight that it has in a spot with many."""
 # Shares in the log rate of a spot without counts: of what is counted around it, and of the network, which learnt from spots with seen
@@ -121,10 +121,11 @@ class LatentField(nn.Module):
         """
         codes = self.loadings.new_zeros(tissue.n_spots, self.n_factors)
         covariance = codes.new_zeros(tissue.n_spots, self.n_factors, self.n_factors)
-        for _ in range(SOLVE_SWEEPS if left_out is None else FOLD_SWEEPS):
+        for left in reversed(range(SOLVE_SWEEPS if left_out is None else FOLD_SWEEPS)):
             information, target = self.information(tissue, codes, covariance, share, left_out)
             precision = Precision(information, tissue, self.stiffness, self.smoothness)
-            codes = codes + (precision.solve(target, codes, EXACTLY) - codes).clamp(-LONGEST_STEP, LONGEST_STEP)
+            mode = precision.solve(target, codes, EXACTLY if left < EXACT_SWEEPS else ROUGHLY)
+            codes = codes + (mode - codes).clamp(-LONGEST_STEP, LONGEST_STEP)
             covariance = precision.local_covariance
         return Solved(codes, precision)
 
@@ -265,27 +266,29 @@ class LatentField(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and variance of the log ratio of a rate to its level, each ``(n_spots, n_genes)``."""
         linear = codes @ self.loadings[genes].T
-        second = self.second(codes, covariance)
         row, col = self._triangle()
-        square = (second * torch.where(row == col, 1.0, 2.0)) @ self.products[genes].T
+        twice = self.products[genes] * torch.where(row == col, 1.0, 2.0)
+        square = self.second(codes, covariance) @ twice.T
         return linear, (square - linear.square()).clamp(0, _MAX_VARIANCE)
 
     def _triangle(self) -> tuple[torch.Tensor, torch.Tensor]:
         row, col = torch.tril_indices(self.n_factors, self.n_factors, device=self.loadings.device)
         return row, col
 
-    def second(self, mean: torch.Tensor, covariance: torch.Tensor | float = 0.0) -> torch.Tensor:
+    def second(self, mean: torch.Tensor, covariance: torch.Tensor | None = None) -> torch.Tensor:
         """Lower triangles of the second moments of vectors with this mean and covariance, in one row each."""
         row, col = self._triangle()
-        return (mean[:, :, None] * mean[:, None] + covariance)[:, row, col]
+        square = mean.index_select(1, row) * mean.index_select(1, col)
+        return (
+            square if covariance is None else square + covariance.flatten(1).index_select(1, row * self.n_factors + col)
+        )
 
     def full(self, lower: torch.Tensor) -> torch.Tensor:
         """Symmetric matrices of lower triangles."""
         row, col = self._triangle()
-        matrices = lower.new_empty(len(lower), self.n_factors, self.n_factors)
-        matrices[:, row, col] = lower
-        matrices[:, col, row] = lower
-        return matrices
+        place = row.new_empty(self.n_factors, self.n_factors)
+        place[row, col] = place[col, row] = torch.arange(len(row), device=row.device)
+        return lower.index_select(1, place.flatten()).unflatten(1, place.shape)
 
 
 def _around(batch: Batch, share: torch.Tensor, genes: torch.Tensor | slice, seen: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +29,8 @@ FIT_STRIPS = 4
 """Parts of a larger tissue that it is then fitted to."""
 STRIP_SPOTS = 32768
 """Maximum number of spots whose codes are solved together. A larger tissue is solved in strips, each with what is beside it."""
+FOLD_STRIPS = 2
+"""Strips in which codes without a fold of the genes are solved, where they are wanted of a part of the tissue."""
 HALO_SPOTS = 4096
 SPREAD_DRAWS = 16
 """Draws from which the variance of the posterior is estimated, if no more are asked for."""
@@ -62,7 +63,7 @@ def solve_field(
     module: LGDiSTModule,
     view: SpotView,
     *,
-    fold_strips: int = 0,
+    folded: int = 0,
     spread: bool = False,
     n_draws: int = 0,
     seed: int = 0,
@@ -74,10 +75,10 @@ def solve_field(
     module
         Module with a fitted field, or without one.
     view
-        Visible counts; its codes are set, ``(n_spots, 1, n_factors)``, or with `fold_strips` ``(n_spots, n_parts, n_factors)``.
-    fold_strips
-        Maximum number of strips of the tissue, spread over it, for whose spots codes are also solved from which a fold of the genes
-        is left out in all spots, and which know no entry of these genes. They are NaN elsewhere.
+        Visible counts; its codes are set, ``(n_spots, 1, n_factors)``, or with `folded` ``(n_spots, n_parts, n_factors)``.
+    folded
+        Maximum number of spots, in strips at both ends of the tissue, for which codes are also solved from which a fold of the
+        genes is left out in all spots, and which know no entry of these genes. They are NaN elsewhere.
     spread
         Also estimate the variance of what the neighbours say of the codes, ``(n_spots, n_factors)``.
     n_draws, seed
@@ -87,38 +88,45 @@ def solve_field(
     if field is None:
         return
     left_out: list[torch.Tensor | None] = [None]
-    strips, references = list(_strips(view)), [References(view, np.arange(view.n_spots), left_out)]
-    with_folds = set(np.linspace(0, len(strips) - 1, min(fold_strips, len(strips))).astype(int).tolist())
-    if with_folds:
+    folds = list(_strips(view, folded)) if folded else []
+    references = [References(view, np.arange(view.n_spots), left_out)]
+    if folds:
         left_out += [(gene_folds(view.n_genes) == fold).to(module.device) for fold in range(N_FOLDS)]
-        known = np.sort(np.concatenate([rows[core] for rows, core in (strips[i] for i in with_folds)]))
+        known = np.sort(np.concatenate([rows[core] for rows, core in folds]))
         references.append(References(view, known, left_out[1:]))
     codes = np.full((view.n_spots, len(left_out), field.n_factors), np.nan, dtype=np.float32)
     draws = np.empty((view.n_spots, n_draws, field.n_factors), dtype=np.float32)
     spread = spread or n_draws > 0
     spreads = np.empty((view.n_spots, field.n_factors if spread else 0), dtype=np.float32)
-    for number, (rows, core) in enumerate(strips):
-        tissue = Tissue(view, rows, module.device)
-        kept = torch.from_numpy(core)
-        for part, genes in enumerate(left_out if number in with_folds else left_out[:1]):
+    for rows, core in _strips(view, view.n_spots):
+        tissue, kept = Tissue(view, rows, module.device), torch.from_numpy(core)
+        solved = field.solve(tissue, module.share)
+        codes[rows[core], 0] = solved.codes[kept].cpu().numpy()
+        references[0].add(field, tissue, core, solved, 0)
+        if spread:
+            noise = (noise_of(tissue, field.n_factors, seed, draw) for draw in range(max(n_draws, SPREAD_DRAWS)))
+            drawn = torch.stack([solved.precision.sample(one) for one in noise], dim=1)
+            draws[rows[core]] = drawn[kept, :n_draws].cpu().numpy()
+            spreads[rows[core]] = solved.precision.spread(drawn)[kept].cpu().numpy()
+    for rows, core in folds:
+        tissue, kept = Tissue(view, rows, module.device), torch.from_numpy(core)
+        for fold, genes in enumerate(left_out[1:]):
             solved = field.solve(tissue, module.share, genes)
-            codes[rows[core], part] = solved.codes[kept].cpu().numpy()
-            references[min(part, 1)].add(field, tissue, core, solved, max(part - 1, 0))
-            if spread and genes is None:
-                noise = (noise_of(tissue, field.n_factors, seed, draw) for draw in range(max(n_draws, SPREAD_DRAWS)))
-                drawn = torch.stack([solved.precision.sample(one) for one in noise], dim=1)
-                draws[rows[core]] = drawn[kept, :n_draws].cpu().numpy()
-                spreads[rows[core]] = solved.precision.spread(drawn)[kept].cpu().numpy()
+            codes[rows[core], 1 + fold] = solved.codes[kept].cpu().numpy()
+            references[1].add(field, tissue, core, solved, fold)
     view.field, view.draws, view.spread = codes, draws, spreads
     view.similar = similar_spots(view, field, module.share, references)
 
 
-def _strips(view: SpotView) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Spots to solve together, and the places among them of those whose codes are kept."""
-    if view.n_spots <= STRIP_SPOTS:
+def _strips(view: SpotView, wanted: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Spots to solve together, and the places among them of those whose codes are kept: all, or fewer in strips within the tissue."""
+    if view.n_spots <= min(wanted, STRIP_SPOTS):
         yield np.arange(view.n_spots), np.arange(view.n_spots)
         return
-    order, n_strips = in_strips(view.graph), -(-view.n_spots // STRIP_SPOTS)
-    for start, stop in pairwise(np.linspace(0, view.n_spots, n_strips + 1).astype(np.int64)):
+    order, n_strips = in_strips(view.graph), max(FOLD_STRIPS, -(-wanted // STRIP_SPOTS))
+    length = wanted / n_strips
+    between = max(0, view.n_spots - wanted) / (n_strips + 1)
+    for number in range(n_strips):
+        start, stop = (round((number + 1) * between + at * length) for at in (number, number + 1))
         first = max(0, start - HALO_SPOTS)
         yield order[first : stop + HALO_SPOTS], np.arange(start - first, stop - first)

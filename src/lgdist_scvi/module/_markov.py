@@ -23,6 +23,8 @@ _NOTHING = 1e-20
 _JITTER = 1e-4
 # Of matrices with a unit diagonal; and the smallest diagonal.
 _SINGULAR, _SMALLEST = 1e-5, 1e-12
+# Matrices inverted at a time, which stay in the cache of a processor.
+_BLOCK_MATRICES = 1024
 _EXACT_SPOTS = 500
 """Spots up to which all eigenvalues of the Laplacian are computed."""
 _PROBES, _LANCZOS_STEPS = 4, 40
@@ -131,12 +133,13 @@ class Precision:
 
 def inverse(matrices: torch.Tensor) -> torch.Tensor:
     """Inverses of positive definite matrices, ``(n_spots, n_factors, n_factors)``, finite also where single precision cannot tell them from singular ones."""
-    scale = torch.diagonal(matrices, dim1=1, dim2=2).clamp_min(_SMALLEST).rsqrt()
-    unit = matrices * scale[:, :, None] * scale[:, None] + _SINGULAR * torch.eye(
-        matrices.shape[1], device=matrices.device
-    )
-    # Without a check of the result, for which the CPU would wait.
-    return torch.linalg.inv_ex(unit).inverse * scale[:, :, None] * scale[:, None]
+    inverses, little = torch.empty_like(matrices), _SINGULAR * torch.eye(matrices.shape[1], device=matrices.device)
+    for part, result in zip(matrices.split(_BLOCK_MATRICES), inverses.split(_BLOCK_MATRICES), strict=True):
+        scale = torch.diagonal(part, dim1=1, dim2=2).clamp_min(_SMALLEST).rsqrt()
+        both = scale[:, :, None] * scale[:, None]
+        # Without a check of the result, for which the CPU would wait.
+        torch.mul(torch.linalg.inv_ex(part * both + little).inverse, both, out=result)
+    return inverses
 
 
 def spectrum(laplacian: sparse.csr_matrix) -> tuple[torch.Tensor, torch.Tensor]:

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from lgdist_scvi.dataloaders._neighborhood import NeighborhoodDataModule
     from lgdist_scvi.module._lgdist import LGDiSTModule
 
-CALIBRATION_SPOTS, CALIBRATION_STRIPS = 1200, 2
-"""Number of spots used to estimate the overdispersion, and of the strips of a large tissue from which they are taken."""
+CALIBRATION_SPOTS, FOLDED_SPOTS = 1200, 16384
+"""Number of spots used to estimate the overdispersion, and of those in strips of a large tissue from which they are taken and among which
+similar ones are sought."""
 _BLOCK_SPOTS = 256
 # Prior weights of network and field in the read-out given detection, and the number of entries that the prior is
 # worth.
