@@ -382,7 +382,8 @@ clustering, and their standard deviation in brackets. After the bar, the same af
 
 **In short.** On the cortex BANKSY's representation and ours show the layers equally well in the mean over seeds. BANKSY's is better
 after a vote or, aligned by Harmony, in all sections together; its clusters depend far more on the seed. In the visual cortex by STARmap our
-mixture is far ahead of other methods' mixtures, and a little behind smoothed principal components with k-means; in osmFISH it is ahead.
+mixture is far ahead of other methods' mixtures, and a little behind smoothed principal components and nichePCA with k-means, after a vote behind
+nichePCA and CellCharter; in osmFISH it is ahead.
 
 **What this does not show.** Radius and number of components of our niches were chosen on these very sets, one setting for all; on other
 data expect less. Some rows have few seeds so far (last column); do not rely on small differences there. The layers are bands, so
