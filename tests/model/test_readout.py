@@ -11,6 +11,7 @@ from lgdist_scvi.data._batch import Batch
 from lgdist_scvi.module._autoencoder import Rates
 from lgdist_scvi.module._folds import N_FOLDS, gene_folds
 from lgdist_scvi.module._likelihoods import LIKELIHOODS
+from lgdist_scvi.module._mixing import Disagreement
 from lgdist_scvi.module._posterior import (
     Prediction,
     _calibrated,
@@ -92,12 +93,13 @@ DEVIATION = torch.tensor([[0.1, 0.02, 0.3], [0.04, 0.2, 0.06]])
 FIELD = torch.tensor([[0.02, 0.01, 0.05], [0.005, 0.004, 0.01]])
 WEIGHT = torch.tensor([[0.2], [0.5]])
 SIZE, FIELD_SIZE = torch.tensor([2.0, 4.0, 8.0]), torch.tensor([3.0, 1.5, 6.0])
+DISAGREEMENT = torch.tensor([0.3, 0.0, 0.8])
 
 
 def read(field=None):
     batch = batch_of(counts=COUNTS, depth=DEPTH, observed=~KNOWN)
     weight = WEIGHT if field else torch.zeros(2, 1)
-    prediction = Prediction(batch, slice(None), NETWORK, DEVIATION, FIELD, weight, NETWORK)
+    prediction = Prediction(batch, slice(None), NETWORK, DEVIATION, FIELD, weight, DISAGREEMENT, NETWORK)
     module = SimpleNamespace(dispersion=SIZE, field=field, likelihood=LIKELIHOODS["counts"](3))
     given = posterior(prediction, module, known=KNOWN)
     by_default = posterior(prediction._replace(batch=batch._replace(observed=KNOWN)), module)
@@ -105,7 +107,7 @@ def read(field=None):
     # Of some genes the same is said.
     genes = torch.tensor([2, 0])
     parts = (part[:, genes] for part in (NETWORK, DEVIATION, FIELD))
-    some = Prediction(batch.of_genes(genes), genes, *parts, weight, NETWORK)
+    some = Prediction(batch.of_genes(genes), genes, *parts, weight, DISAGREEMENT[genes], NETWORK)
     for one, other in zip(posterior(some, module, known=KNOWN[:, genes]), given, strict=True):
         torch.testing.assert_close(one, other[:, genes])
     return given
@@ -140,11 +142,42 @@ def test_network_and_factor_model_are_averaged_in_the_log():
     network, mixed = read(), read(SimpleNamespace(dispersion=FIELD_SIZE))
     own = torch.where(KNOWN, FIELD * DEPTH[:, None] / (FIELD * DEPTH[:, None] + FIELD_SIZE), 0)
     factor = FIELD * (1 - own) + own * COUNTS / DEPTH[:, None]
-    torch.testing.assert_close(mixed.mean, network.mean ** (1 - WEIGHT) * factor**WEIGHT)
     size = SIZE ** (1 - WEIGHT) * FIELD_SIZE**WEIGHT
     torch.testing.assert_close(mixed.shape, size + COUNTS * KNOWN)
-    expected = NETWORK ** (1 - WEIGHT) * FIELD**WEIGHT * DEPTH[:, None]
+    lost = WEIGHT * (1 - WEIGHT) * DISAGREEMENT / 2
+    expected = NETWORK ** (1 - WEIGHT) * FIELD**WEIGHT * lost.exp() * DEPTH[:, None]
     torch.testing.assert_close(mixed.own, torch.where(KNOWN, expected / (expected + size), 0))
+    mean = network.mean ** (1 - WEIGHT) * factor**WEIGHT * (lost * (1 - mixed.own).square()).exp()
+    torch.testing.assert_close(mixed.mean, mean)
+
+
+def test_the_mean_in_the_log_keeps_totals():
+    """Also of genes on which network and field disagree, as of rare ones; where they agree, or one has all of the weight, nothing changes."""
+    rng = torch.Generator().manual_seed(0)
+    deviation = torch.tensor([0.0, 0.3, 1.2, 1.2])
+    network, field = (
+        0.01 * (deviation * torch.randn(4000, 4, generator=rng) - deviation.square() / 2).exp() for _ in range(2)
+    )
+    weight = torch.tensor([[0.2], [0.5]]).repeat(2000, 1)
+    batch = batch_of(counts=torch.zeros(4000, 4), depth=torch.full((4000,), 100.0))
+    prediction = Prediction(batch, slice(None), network, network, field, weight, torch.zeros(4), network)
+    found = Disagreement(torch.zeros(4))
+    for one in range(2):  # the same in minibatches
+        of_one = slice(2000 * one, 2000 * (one + 1))
+        parts = (network[of_one], network[of_one], field[of_one], weight[of_one], torch.zeros(4), network[of_one])
+        found.add(Prediction(batch_of(counts=batch.counts[of_one], depth=batch.depth[of_one]), slice(None), *parts))
+    square = found.square()
+    assert float(square[0]) == pytest.approx(0, abs=1e-4)
+    # The logs of two independent rates differ by twice the variance of one.
+    torch.testing.assert_close(square[1:], 2 * deviation[1:].square(), rtol=0.1, atol=0)
+    both = ((1 - weight) * network + weight * field).sum(0)
+    assert float(prediction.rate.sum(0)[2] / both[2]) < 0.8
+    torch.testing.assert_close(prediction._replace(disagreement=square).rate.sum(0), both, rtol=0.02, atol=0)
+    alone = prediction._replace(weight=torch.ones(4000, 1), disagreement=square)
+    torch.testing.assert_close(alone.rate, field)
+    only = Disagreement(torch.zeros(4))
+    only.add(alone)
+    assert float(only.square().max()) < 1e-3
 
 
 @pytest.mark.parametrize("n_parts", [1, 2])

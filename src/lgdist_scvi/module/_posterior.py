@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from ._folds import N_FOLDS, gene_folds
+from ._mixing import TINY, geometric_mean
 from ._normalisation import log_value_of_one
 
 if TYPE_CHECKING:
     from lgdist_scvi.data._batch import Batch
 
     from ._lgdist import LGDiSTModule
-
-_TINY = 1e-12
 
 
 class Prediction(NamedTuple):
@@ -35,6 +34,8 @@ class Prediction(NamedTuple):
     visible entry knows the entry's own count."""
     weight: torch.Tensor
     """Share of the field in the log of the rate, ``(n_spots, 1)``."""
+    disagreement: torch.Tensor
+    """Square of the log ratio of the field's rate to the network's that is expected of a gene, ``(n_genes,)``."""
     detected: torch.Tensor
     """Expected log1p of the normalised count given that it is not zero, without the own count,
     ``(n_spots, n_genes)``."""
@@ -42,7 +43,20 @@ class Prediction(NamedTuple):
     @property
     def rate(self) -> torch.Tensor:
         """Expected share of the gene in the spot's depth where the entry is not visible, ``(n_spots, n_genes)``."""
-        return _mix(self.network, self.field, self.weight)
+        return self.mixed(self.network, self.field, torch.zeros_like(self.network))
+
+    def mixed(self, network: torch.Tensor, field: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        """Weighted geometric mean of what network and field say, times what it loses of their totals, ``(n_spots, n_genes)``.
+
+        Parameters
+        ----------
+        network, field
+            Shares of the depth, ``(n_spots, n_genes)``.
+        own
+            Weight of the own count in both, which makes them alike, ``(n_spots, n_genes)``.
+        """
+        lost = self.weight * (1 - self.weight) * ((1 - own).square() * self.disagreement / 2)
+        return geometric_mean(network, field, self.weight) * lost.exp()
 
 
 class Pass(NamedTuple):
@@ -153,12 +167,13 @@ def predict(
             whole[:, place] = torch.where(wanted, found, whole[:, place])
     if module.field is None:
         field, weight = network, network.new_zeros(len(network), 1)
-        log_variance = torch.log1p(variance / network.clamp_min(_TINY) ** 2)
+        disagreement = network.new_zeros(network.shape[1])
+        log_variance = torch.log1p(variance / network.clamp_min(TINY) ** 2)
     else:
         smooth = module.field(batch, visible, module.share, chosen)
-        field, weight = smooth.log_rate.exp(), smooth.weight
+        field, weight, disagreement = smooth.log_rate.exp(), smooth.weight, module.field.disagreement[chosen]
         log_variance = module.field.log_variance(batch, visible, module.share, chosen)
-    return Prediction(batch.of_genes(chosen), chosen, network, log_variance, field, weight, log_value)
+    return Prediction(batch.of_genes(chosen), chosen, network, log_variance, field, weight, disagreement, log_value)
 
 
 class Posterior(NamedTuple):
@@ -184,7 +199,7 @@ class Posterior(NamedTuple):
 def posterior(prediction: Prediction, module: LGDiSTModule, known: torch.Tensor | None = None) -> Posterior:
     """Posterior of the rate, given the own count of an entry if known.
 
-    The posteriors of the network and of the field are averaged in the log.
+    The posteriors of the network and of the field are averaged in the log, and their totals kept.
 
     Parameters
     ----------
@@ -202,12 +217,13 @@ def posterior(prediction: Prediction, module: LGDiSTModule, known: torch.Tensor 
     def given_count(rate: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
         return rate + likelihood.own_weight(rate, batch, known, size) * (counted - rate)
 
-    mean = given_count(prediction.network, size)
+    means = [given_count(prediction.network, size)]
     if module.field is not None:
         field_size = module.field.dispersion[prediction.genes]
-        mean = _mix(mean, given_count(prediction.field, field_size), prediction.weight)
-        size = _mix(size, field_size, prediction.weight)
+        means.append(given_count(prediction.field, field_size))
+        size = geometric_mean(size, field_size, prediction.weight)
     own = likelihood.own_weight(prediction.rate, batch, known, size)
+    mean = prediction.mixed(means[0], means[-1], own)
     return Posterior(mean, size + batch.counts * known, own)
 
 
@@ -236,8 +252,3 @@ def _calibrated(
     if module.field is not None:
         detected = detected + field_slope * module.field(batch, visible, module.share, genes, part).detected
     return torch.maximum(detected, log_value_of_one(batch.depth))
-
-
-def _mix(network: torch.Tensor, factor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Weighted geometric mean."""
-    return torch.exp((1 - weight) * network.clamp_min(_TINY).log() + weight * factor.clamp_min(_TINY).log())

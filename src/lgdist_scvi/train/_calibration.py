@@ -9,6 +9,7 @@ import torch
 
 from lgdist_scvi.data._similar import log_ratio
 from lgdist_scvi.module._dispersion import Overdispersion
+from lgdist_scvi.module._mixing import Disagreement
 from lgdist_scvi.module._normalisation import log_normalise
 from lgdist_scvi.module._posterior import passes, predict
 from lgdist_scvi.module._similarity import fit_similarity
@@ -50,7 +51,7 @@ def fit_calibration(
     """Set the overdispersion around the predicted rates, the shares of the field and of similar spots, and the scale of the read-out given detection.
 
     Overdispersion is estimated on visible entries, around predictions of the network without the own count and of the factor
-    model with it. The share of the field and the read-out given detection are fitted to entries held out for this: among the entries seen
+    model with it; and what the totals of rare genes lose when the two are averaged. The share of the field and the read-out given detection are fitted to entries held out for this: among the entries seen
     in training, genes with hidden entries may have too few detections.
 
     Parameters
@@ -76,15 +77,18 @@ def fit_calibration(
         _fit_shares(module, data, similar)
         data.view.similar = similar
     network, field = Overdispersion(module.dispersion), Overdispersion(module.dispersion)
+    disagreement = Disagreement(module.dispersion)
     for block in blocks:
         prediction = predict(module, data.view.gather(block), noise, n_steps)
         depth = prediction.batch.depth[:, None]
         network.add(prediction.network * depth, prediction.batch)
         if module.field is not None:
             field.add(prediction.field * depth, prediction.batch)
+            disagreement.add(prediction)
     module.dispersion.copy_(network.size())
     if module.field is not None:
         module.field.dispersion.copy_(field.size())
+        module.field.disagreement.copy_(disagreement.square())
         module.field.fit_detection(_field_blocks(module, data, blocks))
     _fit_detected(module, data)
 

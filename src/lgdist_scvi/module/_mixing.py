@@ -1,0 +1,50 @@
+"""The mean of what network and field say, and what it loses of their totals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from ._posterior import Prediction
+
+TINY = 1e-12
+"""Smallest share of the depth of which the logarithm is taken."""
+# Where one has nearly all of the weight, what the two disagree in is of no consequence and not known.
+_SMALLEST_PRODUCT = 0.01
+
+
+def geometric_mean(network: torch.Tensor, field: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Mean in the log, with this weight of the field."""
+    return torch.exp((1 - weight) * network.clamp_min(TINY).log() + weight * field.clamp_min(TINY).log())
+
+
+class Disagreement:
+    """Square of the log ratio of the field's rate to the network's that is expected of each gene.
+
+    A geometric mean is below the arithmetic one by half of this times the product of the weights, in the log. The loss is largest in
+    rare genes, on which network and field agree least. The square is the one with which the total of the mean is that of both.
+
+    Parameters
+    ----------
+    like
+        A tensor ``(n_genes,)`` on the device of the predictions.
+    """
+
+    def __init__(self, like: torch.Tensor) -> None:
+        self._geometric, self._arithmetic, self._products = (torch.zeros_like(like) for _ in range(3))
+
+    def add(self, prediction: Prediction) -> None:
+        """Add a prediction of all genes for a minibatch."""
+        depth, weight = prediction.batch.depth[:, None], prediction.weight
+        mean = depth * geometric_mean(prediction.network, prediction.field, weight)
+        self._geometric += mean.sum(0)
+        self._products += (mean * weight * (1 - weight)).sum(0)
+        self._arithmetic += (depth * ((1 - weight) * prediction.network + weight * prediction.field)).sum(0)
+
+    def square(self) -> torch.Tensor:
+        """The square, ``(n_genes,)``, at least 0."""
+        geometric = self._geometric.clamp_min(TINY)
+        product = (self._products / geometric).clamp_min(_SMALLEST_PRODUCT)
+        return 2 * (self._arithmetic / geometric).clamp_min(1).log() / product
