@@ -11,7 +11,7 @@ from lgdist_scvi.data._similar import N_SIMILAR
 
 from ._detection import detection_features, fit_detection
 from ._dispersion import FIRST_SIZE
-from ._markov import EXACTLY, ROUGHLY, Precision, inverse
+from ._markov import EXACTLY, Precision, inverse
 from ._normalisation import log_value_of_one, visible_depth
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from lgdist_scvi.data._batch import Batch
     from lgdist_scvi.data._tissue import Spots, Tissue
 
-SOLVE_SWEEPS, FOLD_SWEEPS, EXACT_SWEEPS = 8, 5, 2
+SOLVE_SWEEPS, FOLD_SWEEPS = 8, 5
 """Newton steps of the codes, which start at the mean of the field (more change no score); fewer of those without a fold of the genes, by
-which only the read-out given detection is calibrated; and how many of them, the last, are solved exactly."""
+which only the read-out given detection is calibrated."""
 FEW_COUNTS = 10.0
 """Counts of a spot at which the network has half of the weight that it has in a spot with many."""
 # Shares in the log rate of a spot without counts: of what is counted around it, and of the network, which learnt from spots with seen
@@ -123,11 +123,10 @@ class LatentField(nn.Module):
         """
         codes = self.loadings.new_zeros(tissue.n_spots, self.n_factors)
         covariance = codes.new_zeros(tissue.n_spots, self.n_factors, self.n_factors)
-        for left in reversed(range(SOLVE_SWEEPS if left_out is None else FOLD_SWEEPS)):
+        for _ in range(SOLVE_SWEEPS if left_out is None else FOLD_SWEEPS):
             information, target = self.information(tissue, codes, covariance, share, left_out)
             precision = Precision(information, tissue, self.stiffness, self.smoothness)
-            mode = precision.solve(target, codes, EXACTLY if left < EXACT_SWEEPS else ROUGHLY)
-            codes = codes + (mode - codes).clamp(-LONGEST_STEP, LONGEST_STEP)
+            codes = codes + (precision.solve(target, codes, EXACTLY) - codes).clamp(-LONGEST_STEP, LONGEST_STEP)
             covariance = precision.local_covariance
         return Solved(codes, precision)
 
