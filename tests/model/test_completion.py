@@ -119,8 +119,11 @@ def test_completed_entries_are_posterior_means(trained, small, counts, depth):
         means.append(np.where(observed, mu * (values + r) / (mu + r), mu))
     weight = prediction.weight.numpy()
     assert ((weight > 0) & (weight <= 1)).all()
-    expected = means[0] ** (1 - weight) * means[1] ** weight
     mu = prediction.rate.numpy() * depth
+    size = module.dispersion.numpy() ** (1 - weight) * module.field.dispersion.numpy() ** weight
+    own = np.where(observed, mu / (mu + size), 0)
+    lost = weight * (1 - weight) * (1 - own) ** 2 * module.field.disagreement.numpy() / 2
+    expected = means[0] ** (1 - weight) * means[1] ** weight * np.exp(lost)
     completed = read(trained, small, scale="counts")
     np.testing.assert_allclose(completed, expected, rtol=1e-4)
     # Without the own count an observed zero and an unobserved entry would be completed alike.

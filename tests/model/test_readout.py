@@ -152,32 +152,42 @@ def test_network_and_factor_model_are_averaged_in_the_log():
 
 
 def test_the_mean_in_the_log_keeps_totals():
-    """Also of genes on which network and field disagree, as of rare ones; where they agree, or one has all of the weight, nothing changes."""
+    """Also of genes on which network and field disagree, as of rare ones; all genes together have the total that was counted."""
     rng = torch.Generator().manual_seed(0)
     deviation = torch.tensor([0.0, 0.3, 1.2, 1.2])
     network, field = (
         0.01 * (deviation * torch.randn(4000, 4, generator=rng) - deviation.square() / 2).exp() for _ in range(2)
     )
     weight = torch.tensor([[0.2], [0.5]]).repeat(2000, 1)
-    batch = batch_of(counts=torch.zeros(4000, 4), depth=torch.full((4000,), 100.0))
-    prediction = Prediction(batch, slice(None), network, network, field, weight, torch.zeros(4), network)
-    found = Disagreement(torch.zeros(4))
-    for one in range(2):  # the same in minibatches
-        of_one = slice(2000 * one, 2000 * (one + 1))
-        parts = (network[of_one], network[of_one], field[of_one], weight[of_one], torch.zeros(4), network[of_one])
-        found.add(Prediction(batch_of(counts=batch.counts[of_one], depth=batch.depth[of_one]), slice(None), *parts))
-    square = found.square()
-    assert float(square[0]) == pytest.approx(0, abs=1e-4)
+    observed = torch.rand(4000, 4, generator=rng) < 0.8
+    both = (1 - weight) * network + weight * field
+
+    def square(counted):
+        found = Disagreement(torch.zeros(4))
+        for place in (slice(2000), slice(2000, 4000)):  # the same in minibatches
+            # What is not visible would be 1000 counts.
+            counts = torch.where(observed, counted * 100 * both, 1000.0)[place]
+            batch = batch_of(counts=counts, depth=torch.full((2000,), 100.0), observed=observed[place])
+            rates = network[place], network[place], field[place]
+            found.add(Prediction(batch, slice(None), *rates, weight[place], torch.zeros(4), network[place]))
+        return found.square()
+
+    def rate(disagreement, weight=weight):
+        batch = batch_of(counts=both, depth=torch.full((4000,), 100.0))
+        return Prediction(batch, slice(None), network, network, field, weight, disagreement, network).rate
+
+    def total(disagreement):
+        return (rate(disagreement) * observed).sum(0)
+
+    expected = (both * observed).sum(0)
+    assert float(total(torch.zeros(4))[2] / expected[2]) < 0.8
+    torch.testing.assert_close(total(square(1.0)), expected, rtol=0.02, atol=0)
     # The logs of two independent rates differ by twice the variance of one.
-    torch.testing.assert_close(square[1:], 2 * deviation[1:].square(), rtol=0.1, atol=0)
-    both = ((1 - weight) * network + weight * field).sum(0)
-    assert float(prediction.rate.sum(0)[2] / both[2]) < 0.8
-    torch.testing.assert_close(prediction._replace(disagreement=square).rate.sum(0), both, rtol=0.02, atol=0)
-    alone = prediction._replace(weight=torch.ones(4000, 1), disagreement=square)
-    torch.testing.assert_close(alone.rate, field)
-    only = Disagreement(torch.zeros(4))
-    only.add(alone)
-    assert float(only.square().max()) < 1e-3
+    torch.testing.assert_close(square(1.0), 2 * deviation.square(), rtol=0.1, atol=1e-3)
+    torch.testing.assert_close(total(square(0.95)), 0.95 * expected, rtol=0.02, atol=0)
+    # Where the field has all of the weight nothing is lost, and where nothing was counted nothing is known.
+    torch.testing.assert_close(rate(square(1.0), torch.ones(4000, 1)), field)
+    assert float(square(0.0).abs().max()) == 0
 
 
 @pytest.mark.parametrize("n_parts", [1, 2])
