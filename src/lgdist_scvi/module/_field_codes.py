@@ -77,8 +77,8 @@ def solve_field(
     view
         Visible counts; its codes are set, ``(n_spots, 1, n_factors)``, or with `folded` ``(n_spots, n_parts, n_factors)``.
     folded
-        Maximum number of spots, in strips at both ends of the tissue, for which codes are also solved from which a fold of the
-        genes is left out in all spots, and which know no entry of these genes. They are NaN elsewhere.
+        Maximum number of spots, in strips spread over the tissue, for which codes are also solved from which a fold of the genes
+        is left out in all spots, and which know no entry of these genes. They are NaN elsewhere.
     spread
         Also estimate the variance of what the neighbours say of the codes, ``(n_spots, n_factors)``.
     n_draws, seed

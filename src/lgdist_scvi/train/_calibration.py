@@ -51,8 +51,8 @@ def fit_calibration(
     """Set the overdispersion around the predicted rates, the shares of the field and of similar spots, and the scale of the read-out given detection.
 
     Overdispersion is estimated on visible entries, around predictions of the network without the own count and of the factor
-    model with it; and what the totals of rare genes lose when the two are averaged. The share of the field and the read-out given detection are fitted to entries held out for this: among the entries seen
-    in training, genes with hidden entries may have too few detections.
+    model with it; there too what is lost of totals when the two are averaged. The share of the field and the read-out given detection
+    are fitted to entries held out for this: among the entries seen in training, genes with hidden entries may have too few detections.
 
     Parameters
     ----------
