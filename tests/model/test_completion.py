@@ -123,7 +123,7 @@ def test_completed_entries_are_posterior_means(trained, small, counts, depth):
     size = module.dispersion.numpy() ** (1 - weight) * module.field.dispersion.numpy() ** weight
     own = np.where(observed, mu / (mu + size), 0)
     lost = weight * (1 - weight) * (1 - own) ** 2 * module.field.disagreement.numpy() / 2
-    expected = means[0] ** (1 - weight) * means[1] ** weight * np.exp(lost)
+    expected = means[0] ** (1 - weight) * means[1] ** weight * np.exp(lost + (1 - own) * float(module.field.shift))
     completed = read(trained, small, scale="counts")
     np.testing.assert_allclose(completed, expected, rtol=1e-4)
     # Without the own count an observed zero and an unobserved entry would be completed alike.

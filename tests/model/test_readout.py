@@ -11,7 +11,7 @@ from lgdist_scvi.data._batch import Batch
 from lgdist_scvi.module._autoencoder import Rates
 from lgdist_scvi.module._folds import N_FOLDS, gene_folds
 from lgdist_scvi.module._likelihoods import LIKELIHOODS
-from lgdist_scvi.module._mixing import Disagreement
+from lgdist_scvi.module._mixing import Totals
 from lgdist_scvi.module._posterior import (
     Prediction,
     _calibrated,
@@ -93,13 +93,13 @@ DEVIATION = torch.tensor([[0.1, 0.02, 0.3], [0.04, 0.2, 0.06]])
 FIELD = torch.tensor([[0.02, 0.01, 0.05], [0.005, 0.004, 0.01]])
 WEIGHT = torch.tensor([[0.2], [0.5]])
 SIZE, FIELD_SIZE = torch.tensor([2.0, 4.0, 8.0]), torch.tensor([3.0, 1.5, 6.0])
-DISAGREEMENT = torch.tensor([0.3, 0.0, 0.8])
+DISAGREEMENT, SHIFT = torch.tensor([0.3, 0.0, 0.8]), torch.tensor(-0.1)
 
 
 def read(field=None):
     batch = batch_of(counts=COUNTS, depth=DEPTH, observed=~KNOWN)
-    weight = WEIGHT if field else torch.zeros(2, 1)
-    prediction = Prediction(batch, slice(None), NETWORK, DEVIATION, FIELD, weight, DISAGREEMENT, NETWORK)
+    weight, shift = (WEIGHT, SHIFT) if field else (torch.zeros(2, 1), torch.tensor(0.0))
+    prediction = Prediction(batch, slice(None), NETWORK, DEVIATION, FIELD, weight, DISAGREEMENT, shift, NETWORK)
     module = SimpleNamespace(dispersion=SIZE, field=field, likelihood=LIKELIHOODS["counts"](3))
     given = posterior(prediction, module, known=KNOWN)
     by_default = posterior(prediction._replace(batch=batch._replace(observed=KNOWN)), module)
@@ -107,7 +107,7 @@ def read(field=None):
     # Of some genes the same is said.
     genes = torch.tensor([2, 0])
     parts = (part[:, genes] for part in (NETWORK, DEVIATION, FIELD))
-    some = Prediction(batch.of_genes(genes), genes, *parts, weight, DISAGREEMENT[genes], NETWORK)
+    some = Prediction(batch.of_genes(genes), genes, *parts, weight, DISAGREEMENT[genes], shift, NETWORK)
     for one, other in zip(posterior(some, module, known=KNOWN[:, genes]), given, strict=True):
         torch.testing.assert_close(one, other[:, genes])
     return given
@@ -145,9 +145,13 @@ def test_network_and_factor_model_are_averaged_in_the_log():
     size = SIZE ** (1 - WEIGHT) * FIELD_SIZE**WEIGHT
     torch.testing.assert_close(mixed.shape, size + COUNTS * KNOWN)
     lost = WEIGHT * (1 - WEIGHT) * DISAGREEMENT / 2
-    expected = NETWORK ** (1 - WEIGHT) * FIELD**WEIGHT * lost.exp() * DEPTH[:, None]
+    expected = NETWORK ** (1 - WEIGHT) * FIELD**WEIGHT * (lost + SHIFT).exp() * DEPTH[:, None]
     torch.testing.assert_close(mixed.own, torch.where(KNOWN, expected / (expected + size), 0))
-    mean = network.mean ** (1 - WEIGHT) * factor**WEIGHT * (lost * (1 - mixed.own).square()).exp()
+    mean = (
+        network.mean ** (1 - WEIGHT)
+        * factor**WEIGHT
+        * (lost * (1 - mixed.own).square() + (1 - mixed.own) * SHIFT).exp()
+    )
     torch.testing.assert_close(mixed.mean, mean)
 
 
@@ -162,32 +166,33 @@ def test_the_mean_in_the_log_keeps_totals():
     observed = torch.rand(4000, 4, generator=rng) < 0.8
     both = (1 - weight) * network + weight * field
 
-    def square(counted):
-        found = Disagreement(torch.zeros(4))
+    def found(counted):
+        totals = Totals(torch.zeros(4))
         for place in (slice(2000), slice(2000, 4000)):  # the same in minibatches
             # What is not visible would be 1000 counts.
             counts = torch.where(observed, counted * 100 * both, 1000.0)[place]
             batch = batch_of(counts=counts, depth=torch.full((2000,), 100.0), observed=observed[place])
             rates = network[place], network[place], field[place]
-            found.add(Prediction(batch, slice(None), *rates, weight[place], torch.zeros(4), network[place]))
-        return found.square()
+            nothing = torch.zeros(4), torch.tensor(0.0)
+            totals.add(Prediction(batch, slice(None), *rates, weight[place], *nothing, network[place]))
+        return totals.disagreement(), totals.shift()
 
-    def rate(disagreement, weight=weight):
+    def rate(disagreement, shift, weight=weight):
         batch = batch_of(counts=both, depth=torch.full((4000,), 100.0))
-        return Prediction(batch, slice(None), network, network, field, weight, disagreement, network).rate
+        return Prediction(batch, slice(None), network, network, field, weight, disagreement, shift, network).rate
 
-    def total(disagreement):
-        return (rate(disagreement) * observed).sum(0)
+    def total(disagreement, shift):
+        return (rate(disagreement, shift) * observed).sum(0)
 
     expected = (both * observed).sum(0)
-    assert float(total(torch.zeros(4))[2] / expected[2]) < 0.8
-    torch.testing.assert_close(total(square(1.0)), expected, rtol=0.02, atol=0)
+    assert float(total(torch.zeros(4), torch.tensor(0.0))[2] / expected[2]) < 0.8
+    torch.testing.assert_close(total(*found(1.0)), expected, rtol=0.02, atol=0)
     # The logs of two independent rates differ by twice the variance of one.
-    torch.testing.assert_close(square(1.0), 2 * deviation.square(), rtol=0.1, atol=1e-3)
-    torch.testing.assert_close(total(square(0.95)), 0.95 * expected, rtol=0.02, atol=0)
+    torch.testing.assert_close(found(1.0)[0], 2 * deviation.square(), rtol=0.1, atol=1e-3)
+    torch.testing.assert_close(total(*found(0.9)), 0.9 * expected, rtol=0.02, atol=0)
     # Where the field has all of the weight nothing is lost, and where nothing was counted nothing is known.
-    torch.testing.assert_close(rate(square(1.0), torch.ones(4000, 1)), field)
-    assert float(square(0.0).abs().max()) == 0
+    torch.testing.assert_close(rate(*found(1.0), torch.ones(4000, 1)), field)
+    assert float(found(0.0)[1]) == 0
 
 
 @pytest.mark.parametrize("n_parts", [1, 2])

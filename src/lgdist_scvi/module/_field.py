@@ -88,6 +88,7 @@ class LatentField(nn.Module):
     detection: torch.Tensor
     dispersion: torch.Tensor
     disagreement: torch.Tensor
+    shift: torch.Tensor
     similarity: torch.Tensor
 
     def __init__(self, n_genes: int, n_factors: int) -> None:
@@ -106,6 +107,7 @@ class LatentField(nn.Module):
         self.register_buffer("detection", torch.zeros(n_genes, 3))
         self.register_buffer("dispersion", torch.ones(n_genes))
         self.register_buffer("disagreement", torch.zeros(n_genes))
+        self.register_buffer("shift", torch.tensor(0.0))
         self.register_buffer("similarity", torch.full((len(N_SIMILAR), n_genes), _NO_SIMILARITY))
 
     @torch.no_grad()

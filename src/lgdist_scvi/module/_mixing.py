@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 TINY = 1e-12
 """Smallest share of the depth of which the logarithm is taken."""
-# Of the weights: where one has nearly all, what the two disagree in is of little consequence and not known.
-_SMALLEST_PRODUCT = 0.1
+# Of the weights: where one has nearly all, what the two disagree in is of no consequence and not known.
+_SMALLEST_PRODUCT = 0.01
 
 
 def geometric_mean(network: torch.Tensor, field: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -20,12 +20,10 @@ def geometric_mean(network: torch.Tensor, field: torch.Tensor, weight: torch.Ten
     return torch.exp((1 - weight) * network.clamp_min(TINY).log() + weight * field.clamp_min(TINY).log())
 
 
-class Disagreement:
-    """Square of the log ratio of the field's rate to the network's that is expected of each gene.
+class Totals:
+    """What totals lose where network and field are averaged in the log, and how far both are from what was counted.
 
-    A geometric mean is below the arithmetic one by half of this times the product of the weights, in the log. The loss is largest in
-    rare genes, on which network and field agree least. The square is the one with which the total of the mean is that of both, of which
-    all genes together make what was counted: so it may be below 0.
+    A geometric mean is below the arithmetic one, most in rare genes, on which network and field agree least.
 
     Parameters
     ----------
@@ -46,9 +44,16 @@ class Disagreement:
         self._products += (mean * weight * (1 - weight)).sum(0)
         self._arithmetic += (seen * ((1 - weight) * network + weight * field)).sum(0)
 
-    def square(self) -> torch.Tensor:
-        """The square, ``(n_genes,)``."""
-        geometric, arithmetic = self._geometric.clamp_min(TINY), self._arithmetic.clamp_min(TINY)
+    def disagreement(self) -> torch.Tensor:
+        """Square of the log ratio of the field's rate to the network's, ``(n_genes,)``, with which the total of each gene is that of both.
+
+        Half of it times the product of the weights is what the logarithm of the mean loses.
+        """
+        geometric = self._geometric.clamp_min(TINY)
         product = (self._products / geometric).clamp_min(_SMALLEST_PRODUCT)
-        found = 2 * ((arithmetic / geometric).log() + (self._counted.sum() / arithmetic.sum()).log()) / product
-        return torch.where((self._geometric > TINY) & (self._counted.sum() > 0), found, 0)
+        return 2 * (self._arithmetic / geometric).clamp_min(1).log() / product
+
+    def shift(self) -> torch.Tensor:
+        """Log ratio of the total of all genes that was counted to that of both, ``()``."""
+        counted, expected = self._counted.sum(), self._arithmetic.sum()
+        return torch.where((counted > 0) & (expected > 0), (counted / expected.clamp_min(TINY)).log(), 0)

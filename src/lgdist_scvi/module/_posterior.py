@@ -36,6 +36,8 @@ class Prediction(NamedTuple):
     """Share of the field in the log of the rate, ``(n_spots, 1)``."""
     disagreement: torch.Tensor
     """Square of the log ratio of the field's rate to the network's that is expected of a gene, ``(n_genes,)``."""
+    shift: torch.Tensor
+    """Log ratio of what was counted in all to what network and field expect, ``()``."""
     detected: torch.Tensor
     """Expected log1p of the normalised count given that it is not zero, without the own count,
     ``(n_spots, n_genes)``."""
@@ -46,7 +48,7 @@ class Prediction(NamedTuple):
         return self.mixed(self.network, self.field, torch.zeros_like(self.network))
 
     def mixed(self, network: torch.Tensor, field: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        """Weighted geometric mean of what network and field say, times what it loses of their totals, ``(n_spots, n_genes)``.
+        """Weighted geometric mean of what network and field say, such that totals are those counted, ``(n_spots, n_genes)``.
 
         Parameters
         ----------
@@ -55,8 +57,9 @@ class Prediction(NamedTuple):
         own
             Weight of the own count in both, which makes them alike, ``(n_spots, n_genes)``.
         """
-        lost = self.weight * (1 - self.weight) * ((1 - own).square() * self.disagreement / 2)
-        return geometric_mean(network, field, self.weight) * lost.exp()
+        left = 1 - own
+        lost = self.weight * (1 - self.weight) * (left.square() * self.disagreement / 2)
+        return geometric_mean(network, field, self.weight) * (lost + left * self.shift).exp()
 
 
 class Pass(NamedTuple):
@@ -167,13 +170,15 @@ def predict(
             whole[:, place] = torch.where(wanted, found, whole[:, place])
     if module.field is None:
         field, weight = network, network.new_zeros(len(network), 1)
-        disagreement = network.new_zeros(network.shape[1])
+        disagreement, shift = network.new_zeros(network.shape[1]), network.new_zeros(())
         log_variance = torch.log1p(variance / network.clamp_min(TINY) ** 2)
     else:
         smooth = module.field(batch, visible, module.share, chosen)
-        field, weight, disagreement = smooth.log_rate.exp(), smooth.weight, module.field.disagreement[chosen]
+        field, weight = smooth.log_rate.exp(), smooth.weight
+        disagreement, shift = module.field.disagreement[chosen], module.field.shift
         log_variance = module.field.log_variance(batch, visible, module.share, chosen)
-    return Prediction(batch.of_genes(chosen), chosen, network, log_variance, field, weight, disagreement, log_value)
+    mixing = weight, disagreement, shift
+    return Prediction(batch.of_genes(chosen), chosen, network, log_variance, field, *mixing, log_value)
 
 
 class Posterior(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 
 from lgdist_scvi.data._similar import log_ratio
 from lgdist_scvi.module._dispersion import Overdispersion
-from lgdist_scvi.module._mixing import Disagreement
+from lgdist_scvi.module._mixing import Totals
 from lgdist_scvi.module._normalisation import log_normalise
 from lgdist_scvi.module._posterior import passes, predict
 from lgdist_scvi.module._similarity import fit_similarity
@@ -77,18 +77,19 @@ def fit_calibration(
         _fit_shares(module, data, similar)
         data.view.similar = similar
     network, field = Overdispersion(module.dispersion), Overdispersion(module.dispersion)
-    disagreement = Disagreement(module.dispersion)
+    totals = Totals(module.dispersion)
     for block in blocks:
         prediction = predict(module, data.view.gather(block), noise, n_steps)
         depth = prediction.batch.depth[:, None]
         network.add(prediction.network * depth, prediction.batch)
         if module.field is not None:
             field.add(prediction.field * depth, prediction.batch)
-            disagreement.add(prediction)
+            totals.add(prediction)
     module.dispersion.copy_(network.size())
     if module.field is not None:
         module.field.dispersion.copy_(field.size())
-        module.field.disagreement.copy_(disagreement.square())
+        module.field.disagreement.copy_(totals.disagreement())
+        module.field.shift.copy_(totals.shift())
         module.field.fit_detection(_field_blocks(module, data, blocks))
     _fit_detected(module, data)
 
