@@ -54,6 +54,6 @@ class Totals:
         return 2 * (self._arithmetic / geometric).clamp_min(1).log() / product
 
     def shift(self) -> torch.Tensor:
-        """Log ratio of the total of all genes that was counted to that of both, ``()``."""
+        """Log ratio of the total of all genes that was counted to that of both, one number."""
         counted, expected = self._counted.sum(), self._arithmetic.sum()
         return torch.where((counted > 0) & (expected > 0), (counted / expected.clamp_min(TINY)).log(), 0)

@@ -37,7 +37,7 @@ class Prediction(NamedTuple):
     disagreement: torch.Tensor
     """Square of the log ratio of the field's rate to the network's that is expected of a gene, ``(n_genes,)``."""
     shift: torch.Tensor
-    """Log ratio of what was counted in all to what network and field expect, ``()``."""
+    """Log ratio of what was counted in all to what network and field expect, one number."""
     detected: torch.Tensor
     """Expected log1p of the normalised count given that it is not zero, without the own count,
     ``(n_spots, n_genes)``."""
