@@ -282,9 +282,9 @@ class LatentField(nn.Module):
         """Lower triangles of the second moments of vectors with this mean and covariance, in one row each."""
         row, col = self._triangle()
         square = mean.index_select(1, row) * mean.index_select(1, col)
-        return (
-            square if covariance is None else square + covariance.flatten(1).index_select(1, row * self.n_factors + col)
-        )
+        if covariance is None:
+            return square
+        return square + covariance.flatten(1).index_select(1, row * self.n_factors + col)
 
     def full(self, lower: torch.Tensor) -> torch.Tensor:
         """Symmetric matrices of lower triangles."""

@@ -45,9 +45,9 @@ class Prediction(NamedTuple):
     @property
     def rate(self) -> torch.Tensor:
         """Expected share of the gene in the spot's depth where the entry is not visible, ``(n_spots, n_genes)``."""
-        return self.mixed(self.network, self.field, torch.zeros_like(self.network))
+        return self.mixed(self.network, self.field, 0.0)
 
-    def mixed(self, network: torch.Tensor, field: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    def mixed(self, network: torch.Tensor, field: torch.Tensor, own: torch.Tensor | float) -> torch.Tensor:
         """Weighted geometric mean of what network and field say, such that totals are those counted, ``(n_spots, n_genes)``.
 
         Parameters
@@ -55,10 +55,10 @@ class Prediction(NamedTuple):
         network, field
             Shares of the depth, ``(n_spots, n_genes)``.
         own
-            Weight of the own count in both, which makes them alike, ``(n_spots, n_genes)``.
+            Weight of the own count in both, which makes them alike, ``(n_spots, n_genes)``, or one for all.
         """
         left = 1 - own
-        lost = self.weight * (1 - self.weight) * (left.square() * self.disagreement / 2)
+        lost = self.weight * (1 - self.weight) * (left**2 * self.disagreement / 2)
         return geometric_mean(network, field, self.weight) * (lost + left * self.shift).exp()
 
 
