@@ -111,8 +111,8 @@ def steps(work):
         with plan_of(cls, work.module) as plan:
             loss = plan.loss(work.batch.to(DEVICE)).loss
             loss.backward()
-            plan.on_train_batch_end()
-            plan.on_train_batch_end()
+            plan.average()
+            plan.average()
             assert loss.device == DEVICE and plan._averaged[0].device == DEVICE
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
-from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
 
 from lgdist_scvi.dataloaders import _neighborhood
 from lgdist_scvi.dataloaders._ahead import ahead
@@ -21,42 +20,68 @@ def data_of(n_spots, batch_size=128, held_out=0.0):
     return NeighborhoodDataModule(view, view, sparse.csr_matrix(drawn), batch_size)
 
 
-def trainer(n_processes, device="cpu"):
-    return SimpleNamespace(world_size=n_processes, strategy=SimpleNamespace(root_device=torch.device(device)))
+def trainer(n_processes=1, rank=0, accumulated=1, device="cpu"):
+    return SimpleNamespace(
+        world_size=n_processes,
+        global_rank=rank,
+        accumulate_grad_batches=accumulated,
+        strategy=SimpleNamespace(root_device=torch.device(device)),
+    )
+
+
+def minibatches(data, **options):
+    data.trainer = trainer(**options)
+    return [batch.tolist() for batch in data.train_dataloader()]
 
 
 @pytest.mark.parametrize(
     ("n_spots", "n_processes", "n_steps"),
-    [(300, 4, 1), (500, 8, 1), (258, 3, 1), (300, 1, 2), (255, 1, 2), (256, 1, 2), (3000, 4, 5), (100, 1, 1)],
+    [
+        (300, 4, 1),
+        (500, 8, 1),
+        (258, 3, 1),
+        (300, 1, 2),
+        (255, 1, 2),
+        (256, 1, 2),
+        (3000, 4, 5),
+        (3000, 16, 2),
+        (100, 1, 1),
+        (3, 4, 1),
+    ],
 )
-def test_every_process_gets_minibatches(n_spots, n_processes, n_steps):
+def test_processes_share_the_minibatches_of_one(n_spots, n_processes, n_steps):
     data = data_of(n_spots)
-    data.trainer = trainer(n_processes)
-    loader = data.train_dataloader()
-    for rank in range(n_processes):
-        # What Lightning makes of the loader.
-        sampler = DistributedSampler(loader.dataset, n_processes, rank)
-        own = DataLoader(loader.dataset, loader.batch_size, sampler=sampler, drop_last=loader.drop_last)
-        assert len(own) == data.n_steps(n_processes) == n_steps
+    assert data.n_steps(n_processes) == n_steps
+    alone = minibatches(data, accumulated=n_processes)
+    assert len(alone) == n_steps * n_processes and all(alone)
+    shared = [minibatches(data, n_processes=n_processes, rank=rank) for rank in range(n_processes)]
+    assert [shared[place % n_processes][place // n_processes] for place in range(len(alone))] == alone
+    used = [spot for batch in alone for spot in batch]
+    if n_spots >= n_processes:
+        # No spot twice, none left out but what makes no step, and minibatches alike.
+        assert len({*used}) == len(used) > n_spots - 128 * n_processes
+        assert max(map(len, alone)) - min(map(len, alone)) <= n_processes * n_steps
 
 
-def test_spots_are_shuffled_and_one_process_has_them_all():
+def test_spots_are_shuffled_by_seed_and_epoch():
     data = data_of(290, 100)
-    assert len(data.train_dataloader()) == data.n_steps() == 2
-    assert data_of(590, 100).n_steps() == len(data_of(590, 100).train_dataloader()) == 5
-    first, second = (torch.cat(list(data.train_dataloader())).tolist() for _ in range(2))
-    assert len({*first}) == 200 and first != second
+    loader = data.train_dataloader()
+    assert len(loader) == data.n_steps() == 2 and data_of(590, 100).n_steps() == 5
+    first, again = (torch.cat(list(loader)).tolist() for _ in range(2))
+    assert len({*first}) == 200 and first == again
+    loader.batch_sampler.sampler.set_epoch(1)
+    assert torch.cat(list(loader)).tolist() != first
+    data.seed = 1
+    assert torch.cat(list(data.train_dataloader())).tolist() != first
 
 
 def test_minibatches_for_a_gpu_are_gathered_beside_it():
     data = data_of(300, held_out=0.5)
-    data.trainer = trainer(1, "cuda")
+    data.trainer = trainer(device="cuda")
     for loader in (data.train_dataloader(), data.val_dataloader()):
         assert loader.pin_memory and loader.persistent_workers
         assert loader.num_workers == _neighborhood.GATHERING_PROCESSES
-    loader = data.train_dataloader()
-    assert loader.batch_size == 128 and loader.drop_last and isinstance(loader.sampler, RandomSampler)
-    data.trainer = trainer(1)
+    data.trainer = trainer()
     assert not data.train_dataloader().pin_memory and data.train_dataloader().num_workers == 0
 
 

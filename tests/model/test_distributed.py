@@ -1,4 +1,4 @@
-"""Two processes train one model and share the work of a completion."""
+"""Two processes train one model, as one does alone, and share the work of a completion."""
 
 import json
 import os
@@ -96,6 +96,12 @@ def test_two_processes(small, tmp_path, start, loss):
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
     assert set(first["losses"]) == {"autoencoder", "diffusion"} and first["steps"]["diffusion"] == 3
+    # One process that takes both minibatches of a step learns the same.
+    one = small.build(ad.read_h5ad(tmp_path / "data.h5ad"), {"loss": loss})
+    small.fit(one, max_epochs=3, batch_size=32, devices=1, accumulate_grad_batches=2)
+    assert one._weights_hash() == first["weights"]
+    alone_losses = {phase: table["validation_loss"].iloc[:, 0].tolist() for phase, table in one.history.items()}
+    assert alone_losses == first["losses"]
     assert all(np.isfinite(losses).all() for losses in first["losses"].values())
     # Each completed its part, in the same file.
     shared = [json.loads((tmp_path / f"{rank}_blocks.json").read_text()) for rank in range(2)]

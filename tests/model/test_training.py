@@ -480,7 +480,7 @@ def test_the_loops_do_not_wait_for_the_gpu(small, trained, tmp_path):
                 plan.loss(host.to(module.device)).loss.backward()
                 torch.nn.utils.clip_grad_norm_(plan._parts().parameters(), 1.0)
                 optimizer.step()
-                plan.on_train_batch_end()
+                plan.average()
     module.phase = "autoencoder"
     module.eval()
     for repeat in range(2):

@@ -1,5 +1,7 @@
 """What the phases show, learn and validate on."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -29,7 +31,7 @@ def test_weights_are_averaged_over_steps(model):
     for step in range(1, 5):
         for weight in plan._weights():
             weight.add_(step)
-        plan.on_train_batch_end()
+        plan.average()
         current = plan._weights()
         average = (
             [c.clone() for c in current]
@@ -68,15 +70,21 @@ def test_rates_warm_up_and_fall(small, model):
     np.testing.assert_allclose(rates[WARMUP_STEPS:], expected, rtol=1e-3)
 
 
-def test_processes_draw_different_masks_and_noise(model, monkeypatch):
-    drawn = []
-    for rank in (0, 1, 2):
+def test_masks_and_noise_are_those_of_the_minibatch(model, monkeypatch):
+    """Whichever process has it: the second of two draws for its first minibatch what one alone draws for its second."""
+
+    def drawn(place, rank=0, n_processes=1, epoch=0, seed=3):
+        plan = AutoencoderPlan(model.module)
+        plan.seed = seed
         monkeypatch.setattr(PhasePlan, "global_rank", rank)
-        torch.manual_seed(7)
-        AutoencoderPlan(model.module).on_train_start()
-        drawn.append(torch.rand(4))
-    assert torch.equal(drawn[0], torch.rand(4, generator=torch.Generator().manual_seed(7)))
-    assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
+        monkeypatch.setattr(PhasePlan, "current_epoch", epoch)
+        monkeypatch.setattr(PhasePlan, "trainer", SimpleNamespace(world_size=n_processes))
+        plan.on_train_batch_start(None, place)
+        return torch.rand(4).tolist()
+
+    alone = [drawn(place) for place in range(4)]
+    assert [drawn(place, rank, 2) for place in (0, 1) for rank in (0, 1)] == alone
+    assert len({tuple(one) for one in [*alone, drawn(0, epoch=1), drawn(0, seed=4)]}) == 6
 
 
 def test_neighbours_alone_complete_but_the_autoencoder_learns_visible_spots_too(model):

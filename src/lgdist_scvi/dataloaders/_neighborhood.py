@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Sampler, TensorDataset
 
 from lgdist_scvi.data._holdout import MAX_HOLDOUT_SPOTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
     from scipy import sparse
@@ -25,6 +25,68 @@ GATHERING_PROCESSES = 2
 """Processes that gather minibatches while a GPU computes."""
 LEAST_VALIDATED = 256
 """Where fewer spots are held out, each is validated several times, with other masks and noise."""
+
+
+class Shuffled(Sampler[int]):
+    """Places in an order that depends on the seed and the epoch only.
+
+    Parameters
+    ----------
+    n
+        Number of places.
+    seed
+        Seed of the order.
+    """
+
+    def __init__(self, n: int, seed: int) -> None:
+        self._n, self._seed, self._epoch = n, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Another order; called by Lightning."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(np.random.default_rng([self._seed, self._epoch]).permutation(self._n).tolist())
+
+
+class SharedMinibatches(BatchSampler):
+    """Minibatches of one of several processes, which together take those that one alone would take.
+
+    A step of the optimiser uses `n_together` minibatches, and an epoch is made of whole steps.
+
+    Parameters
+    ----------
+    order
+        Order of the spots, alike in all processes.
+    batch_size
+        Spots per minibatch; fewer in an epoch of one or two steps, so that all are alike.
+    n_together
+        Minibatches of a step, in all processes.
+    rank, n_processes
+        Which process this is, and how many there are.
+    """
+
+    def __init__(
+        self, order: Shuffled, batch_size: int, n_together: int = 1, rank: int = 0, n_processes: int = 1
+    ) -> None:
+        # What makes no whole step is left out where that is no large part of an epoch.
+        self.n_steps, left = divmod(len(order), batch_size * n_together)
+        """Steps of the optimiser in an epoch."""
+        if self.n_steps < 2 and left:
+            self.n_steps += 1
+            batch_size = math.ceil(len(order) / (self.n_steps * n_together))
+        super().__init__(order, batch_size, drop_last=False)
+        self._places = range(rank, self.n_steps * n_together, n_processes)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        every = list(super().__iter__())
+        return (every[place % len(every)] for place in self._places)  # where there are fewer spots than minibatches
 
 
 class NeighborhoodDataModule(pl.LightningDataModule):
@@ -58,6 +120,8 @@ class NeighborhoodDataModule(pl.LightningDataModule):
         self.view, self.truth, self.held_out = view, truth, held_out
         self._calibrated = calibrated
         self.batch_size = batch_size
+        self.seed = 0
+        """Seed of the order of the spots."""
         self.train_idx = np.arange(view.n_spots)
         self.val_idx = np.flatnonzero(np.diff(held_out.indptr))
 
@@ -75,16 +139,22 @@ class NeighborhoodDataModule(pl.LightningDataModule):
         """Spots that are validated on."""
         return len(self.val_idx)
 
-    def n_steps(self, n_processes: int = 1) -> int:
-        """Steps per epoch of each of the processes that share the spots."""
-        n_spots = self._share(n_processes)
-        return n_spots // self.batch_size if self._drop_last(n_processes) else math.ceil(n_spots / self.batch_size)
+    def n_steps(self, n_together: int = 1) -> int:
+        """Steps of the optimiser per epoch, each with so many minibatches, of all processes."""
+        return self._minibatches(n_together).n_steps
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled spots; an incomplete last minibatch is dropped if each process has at least two full ones."""
-        n_processes = self.trainer.world_size if self.trainer else 1
-        options = {"batch_size": self.batch_size, "shuffle": True, "drop_last": self._drop_last(n_processes)}
-        return self._loader(self.train_idx, self.view.gather, **options)
+        """Shuffled spots: the minibatches of this process."""
+        trainer = self.trainer
+        shared = (
+            (trainer.world_size * trainer.accumulate_grad_batches, trainer.global_rank, trainer.world_size)
+            if trainer
+            else ()
+        )
+        return self._loader(self.train_idx, self.view.gather, batch_sampler=self._minibatches(*shared))
+
+    def _minibatches(self, *shared: int) -> SharedMinibatches:
+        return SharedMinibatches(Shuffled(self.n_train, self.seed), self.batch_size, *shared)
 
     def val_dataloader(self) -> DataLoader | list:
         """Spots with held-out entries: visible minibatch, true counts and mask of the entries to score."""
@@ -93,13 +163,6 @@ class NeighborhoodDataModule(pl.LightningDataModule):
     def _validation(self, rows: NDArray[np.int64]) -> tuple[Batch, torch.Tensor, torch.Tensor]:
         counts = torch.from_numpy(self.truth.counts[rows].toarray())
         return self.view.gather(rows), counts, torch.from_numpy(self.held_out[rows].toarray())
-
-    def _share(self, n_processes: int) -> int:
-        """Spots of each process, as many for all: some serve two where they cannot be divided."""
-        return math.ceil(self.n_train / n_processes)
-
-    def _drop_last(self, n_processes: int) -> bool:
-        return self._share(n_processes) >= 2 * self.batch_size
 
     def _loader(
         self, rows: NDArray[np.int64], gather: Callable[[NDArray[np.int64]], Any], **options: Any

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from scvi.module.base import LossOutput
 from torch import nn
@@ -99,6 +100,8 @@ class PhasePlan(pl.LightningModule):
         self._best_loss = math.inf
         self.n_averaged = 0
         """Number of training steps."""
+        self.seed = 0
+        """Seed of the masks and the noise."""
 
     def _parts(self) -> nn.ModuleDict:
         return nn.ModuleDict({name: getattr(self.module, name) for name in self.trained})
@@ -145,10 +148,11 @@ class PhasePlan(pl.LightningModule):
         schedule = SequentialLR(optimizer, [warm_up, decay], milestones=[WARMUP_STEPS])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def on_train_start(self) -> None:
-        """Draw other masks and noise in every process of a distributed training."""
-        if self.global_rank:
-            seed_device(torch.initial_seed() + self.global_rank, self.device)
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Draw masks and noise that depend on the number of the minibatch among those of all processes, whichever process has it."""
+        number = batch_idx * self.trainer.world_size + self.global_rank
+        drawn = np.random.SeedSequence([self.seed, self.current_epoch, number]).generate_state(1, np.uint64)
+        seed_device(int(drawn[0] >> np.uint64(1)), self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """One step."""
@@ -156,8 +160,13 @@ class PhasePlan(pl.LightningModule):
         self._log(output, "train", "train_loss")
         return output.loss
 
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
+        """Take a step, and update the averaged weights."""
+        super().optimizer_step(*args, **options)
+        self.average()
+
     @torch.no_grad()
-    def on_train_batch_end(self, *args: object) -> None:
+    def average(self) -> None:
         """Update the averaged weights."""
         # By hand: PyTorch's AveragedModel, and Lightning's callback around it, count the steps on the device and wait for it.
         weights = self._weights()
@@ -197,7 +206,6 @@ class PhasePlan(pl.LightningModule):
 
     def _log(self, output: LossOutput, split: str, name: str) -> None:
         n_spots = output.n_obs_minibatch
-        # Distributed processes must agree on the best epoch.
         options = {"on_step": False, "on_epoch": True, "sync_dist": True, "batch_size": n_spots}
         self.log(name, output.loss, prog_bar=True, **options)
         for key, value in (output.extra_metrics or {}).items():

@@ -81,15 +81,16 @@ class PhaseRunner:
         plan_kwargs: dict[str, Any],
         trainer_kwargs: dict[str, Any],
     ) -> None:
-        self.module, self.title = model.module, title
+        self.module, self.title, self._data = model.module, title, data
         self.logged: dict[str, pd.DataFrame] = {}
         """What the logger has recorded of the phase, by metric."""
         self.finite = True
         """Whether the weights are finite."""
         trainer_kwargs = dict(trainer_kwargs)
         self.device, n_devices = training_devices(trainer_kwargs["accelerator"], trainer_kwargs["devices"])
-        check_whole(1, num_nodes=trainer_kwargs.get("num_nodes", 1))
-        n_steps = data.n_steps(n_devices * trainer_kwargs.get("num_nodes", 1))
+        parts = {name: trainer_kwargs.get(name, 1) for name in ("num_nodes", "accumulate_grad_batches")}
+        check_whole(1, **parts)
+        n_steps = data.n_steps(n_devices * math.prod(parts.values()))
         size = relative_size(data.view.n_spots)
         _check_trainer(trainer_kwargs, self.device, n_devices, data.n_val)
         fewest = min(MIN_EPOCHS, math.ceil(MIN_STEPS / n_steps))
@@ -119,6 +120,7 @@ class PhaseRunner:
             "gradient_clip_val": 1.0,
             "log_every_n_steps": 1,
             "simple_progress_bar": False,
+            "use_distributed_sampler": False,  # the data are distributed already
         }
         try:
             with quiet():
@@ -162,6 +164,7 @@ class PhaseRunner:
             If it was interrupted.
         """
         trainer = self._runner.trainer
+        self.plan.seed = self._data.seed = seed
         self.plan.restart()
         try:
             self.module.phase = self.plan.phase
