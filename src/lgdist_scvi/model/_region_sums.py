@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from scipy import sparse
 from scipy.optimize import minimize
 from scipy.special import gammaln, softmax
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
-    from scipy import sparse
 
     from lgdist_scvi.data._view import SpotView
     from lgdist_scvi.module._lgdist import LGDiSTModule
@@ -192,20 +192,12 @@ def find_inflation(
     module.field.mixing.fill_(1)  # the network knows the other half
     reader = Reader(module, half, Reading(n_samples=0, scale="rate", seed=seed), N_DRAWS)
     random = np.random.default_rng(seed)
-    sizes: list[NDArray] = []
-    patches: list[sparse.csr_matrix] = []
-    for size in PATCH_SIZES:
-        areas = disjoint_patches(positions[rows], section[rows], size, random)
-        if areas.shape[0] >= LEAST_PATCHES or not patches:
-            patches.append(areas)
-            sizes.append(np.full(areas.shape[0], size))
-    counts, claims = [], []
-    for areas in patches:
-        for place, sums in area_sums(reader, half, areas, np.arange(view.n_genes), silent=silent):
-            counts.append(dense(areas[place] @ other).astype(np.float64))
-            claims.append(sums)
-    together = AreaSums(*(np.concatenate(part) for part in zip(*claims, strict=True)))
-    return _fitted(half.share, np.concatenate(sizes), np.concatenate(counts), together, random)
+    found = [disjoint_patches(positions[rows], section[rows], size, random) for size in PATCH_SIZES]
+    areas = sparse.vstack([found[0], *(some for some in found[1:] if some.shape[0] >= LEAST_PATCHES)], format="csr")
+    parts = [sums for _, sums in area_sums(reader, half, areas, np.arange(view.n_genes), silent=silent)]
+    sums = AreaSums(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+    counts = dense(areas @ other).astype(np.float64)
+    return _fitted(half.share, areas.getnnz(axis=1), counts, sums, random)
 
 
 def _fitted(share: NDArray, n_spots: NDArray, counts: Floats, sums: AreaSums, random: np.random.Generator) -> Inflation:
