@@ -77,7 +77,8 @@ def one_area(mean=1e-3, variance=1e-8, counts=15, exposure=1e4):
     return AreaSums(*(np.full((1, 1), float(value)) for value in (exposure, counts, exposure, mean, variance)))
 
 
-def test_combined_means():
+def test_combined_means(monkeypatch):
+    monkeypatch.setattr(_region_sums, "_OF_AREA", [0.0])
     sums = one_area()
     noise = 1e-3 / 1e4
     same = combined(sums, np.ones((1, 1)))
@@ -88,16 +89,20 @@ def test_combined_means():
     assert 1e-3 < between.mean[0, 0] < 15e-4 and 1e-8 < between.variance[0, 0] < min(3e-8, noise)
 
 
-def test_combined_means_are_the_best(monkeypatch):
-    """A prior that claims a third of its variance: the combination knows better than both, and how well."""
+@pytest.fixture(scope="module")
+def given():
+    """Completed means whose prior claims a third of its variance, on average over areas."""
     random, n = np.random.default_rng(0), 200_000
     exposure, level = 1.6e6, 1e-3
     claimed, noise = (0.05 * level) ** 2, level / exposure
-    true = level + np.sqrt(3 * claimed) * random.normal(size=n)
+    inflation = 3 * np.exp(_region_sums.OF_AREA_SPREAD * random.normal(size=n))
+    true = level + np.sqrt(inflation * claimed) * random.normal(size=n)
     raw = true + np.sqrt(noise) * random.normal(size=n)
     posterior = claimed * noise / (claimed + noise)
     completed = level + claimed / (claimed + noise) * (raw - level)
-    factor = np.square(completed - true).mean() / posterior
+    # The factor is that of the completed mean with its own counts.
+    own = claimed / (claimed + noise)
+    factor = 1 + (3 - 1) * claimed * (1 - own) ** 2 / posterior
     columns = (
         np.full((1, n), exposure),
         raw[None] * exposure,
@@ -105,10 +110,30 @@ def test_combined_means_are_the_best(monkeypatch):
         completed[None],
         np.full((1, n), posterior),
     )
-    found = combined(AreaSums(*columns), np.full((1, n), factor))
+    return true, raw, AreaSums(*columns), np.full((1, n), factor)
+
+
+def test_combined_means_are_the_best(given):
+    """The combination knows better than both, and how well."""
+    true, raw, sums, factor = given
+    found = combined(sums, factor)
     error = np.square(found.mean - true).mean()
-    assert error < 0.99 * min(np.square(raw - true).mean(), np.square(completed - true).mean())
+    assert error < 0.99 * min(np.square(raw - true).mean(), np.square(sums.mean - true).mean())
     assert error / found.variance.mean() == pytest.approx(1, abs=0.05)
+
+
+def test_how_far_the_completion_is_off_is_seen_from_the_counts(given, monkeypatch):
+    true, raw, sums, factor = given
+    found = combined(sums, factor)
+    far = np.abs(raw - sums.mean[0]) > np.quantile(np.abs(raw - sums.mean[0]), 0.95)
+    error, claimed = np.square(found.mean - true)[0], found.variance[0]
+    assert error[far].mean() / claimed[far].mean() == pytest.approx(1, abs=0.1)
+    assert error[~far].mean() / claimed[~far].mean() == pytest.approx(1, abs=0.1)
+    # Alike for all areas, it would be too far off here and say too little of it.
+    monkeypatch.setattr(_region_sums, "_OF_AREA", [0.0])
+    alike = combined(sums, factor)
+    worse = np.square(alike.mean - true)[0]
+    assert error[far].mean() < 0.95 * worse[far].mean() and worse[far].mean() > 1.15 * alike.variance[0, far].mean()
 
 
 def test_inflation_is_found():
