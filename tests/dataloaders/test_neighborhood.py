@@ -142,3 +142,18 @@ def test_work_is_done_one_step_ahead():
 def test_failure_of_the_work_is_raised_where_it_is_used():
     with pytest.raises(ZeroDivisionError):
         list(ahead([1, 0], lambda item: 1 / item))
+
+
+def test_lightning_has_another_order_in_every_epoch(small, monkeypatch):
+    epochs = []
+    drawn = _neighborhood.SharedMinibatches.__iter__
+
+    def noted(minibatches):
+        epochs.append([spot for batch in drawn(minibatches) for spot in batch])
+        return drawn(minibatches)
+
+    monkeypatch.setattr(_neighborhood.SharedMinibatches, "__iter__", noted)
+    model = small.build(small.tissue())
+    for _ in range(2):
+        model.train_autoencoder(**(small.TRAIN | {"max_epochs": 2}))
+    assert len({tuple(epoch) for epoch in epochs}) == len(epochs) == 4
