@@ -127,13 +127,13 @@ def test_how_far_the_completion_is_off_is_seen_from_the_counts(given, monkeypatc
     found = combined(sums, factor)
     far = np.abs(raw - sums.mean[0]) > np.quantile(np.abs(raw - sums.mean[0]), 0.95)
     error, claimed = np.square(found.mean - true)[0], found.variance[0]
-    assert error[far].mean() / claimed[far].mean() == pytest.approx(1, abs=0.1)
+    assert error[far].mean() / claimed[far].mean() == pytest.approx(1, abs=0.15)
     assert error[~far].mean() / claimed[~far].mean() == pytest.approx(1, abs=0.1)
     # Alike for all areas, it would be too far off here and say too little of it.
     monkeypatch.setattr(_region_sums, "_OF_AREA", [0.0])
     alike = combined(sums, factor)
     worse = np.square(alike.mean - true)[0]
-    assert error[far].mean() < 0.95 * worse[far].mean() and worse[far].mean() > 1.15 * alike.variance[0, far].mean()
+    assert error[far].mean() < 0.95 * worse[far].mean() and worse[far].mean() > 1.25 * alike.variance[0, far].mean()
 
 
 def test_inflation_is_found():

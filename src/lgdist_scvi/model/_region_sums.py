@@ -35,7 +35,7 @@ PATCH_SIZES, TYPICAL_SIZE = (7, 19, 50, 150, 500), 50
 LEAST_PATCHES, MOST_ENTRIES = 4, 100_000
 SUM_BYTES = 1 << 29
 """Memory for sums over areas that are computed at once."""
-OF_AREA_SPREAD = 0.75
+OF_AREA_SPREAD = 0.5
 """Standard deviation of the log inflation of a gene among areas. Chosen on six sections, with seeds that no reported score uses."""
 _OF_AREA = np.linspace(-1.5, 3, 10)
 _MOST_KNOWN = 0.95  # part of a count's variance that the claimed one may be
