@@ -112,19 +112,16 @@ class CorrelationMixin(SamplingMixin):
             # With ones in front, products of values hold number and sums as well.
             values = np.insert(samples.astype(np.float64), 0, 1.0, axis=2)
             of_samples += values.transpose(0, 2, 1) @ values
+            counts, visible, unit = _counted(seen, scale)
+            for total, added in zip(noise, _Noise.of(values[:, :, 1:], visible, unit), strict=True):
+                total += added
             for part in np.unique(part_of[place]):
-                some = values[:, part_of[place] == part].reshape(-1, n_genes + 1)
+                inside = part_of[place] == part
+                some = values[:, inside].reshape(-1, n_genes + 1)
                 of_parts[part] += some.T @ some
-            if scale != "log1p":
-                counts, visible, unit = _counted(seen, scale)
-                for part in np.unique(part_of[place]):
-                    inside = part_of[place] == part
-                    for total, added in zip(
-                        counted, _Products.of(counts[inside], visible[inside], unit[inside]), strict=True
-                    ):
-                        total[part] += added
-                for total, added in zip(noise, _Noise.of(values[:, :, 1:], visible, unit), strict=True):
-                    total += added
+                products = _Products.of(counts[inside], visible[inside], unit[inside])
+                for total, added in zip(counted, products, strict=True):
+                    total[part] += added
         of_each = _covariance(of_samples)
         sampled, together = of_each.mean(axis=0), _Products(*(part.sum(axis=0) for part in counted))
         claimed = of_each.var(axis=0, ddof=1) if n_samples > 1 else np.zeros_like(sampled)
@@ -200,8 +197,8 @@ class _Noise(NamedTuple):
 
 
 def _counted(seen: Batch, scale: Scale) -> tuple[Floats, Floats, Floats]:
-    """Counts in the unit of the scale, where they are visible, and what one count is worth, ``(n_spots, 1)``."""
-    visible = seen.observed.cpu().numpy().astype(np.float64)
+    """Counts in the unit of the scale, where they tell something, and what one count is worth, ``(n_spots, 1)``."""
+    visible = seen.observed.cpu().numpy().astype(np.float64) * (scale != "log1p")
     depth = seen.depth.cpu().numpy().astype(np.float64)[:, None]
     unit = 1 / np.maximum(depth, 1e-6) if scale == "rate" else np.ones_like(depth)
     return seen.counts.cpu().numpy() * visible * unit, visible, unit
