@@ -50,7 +50,7 @@ def test_claimed_variance_is_that_of_the_samples(trained):
 
     members = sparse.csr_matrix(np.stack([np.arange(150) == 4, np.arange(150) < 60]).astype(np.float32))
     reader = Reader(trained.module, view, Reading(n_samples=0, scale="rate"), _region_sums.N_DRAWS)
-    ((_, sums),) = _region_sums.area_sums(reader, view, members, np.arange(view.n_genes), silent=True)
+    sums = _region_sums.area_sums(reader, view, members, np.arange(view.n_genes), silent=True)
     samples = trained.sample_expression(n_samples=800, seed=3, **QUIET).astype(float)
     depth = view.depth.astype(float)
     for number, spots in enumerate((np.array([4]), np.arange(60))):

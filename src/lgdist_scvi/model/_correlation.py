@@ -107,7 +107,8 @@ class CorrelationMixin(SamplingMixin):
         rows = rows[np.argsort(np.argsort(in_strips(view.graph))[rows])]
         part_of = np.arange(len(rows)) * N_PATCHES // len(rows)
         of_samples, of_parts = (np.zeros((n, n_genes + 1, n_genes + 1)) for n in (n_samples, N_PATCHES))
-        counted, noise = _Products.zeros((N_PATCHES, n_genes, n_genes)), _Noise.zeros((n_genes, n_genes))
+        counted = _Products(*np.zeros((4, N_PATCHES, n_genes, n_genes)))
+        noise = _Noise(*np.zeros((4, n_genes, n_genes)))
         for place, seen, samples in self._samples(view, rows, genes, n_samples, reading, silent):
             # With ones in front, products of values hold number and sums as well.
             values = np.insert(samples.astype(np.float64), 0, 1.0, axis=2)
@@ -150,10 +151,6 @@ class _Products(NamedTuple):
     """Of the variance of counting; on the diagonal only."""
 
     @classmethod
-    def zeros(cls, shape: tuple[int, ...]) -> _Products:
-        return cls(*(np.zeros(shape) for _ in cls._fields))
-
-    @classmethod
     def of(cls, values: Floats, visible: Floats, unit: Floats) -> _Products:
         """Sums over spots, given values that are 0 where nothing is visible, and what one count is worth."""
         return cls(values.T @ values, values.T @ visible, visible.T @ visible, np.diag((values * unit).sum(axis=0)))
@@ -175,10 +172,6 @@ class _Noise(NamedTuple):
     squares: Floats
     values: Floats
     number: Floats
-
-    @classmethod
-    def zeros(cls, shape: tuple[int, ...]) -> _Noise:
-        return cls(*(np.zeros(shape) for _ in cls._fields))
 
     @classmethod
     def of(cls, samples: Floats, visible: Floats, unit: Floats) -> _Noise:

@@ -21,8 +21,6 @@ from ._options import Reading
 from ._reader import Reader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
     from lgdist_scvi.data._view import SpotView
@@ -92,8 +90,8 @@ def area_sums(
     genes: NDArray[np.int64],
     *,
     silent: bool,
-) -> Iterator[tuple[slice, AreaSums]]:
-    """Sums over some areas at a time.
+) -> AreaSums:
+    """Sums over areas, of which as many are in memory at once as :data:`SUM_BYTES` allows.
 
     Parameters
     ----------
@@ -110,8 +108,9 @@ def area_sums(
 
     Returns
     -------
-    Places of the areas, and their sums.
+    Sums, in the order of the areas.
     """
+    parts = []
     size = max(1, SUM_BYTES // (8 * N_DRAWS * max(1, len(genes))))
     every = np.array_equal(genes, np.arange(view.n_genes))
     for start in range(0, areas.shape[0], size):
@@ -137,7 +136,8 @@ def area_sums(
             exposure += weights @ visible
         depth = np.asarray(block @ view.depth, dtype=np.float64)[:, None]
         variance = (draws.var(axis=0, ddof=1) + single) / depth**2
-        yield slice(start, start + len(depth)), AreaSums(depth, counts, exposure, mean / depth, variance)
+        parts.append(AreaSums(depth, counts, exposure, mean / depth, variance))
+    return AreaSums(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
 def combined(sums: AreaSums, factor: Floats) -> AreaMeans:
@@ -214,8 +214,7 @@ def find_inflation(
     random = np.random.default_rng(seed)
     found = [disjoint_patches(positions[rows], section[rows], size, random) for size in PATCH_SIZES]
     areas = sparse.vstack([found[0], *(some for some in found[1:] if some.shape[0] >= LEAST_PATCHES)], format="csr")
-    parts = [sums for _, sums in area_sums(reader, half, areas, np.arange(view.n_genes), silent=silent)]
-    sums = AreaSums(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+    sums = area_sums(reader, half, areas, np.arange(view.n_genes), silent=silent)
     counts = dense(areas @ other).astype(np.float64)
     return _fitted(half.share, areas.getnnz(axis=1), counts, sums, random)
 

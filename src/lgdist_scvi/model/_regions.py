@@ -216,8 +216,7 @@ class RegionMixin(SamplingMixin):
         reading = Reading(n_samples=0, scale="rate", seed=seed, batch_size=batch_size)
         inflation = self._inflation_of(adata, view, seed, silent)
         reader = Reader(self.module, view, reading, N_DRAWS)
-        parts = [sums for _, sums in area_sums(reader, view, members, genes, silent=silent)]
-        sums = AreaSums(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+        sums = area_sums(reader, view, members, genes, silent=silent)
         return Areas(sums, combined(sums, inflation.of(genes, members.getnnz(axis=1))))
 
     def _inflation_of(self, adata: AnnData, view: SpotView, seed: int, silent: bool) -> Inflation:
