@@ -113,16 +113,17 @@ def test_completed_entries_are_posterior_means(trained, small, counts, depth):
     solve_field(trained.module, view)
     batch = view.gather(np.arange(trained.adata.n_obs))
     prediction, module = predict(trained.module, batch, noise, 2), trained.module
-    means = []
+    means, unlike = [], 1.0
     for rate, size in ((prediction.network, module.dispersion), (prediction.field, module.field.dispersion)):
         mu, r = rate.numpy() * depth, size.numpy()
         means.append(np.where(observed, mu * (values + r) / (mu + r), mu))
+        unlike = unlike * np.where(observed, r / (mu + r), 1)
     weight = prediction.weight.numpy()
     assert ((weight > 0) & (weight <= 1)).all()
     mu = prediction.rate.numpy() * depth
     size = module.dispersion.numpy() ** (1 - weight) * module.field.dispersion.numpy() ** weight
     own = np.where(observed, mu / (mu + size), 0)
-    lost = weight * (1 - weight) * (1 - own) ** 2 * module.field.disagreement.numpy() / 2
+    lost = weight * (1 - weight) * unlike * module.field.disagreement.numpy() / 2
     expected = means[0] ** (1 - weight) * means[1] ** weight * np.exp(lost + (1 - own) * float(module.field.shift))
     completed = read(trained, small, scale="counts")
     np.testing.assert_allclose(completed, expected, rtol=1e-4)

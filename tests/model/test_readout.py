@@ -147,11 +147,8 @@ def test_network_and_factor_model_are_averaged_in_the_log():
     lost = WEIGHT * (1 - WEIGHT) * DISAGREEMENT / 2
     expected = NETWORK ** (1 - WEIGHT) * FIELD**WEIGHT * (lost + SHIFT).exp() * DEPTH[:, None]
     torch.testing.assert_close(mixed.own, torch.where(KNOWN, expected / (expected + size), 0))
-    mean = (
-        network.mean ** (1 - WEIGHT)
-        * factor**WEIGHT
-        * (lost * (1 - mixed.own).square() + (1 - mixed.own) * SHIFT).exp()
-    )
+    unlike = (1 - network.own) * (1 - own)  # neither has moved
+    mean = network.mean ** (1 - WEIGHT) * factor**WEIGHT * (lost * unlike + (1 - mixed.own) * SHIFT).exp()
     torch.testing.assert_close(mixed.mean, mean)
 
 

@@ -45,21 +45,28 @@ class Prediction(NamedTuple):
     @property
     def rate(self) -> torch.Tensor:
         """Expected share of the gene in the spot's depth where the entry is not visible, ``(n_spots, n_genes)``."""
-        return self.mixed(self.network, self.field, 0.0)
+        return self.mixed(self.network, self.field)
 
-    def mixed(self, network: torch.Tensor, field: torch.Tensor, own: torch.Tensor | float) -> torch.Tensor:
+    def mixed(
+        self,
+        network: torch.Tensor,
+        field: torch.Tensor,
+        unlike: torch.Tensor | float = 1.0,
+        uncounted: torch.Tensor | float = 1.0,
+    ) -> torch.Tensor:
         """Weighted geometric mean of what network and field say, such that totals are those counted, ``(n_spots, n_genes)``.
 
         Parameters
         ----------
         network, field
             Shares of the depth, ``(n_spots, n_genes)``.
-        own
-            Weight of the own count in both, which makes them alike, ``(n_spots, n_genes)``, or one for all.
+        unlike
+            Share of their disagreement that is left where both know the own count, ``(n_spots, n_genes)``, or one for all.
+        uncounted
+            Weight of what is not the own count in their mean, ``(n_spots, n_genes)``, or one for all.
         """
-        left = 1 - own
-        lost = self.weight * (1 - self.weight) * (left**2 * self.disagreement / 2)
-        return geometric_mean(network, field, self.weight) * (lost + left * self.shift).exp()
+        lost = self.weight * (1 - self.weight) * (unlike * self.disagreement / 2)
+        return geometric_mean(network, field, self.weight) * (lost + uncounted * self.shift).exp()
 
 
 class Pass(NamedTuple):
@@ -219,16 +226,20 @@ def posterior(prediction: Prediction, module: LGDiSTModule, known: torch.Tensor 
     known = batch.observed if known is None else known
     counted = batch.counts / batch.depth[:, None]
 
-    def given_count(rate: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
-        return rate + likelihood.own_weight(rate, batch, known, size) * (counted - rate)
+    def given_count(rate: torch.Tensor, size: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        own = likelihood.own_weight(rate, batch, known, size)
+        return rate + own * (counted - rate), 1 - own
 
-    means = [given_count(prediction.network, size)]
+    network, unlike = given_count(prediction.network, size)
+    field = network
     if module.field is not None:
         field_size = module.field.dispersion[prediction.genes]
-        means.append(given_count(prediction.field, field_size))
+        field, of_field = given_count(prediction.field, field_size)
+        # Each moves by its own weight, and what is left of their disagreement is what neither has moved by.
+        unlike = unlike * of_field
         size = geometric_mean(size, field_size, prediction.weight)
     own = likelihood.own_weight(prediction.rate, batch, known, size)
-    mean = prediction.mixed(means[0], means[-1], own)
+    mean = prediction.mixed(network, field, unlike, 1 - own)
     return Posterior(mean, size + batch.counts * known, own)
 
 
