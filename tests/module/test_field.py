@@ -158,6 +158,22 @@ def test_codes_have_converged(field, simulated, share, monkeypatch):
     assert (field.solve(simulated.tissue, share).codes - codes).abs().max() < 0.02
 
 
+def test_codes_of_distinct_cells_have_converged(monkeypatch):
+    """Of genes that a few cells have a hundred times as much of, the first Newton step would go far too far, and the way back be long."""
+    random = np.random.default_rng(0)
+    share, kind = np.full(G, 1 / G), random.integers(0, 10, N)
+    log_ratio = np.where(np.arange(G) % 10 == kind[:, None], 3.0, -2.0)
+    hidden = np.zeros((N, G), dtype=bool)
+    _, tissue = tissue_of(random.poisson(100 * share * np.exp(log_ratio)), hidden, np.full(N, 100.0))
+    field = fitted(tissue, share, n_factors=10)
+    share = torch.from_numpy(share).float()
+    solved = field.solve(tissue, share)
+    monkeypatch.setattr(_field, "SOLVE_SWEEPS", 40)
+    exact = field.solve(tissue, share)
+    away = (solved.codes - exact.codes) @ field.loadings.T
+    assert away.square().mean().sqrt() < 0.05
+
+
 def test_large_tissue_is_solved_in_strips(field, simulated, share, monkeypatch):
     whole, strips = (SimpleNamespace(**vars(simulated.view)) for _ in range(2))
     module = SimpleNamespace(field=field, share=share, device=CPU)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lgdist_scvi.data._similar import N_SIMILAR
+from lgdist_scvi.data._tissue import BLOCK_ENTRIES
 
 from ._detection import detection_features, fit_detection
 from ._dispersion import FIRST_SIZE
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
     from lgdist_scvi.data._batch import Batch
     from lgdist_scvi.data._tissue import Spots, Tissue
 
-SOLVE_SWEEPS, FOLD_SWEEPS = 8, 5
-"""Newton steps of the codes, which start at the mean of the field (more change no score); fewer of those without a fold of the genes, by
-which only the read-out given detection is calibrated."""
+SOLVE_SWEEPS, FOLD_SWEEPS = 6, 5
+"""Newton steps of the codes, which start at the mean of the field; fewer of those without a fold of the genes, by which only the read-out
+given detection is calibrated."""
 FEW_COUNTS = 10.0
 """Counts of a spot at which the network has half of the weight that it has in a spot with many."""
 # Shares in the log rate of a spot without counts: of what is counted around it, and of the network, which learnt from spots with seen
@@ -32,6 +33,9 @@ _UNSEEN_NEAR, _UNSEEN_NETWORK = 0.3, 0.3
 _BESIDE_IMAGE = 0.5
 LONGEST_STEP = 1.0
 """Largest change of a number in a Newton step."""
+# Largest change of a log rate in a Newton step of the codes. Without a bound the first steps go far beyond the mode, from where the way
+# back is one unit of the log rate a step.
+_LONGEST_RATE_STEP = 2.5
 _MAX_LOG_RATIO = 8.0
 # Pseudo-counts of a ratio that is 1 whatever was counted.
 _NO_SIMILARITY = 1e6
@@ -128,9 +132,16 @@ class LatentField(nn.Module):
         for _ in range(SOLVE_SWEEPS if left_out is None else FOLD_SWEEPS):
             information, target = self.information(tissue, codes, covariance, share, left_out)
             precision = Precision(information, tissue, self.stiffness, self.smoothness)
-            codes = codes + (precision.solve(target, codes, EXACTLY) - codes).clamp(-LONGEST_STEP, LONGEST_STEP)
+            codes = self.step(codes, precision.solve(target, codes, EXACTLY))
             covariance = precision.local_covariance
         return Solved(codes, precision)
+
+    def step(self, codes: torch.Tensor, towards: torch.Tensor) -> torch.Tensor:
+        """Codes on the way to those that a Newton step suggests, as far as no log rate of a spot changes too much."""
+        change = towards - codes
+        size = max(1, BLOCK_ENTRIES // len(self.loadings))
+        largest = torch.cat([(block @ self.loadings.T).abs().amax(dim=1, keepdim=True) for block in change.split(size)])
+        return codes + change * (_LONGEST_RATE_STEP / largest.clamp_min(_LONGEST_RATE_STEP))
 
     @torch.no_grad()
     def forward(
