@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lgdist_scvi.data._batch import Batch
     from lgdist_scvi.data._tissue import Spots, Tissue
 
-SOLVE_SWEEPS, FOLD_SWEEPS = 6, 5
+SOLVE_SWEEPS, FOLD_SWEEPS = 6, 4
 """Newton steps of the codes, which start at the mean of the field; fewer of those without a fold of the genes, by which only the read-out
 given detection is calibrated."""
 FEW_COUNTS = 10.0

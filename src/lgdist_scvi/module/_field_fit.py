@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ._field import LatentField
 
-FIT_SWEEPS = 20
+FIT_SWEEPS = 40
 _FIRST_STIFFNESS, _FIRST_SMOOTHNESS, _FIRST_PENALTY = 0.5, 10.0, 5.0
 _STRENGTHS_FROM = 3  # sweeps after which the strengths of the prior are learnt
 _SIZES_AT = (6, 10, 14)
