@@ -14,6 +14,7 @@ from lgdist_scvi.module import _field_codes, _similarity
 from lgdist_scvi.module._field import LatentField
 from lgdist_scvi.module._field_codes import fit_field, solve_field
 from lgdist_scvi.module._similarity import fit_similarity
+from lgdist_scvi.train._calibration import _fit_gain
 
 N, G, ODD = 1200, 60, 7
 CPU = torch.device("cpu")
@@ -102,6 +103,27 @@ def test_a_field_that_is_right_stays_as_it_is():
     module = simulated.module(view)
     fit_similarity(module.field, view.similar, np.arange(N))
     assert np.abs(view.similar.of(np.arange(N), folds=False)[:, 0]).mean() < 0.08
+
+
+def test_totals_are_those_counted(simulated):
+    """Also of a gene that similar spots raise where it is high."""
+    view = simulated.view()
+    module = simulated.module(view)
+    module.condition = SimpleNamespace(visible=lambda batch: batch.observed)
+    fit_similarity(module.field, view.similar, np.arange(0, N, 2))
+
+    def off():
+        batch = view.gather(np.arange(N))
+        rate = module.field(batch, batch.observed, module.share).log_rate.exp() * batch.depth[:, None]
+        return ((rate * batch.observed).sum(0) / batch.counts.sum(0)).log().abs()
+
+    given = module, SimpleNamespace(view=view), view.similar, np.arange(N)
+    assert off().max() > 0.005
+    _fit_gain(*given)
+    assert off().max() < 0.002
+    gain = module.field.gain.clone()
+    _fit_gain(*given)  # from where it is
+    torch.testing.assert_close(module.field.gain, gain)
 
 
 def test_hidden_counts_do_not_matter(work, simulated):

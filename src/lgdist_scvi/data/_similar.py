@@ -124,6 +124,11 @@ class SimilarSpots:
     def __init__(self, kinds: Sequence[tuple[CodeSpace, Sequence[Comparison]]], pseudo_counts: torch.Tensor) -> None:
         self._kinds, self.pseudo_counts = kinds, pseudo_counts
 
+    def totals(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Counted and expected in all reference spots, by the codes from all visible entries, each ``(n_genes,)``."""
+        ((_, (comparison,)), *_) = self._kinds
+        return comparison.counted.sum(0), comparison.expected.sum(0)
+
     def of(self, rows: NDArray[np.int64], *, folds: bool) -> NDArray[np.float32]:
         """Log ratios by the codes from all visible entries, with `folds` also by the others, ``(n_rows, n_kinds, n_genes)``."""
         kinds = range(1 + folds)

@@ -93,6 +93,7 @@ class LatentField(nn.Module):
     dispersion: torch.Tensor
     disagreement: torch.Tensor
     shift: torch.Tensor
+    gain: torch.Tensor
     similarity: torch.Tensor
 
     def __init__(self, n_genes: int, n_factors: int) -> None:
@@ -112,6 +113,7 @@ class LatentField(nn.Module):
         self.register_buffer("dispersion", torch.ones(n_genes))
         self.register_buffer("disagreement", torch.zeros(n_genes))
         self.register_buffer("shift", torch.tensor(0.0))
+        self.register_buffer("gain", torch.zeros(n_genes))
         self.register_buffer("similarity", torch.full((len(N_SIMILAR), n_genes), _NO_SIMILARITY))
 
     @torch.no_grad()
@@ -172,7 +174,7 @@ class LatentField(nn.Module):
         linear, variance = self.moments(codes, self.given_neighbours(batch, visible, share, part), chosen)
         log_rate = self._log_rate(linear, variance, chosen)
         if batch.similar.shape[1]:
-            log_rate = log_rate + batch.similar[:, min(part, 1), chosen]
+            log_rate = log_rate + batch.similar[:, min(part, 1), chosen] + self.gain[chosen]
         detected = (detection_features(log_rate, batch) * self.detection[chosen]).sum(-1)
         counts = (batch.counts * visible).sum(dim=1, keepdim=True)
         unseen = 1 / (1 + counts.square())  # a few counts say more than the neighbours

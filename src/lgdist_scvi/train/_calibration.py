@@ -38,6 +38,7 @@ _DETECTED_PRIOR_ENTRIES = 10.0
 _SHARE_PRIOR, _SHARE_PRIOR_WEIGHT = 0.6, 10.0
 SIMILARITY_SCALES, EXPECTED_SCALE = (1 / 16, 1 / 4, 1.0, 4.0, 16.0, 1e4), 1 / 4
 """Factors of the pseudo-counts of similar spots, which leave them less and less weight, and the one that is expected."""
+_PSEUDO_COUNT = 0.5  # of totals whose ratio is wanted
 _SCALE_PRIOR_WEIGHT = 1.0  # deviance that each step away from it has beforehand
 
 
@@ -68,7 +69,7 @@ def fit_calibration(
     # In a large tissue the codes without a fold of the genes are solved in some strips only.
     known = np.flatnonzero(np.isfinite(data.view.field[:, -1]).all(axis=1))
     rows = some_of(known, CALIBRATION_SPOTS, seed)
-    blocks = np.array_split(rows, max(1, len(rows) // _BLOCK_SPOTS))
+    blocks = _blocks(rows)
     if module.field is not None:
         # No minibatch holds what similar spots say before it is known how much they are listened to.
         similar, data.view.similar = data.view.similar, None
@@ -76,6 +77,8 @@ def fit_calibration(
             fit_similarity(module.field, similar, rows)
         _fit_shares(module, data, similar)
         data.view.similar = similar
+        if similar is not None:
+            _fit_gain(module, data, similar, known)
     network, field = Overdispersion(module.dispersion), Overdispersion(module.dispersion)
     totals = Totals(module.dispersion)
     for block in blocks:
@@ -92,6 +95,10 @@ def fit_calibration(
         module.field.shift.copy_(totals.shift())
         module.field.fit_detection(_field_blocks(module, data, blocks))
     _fit_detected(module, data)
+
+
+def _blocks(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    return np.array_split(rows, max(1, len(rows) // _BLOCK_SPOTS))
 
 
 def _field_blocks(
@@ -145,6 +152,29 @@ def _fit_shares(module: LGDiSTModule, data: NeighborhoodDataModule, similar: Sim
     field.similarity.mul_(scales[best // len(shares)].to(field.similarity))
     if similar is not None:
         similar.pseudo_counts = field.similarity.cpu()
+
+
+@torch.no_grad()
+def _fit_gain(
+    module: LGDiSTModule, data: NeighborhoodDataModule, similar: SimilarSpots, rows: NDArray[np.int64]
+) -> None:
+    """Set the gain with which each gene's total, with what similar spots say, is the one that was counted.
+
+    Similar spots raise totals: they are listened to most where a gene is high. By how much is seen in some spots, and how far the
+    field alone is from the counts in all.
+    """
+    field = module.field
+    assert field is not None
+    alone, both = (torch.zeros_like(field.gain) for _ in range(2))
+    for block in _blocks(rows):
+        batch = data.view.gather(block).to(module.device)
+        visible = module.condition.visible(batch)
+        rate = field(batch, visible, module.share).log_rate.exp() * batch.depth[:, None] * visible
+        both += rate.sum(0)
+        alone += (rate * (-batch.similar[:, 0]).exp()).sum(0)
+    counted, expected = (total.to(field.gain) for total in similar.totals())
+    counted, expected, alone, both = (total + _PSEUDO_COUNT for total in (counted, expected, alone, both))
+    field.gain.copy_((counted / expected * alone / both).log())
 
 
 def _fit_detected(module: LGDiSTModule, data: NeighborhoodDataModule) -> None:
