@@ -51,7 +51,11 @@ def test_expected_levels_are_right_where_they_were_learnt(model):
     counts = model.adata.layers["counts"].toarray()
     found = rates(model, counts, OUTSIDE, OUTSIDE)
     share = counts[OUTSIDE].sum(axis=0) / model.adata.obs["total"].to_numpy()[OUTSIDE].sum()
-    np.testing.assert_allclose(found, share, rtol=0.15)
+    # The most overdispersed gene is off most, since spots that are rich in it count for little; the others are near.
+    overdispersed = model.module.field.dispersion.numpy() < 1
+    assert overdispersed.sum() < 5
+    np.testing.assert_allclose(found[overdispersed], share[overdispersed], rtol=0.2)
+    np.testing.assert_allclose(found[~overdispersed], share[~overdispersed], rtol=0.08)
 
 
 @pytest.mark.slow

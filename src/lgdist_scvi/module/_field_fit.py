@@ -56,6 +56,7 @@ def fit(field: LatentField, tissue: Tissue, share: torch.Tensor, seed: int) -> N
     for sweep in range(FIT_SWEEPS):
         information, target = field.information(tissue, codes, covariance, share)
         precision = Precision(information, tissue, field.stiffness, field.smoothness)
+        # Not by `step`: from fits that take shorter ways at first, held-out counts are predicted a little worse.
         codes = codes + (precision.solve(target, codes) - codes).clamp(-LONGEST_STEP, LONGEST_STEP)
         covariance = precision.local_covariance
         if sweep >= _STRENGTHS_FROM:
