@@ -161,11 +161,11 @@ def remaining(results: dict[str, list[dict[str, Record]]]) -> list[str]:
     """How much of the deviance is left to explain, set by set."""
     rows = []
     for name, seeds in results.items():
-        kept = Store(RESULTS).load(Case(name, "B", 0))["results"]
-        peer = best_peer(kept, "B")
+        kept = [Store(RESULTS).load(Case(name, "B", seed))["results"] for seed in range(len(seeds))]
+        peers = [scores[peer]["d2"] for scores in kept if (peer := best_peer(scores, "B"))]
         ceiling = fmean(records["molecules"][CEILING] for records in seeds)
         ours = fmean(records["molecules"]["d2"] for records in seeds)
-        theirs = kept[peer]["d2"] if peer else float("nan")
+        theirs = fmean(peers) if peers else float("nan")
         middle = (ours + ceiling) / 2
         numbers = (ours, theirs, ceiling, middle, middle - ours, middle - theirs)
         rows.append([DENSE[name].title, *(f"{number:.4f}" for number in numbers)])
@@ -189,7 +189,7 @@ the rates themselves: counts are drawn from our rates as if these were the truth
 rates explain of such counts (*if our rates were true*) is more than any method can explain of the real ones, as far as our
 rates are off at random: an error adds to the variation that seems to be there as much as it takes from what is explained.
 If all our errors are of that kind, the truth lies in the middle, and this is the *expected ceiling*. Structure that we do
-not see at all would raise it. Seed 0.
+not see at all would raise it. Means over the seeds of the page.
 """
 
 
