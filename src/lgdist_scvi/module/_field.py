@@ -31,8 +31,6 @@ FEW_COUNTS = 10.0
 _UNSEEN_NEAR, _UNSEEN_NETWORK = 0.3, 0.3
 # Share of field and surroundings together where the network knows an image.
 _BESIDE_IMAGE = 0.5
-LONGEST_STEP = 1.0
-"""Largest change of a number in a Newton step."""
 # Largest change of a log rate in a Newton step of the codes. Without a bound the first steps go far beyond the mode, from where the way
 # back is one unit of the log rate a step.
 _LONGEST_RATE_STEP = 2.5
@@ -134,11 +132,11 @@ class LatentField(nn.Module):
         for _ in range(SOLVE_SWEEPS if left_out is None else FOLD_SWEEPS):
             information, target = self.information(tissue, codes, covariance, share, left_out)
             precision = Precision(information, tissue, self.stiffness, self.smoothness)
-            codes = self.step(codes, precision.solve(target, codes, EXACTLY))
+            codes = self._step(codes, precision.solve(target, codes, EXACTLY))
             covariance = precision.local_covariance
         return Solved(codes, precision)
 
-    def step(self, codes: torch.Tensor, towards: torch.Tensor) -> torch.Tensor:
+    def _step(self, codes: torch.Tensor, towards: torch.Tensor) -> torch.Tensor:
         """Codes on the way to those that a Newton step suggests, as far as no log rate of a spot changes too much."""
         change = towards - codes
         size = max(1, BLOCK_ENTRIES // len(self.loadings))

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from ._dispersion import FIRST_SIZE, Overdispersion
-from ._field import LONGEST_STEP
 from ._markov import Precision, inverse, spectrum
 from ._noise import noise_of
 
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
     from ._field import LatentField
 
 FIT_SWEEPS = 40
+LONGEST_STEP = 1.0
+"""Largest change of a number in a Newton step."""
 _FIRST_STIFFNESS, _FIRST_SMOOTHNESS, _FIRST_PENALTY = 0.5, 10.0, 5.0
 _STRENGTHS_FROM = 3  # sweeps after which the strengths of the prior are learnt
 _SIZES_AT = (6, 10, 14)
@@ -56,7 +57,7 @@ def fit(field: LatentField, tissue: Tissue, share: torch.Tensor, seed: int) -> N
     for sweep in range(FIT_SWEEPS):
         information, target = field.information(tissue, codes, covariance, share)
         precision = Precision(information, tissue, field.stiffness, field.smoothness)
-        # Not by `step`: from fits that take shorter ways at first, held-out counts are predicted a little worse.
+        # Not bounded in the log rates, as where codes alone are solved: from fits that take shorter ways at first, held-out counts are predicted a little worse.
         codes = codes + (precision.solve(target, codes) - codes).clamp(-LONGEST_STEP, LONGEST_STEP)
         covariance = precision.local_covariance
         if sweep >= _STRENGTHS_FROM:

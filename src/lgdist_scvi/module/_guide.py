@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ._field import LONGEST_STEP
+from ._field_fit import LONGEST_STEP
 from ._folds import N_FOLDS, gene_folds
 from ._markov import inverse
 
