@@ -73,7 +73,7 @@ def smoothed_pca(adata: anndata.AnnData) -> Floats:
 
 
 def smoothed_pca_scaled(adata: anndata.AnnData) -> Floats:
-    """As our niches, but of log values in place of states."""
+    """As the mixture sees them, for k-means as well."""
     codes = components(smoothed(adata), 15)
     return codes / codes.std(axis=0)
 
@@ -206,10 +206,10 @@ OF_SEVERAL = ("smoothed_pca_harmony", "banksy_harmony")
 
 
 def by_mixture(codes: Floats, n_clusters: int, seed: int) -> NDArray:
-    """As `lgdist_scvi.tl.domains`, the likeliest of five starts, on scaled codes."""
+    """As `lgdist_scvi.tl.domains` by default, the likeliest of five seeds."""
     from lgdist_scvi import tl
 
-    given = anndata.AnnData(obsm={"codes": codes / np.maximum(codes.std(axis=0), 1e-9)})
+    given = anndata.AnnData(obsm={"codes": codes})
     tl.domains(given, n_clusters, use_rep="codes", seed=5 * seed)
     return given.obs["domain"].cat.codes.to_numpy()
 

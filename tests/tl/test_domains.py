@@ -46,6 +46,22 @@ def test_the_number_is_suggested(adata):
     assert np.isnan(many.uns["d"]["stability"])
 
 
+@pytest.mark.parametrize(("method", "found"), [("mixture", True), ("kmeans", False)])
+def test_a_mixture_finds_bands_that_k_means_cuts(adata, method, found):
+    adata.obsm["X_lgdist_niche"] *= [1, 1, 20]  # a gradient over all bands
+    tl.domains(adata, 3, method=method, n_seeds=1)
+    assert (adjusted_rand_score(adata.obs["band"], adata.obs["domain"]) > 0.95) == found
+    assert adata.uns["domain"]["method"] == method
+
+
+@pytest.mark.parametrize("method", ["mixture", "kmeans"])
+def test_directions_that_are_rounding_do_not_count(adata, method):
+    noise = np.random.default_rng(2).normal(size=(240, 4)) * 1e-7
+    adata.obsm["X_lgdist_niche"] = np.hstack([adata.obsm["X_lgdist_niche"][:, :2], noise])
+    tl.domains(adata, 3, method=method, n_seeds=1)
+    assert adjusted_rand_score(adata.obs["band"], adata.obs["domain"]) > 0.95
+
+
 def test_the_same_seed_gives_the_same(adata):
     for key, seed in {"a": 1, "b": 1}.items():
         tl.domains(adata, 4, n_seeds=1, seed=seed, key_added=key)
@@ -87,6 +103,11 @@ def test_a_large_tissue_is_fitted_to_a_part(adata, monkeypatch):
     ("options", "error", "message"),
     [
         ({"use_rep": "X_pca"}, KeyError, r"adata.obsm\['X_pca'\] is missing .*add_latent_representation"),
+        (
+            {"n_domains": 3, "method": "k-means"},
+            ValueError,
+            "method='k-means' is unknown; choose one of 'mixture', 'kmeans'",
+        ),
         ({"n_domains": 3, "resolution": 1.0}, ValueError, "either n_domains or resolution"),
         ({"n_domains": 0}, ValueError, "n_domains=0 must be a whole number of at least 1"),
         ({"n_domains": 241}, ValueError, "n_domains=241 is more than the 240 spots"),

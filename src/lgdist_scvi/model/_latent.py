@@ -14,7 +14,7 @@ from ._alignment import batch_shifts
 from ._base import LGDiSTBase
 from ._options import BATCH_SIZE, Reading, row_numbers
 from ._reader import Reader
-from ._representations import loading_axes, standardised_components
+from ._representations import loading_axes, principal_components
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +54,7 @@ class LatentMixin(LGDiSTBase):
         kind
             "state": the spot's own state, square roots of its expected expression over the mean of each gene, along the axes of the
             latent field; clusters of it are cell types or kinds of spots. "niche": means over the spot and the 18 spots of its section
-            nearest to it of square roots of expected expression, in standardised principal components; clusters of it are domains
+            nearest to it of square roots of expected expression, in principal components; clusters of it are domains
             (:func:`lgdist_scvi.tl.domains`). "code": the code of the network, which the decoder reads, for work on the network
             itself. Without a latent field, codes take the place of both roots.
         aligned
@@ -170,5 +170,5 @@ class LatentMixin(LGDiSTBase):
             if aligned:
                 # Means of neighbours have less noise, so that kinds of tissue are told apart better; a shift is the same in both.
                 values = values - batch_shifts(around(values), view.section)[view.section]
-            found.append(values if kind == "state" else standardised_components(around(values), NICHE_COMPONENTS))
+            found.append(values if kind == "state" else principal_components(around(values), NICHE_COMPONENTS))
         return found

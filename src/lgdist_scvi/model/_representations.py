@@ -30,8 +30,8 @@ def loading_axes(loadings: NDArray[np.float32]) -> NDArray[np.float32]:
     return (given @ (axes * _inverse_roots(stretch))).astype(np.float32)
 
 
-def standardised_components(values: ArrayLike, n_components: int) -> NDArray[np.float32]:
-    """Principal components with unit variance, so that a rare domain counts as much as a gradient over the whole tissue.
+def principal_components(values: ArrayLike, n_components: int) -> NDArray[np.float32]:
+    """Principal components.
 
     Parameters
     ----------
@@ -42,13 +42,12 @@ def standardised_components(values: ArrayLike, n_components: int) -> NDArray[np.
 
     Returns
     -------
-    Components ``(n_spots, n_components)``; those without variance are 0.
+    Components ``(n_spots, n_components)`` in the unit of the values, those of the largest variance first.
     """
     centred = np.asarray(values, dtype=np.float64)
     centred = centred - centred.mean(axis=0)
-    variance, axes = _principal_axes(centred.T @ centred / max(len(centred), 1))
-    variance, axes = variance[:n_components], axes[:, :n_components]
-    return (centred @ (axes * _inverse_roots(variance))).astype(np.float32)
+    axes = _principal_axes(centred.T @ centred)[1]
+    return (centred @ axes[:, :n_components]).astype(np.float32)
 
 
 def _inverse_roots(variance: NDArray[np.float64]) -> NDArray[np.float64]:

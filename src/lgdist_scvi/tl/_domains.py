@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 
-from lgdist_scvi._checks import check_label, check_name, check_positive, check_seed, check_whole
+from lgdist_scvi._checks import check_choice, check_label, check_name, check_positive, check_seed, check_whole
 from lgdist_scvi._constants import Keys
 from lgdist_scvi.data._areas import patches_around
 from lgdist_scvi.data._entries import listing
@@ -20,14 +20,18 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
+Method = Literal["mixture", "kmeans"]
+
 N_STARTS = 10
-"""Starts of a mixture, each from a k-means clustering; the likeliest result counts."""
+"""Starts of a mixture, each from a k-means clustering, or of k-means; the likeliest result counts."""
 N_NEIGHBORS = 15
 MOST_DOMAINS = 15
 """Largest number of domains that is suggested."""
 FIT_SPOTS = 10_000
 """Maximum number of spots that a mixture is fitted to; the others are assigned to its components."""
-# Added to the variance of the components, which have a variance of 1: no domain is flat.
+# Directions of a spread below this share of the largest are rounding.
+_ROUNDING = 1e-5
+# Added to the variances, which are 1 for all spots together: no domain is flat.
 _LEAST_VARIANCE = 1e-3
 # Spots that share most of their surroundings are not so many observations.
 _SPOTS_OF_NICHE = 19
@@ -37,6 +41,7 @@ def domains(
     adata: AnnData,
     n_domains: int | None = None,
     *,
+    method: Method = "mixture",
     resolution: float | None = None,
     use_rep: str = Keys.NICHE,
     key_added: str = Keys.DOMAINS,
@@ -48,9 +53,8 @@ def domains(
 ) -> None:
     """Find the domains of a tissue: clusters of the niches of its spots.
 
-    Clusters are the components of a Gaussian mixture with one covariance for all, which finds thin layers where k-means cuts
-    thick ones in two. They are found with several seeds; the likeliest of them are kept, and
-    how well all agree says how far to trust them.
+    Clusters are the components of a Gaussian mixture with one covariance for all, or those of k-means. They are found with several
+    seeds; the likeliest of them are kept, and how well all agree says how far to trust them.
 
     Writes ``obs[key_added]``, named by numbers from the largest domain on, and ``uns[key_added]`` with the settings, ``"n_domains"``,
     ``"stability"`` (mean adjusted Rand index of all pairs of seeds, at most 1; NaN for one seed), and, where the number was suggested,
@@ -63,6 +67,9 @@ def domains(
     n_domains
         Number of domains. By default, without `resolution`, the number with the best Bayesian information criterion, 2 to 15; spots
         that share their surroundings count as one. It is a suggestion: draw the domains.
+    method
+        "mixture" finds thin layers where k-means cuts thick ones in two, and was better for spots; "kmeans" was as good or better for single
+        cells, whose domains differ more (:doc:`/benchmarks/domains`).
     resolution
         Instead of the number: resolution of Leiden clusters of the graph of most similar niches, no unit; more clusters the
         higher it is. Needs igraph.
@@ -106,6 +113,7 @@ def domains(
     """
     from sklearn.metrics import adjusted_rand_score
 
+    check_choice("method", method, get_args(Method))
     check_name(key_added=key_added)
     check_label(use_rep=use_rep, spatial_key=spatial_key, library_key=library_key)
     values = _representation(adata, use_rep)
@@ -118,15 +126,16 @@ def domains(
     patches = _patches(adata, vote_spots, spatial_key, library_key) if vote_spots > 1 else None
     settings: dict[str, Any] = {"use_rep": use_rep, "seed": seed, "n_seeds": n_seeds, "vote_spots": vote_spots}
     if resolution is not None:
-        settings["resolution"] = float(resolution)
+        settings |= {"method": "leiden", "resolution": float(resolution)}
         found, best = _leiden(values, resolution, seed, n_seeds), 0
     else:
+        settings["method"] = method
         if n_domains is None:
             n_domains, settings["criterion"] = _suggested(values, seed)
         check_whole(1, n_domains=n_domains)
         if n_domains > len(values):
             raise ValueError(f"n_domains={n_domains} is more than the {len(values)} spots.")
-        found, best = _mixtures(values, n_domains, seed, n_seeds)
+        found, best = _clusters(values, method, n_domains, seed, n_seeds)
     clusterings = found if patches is None else [voted(labels, patches) for labels in found]
     agreement = [adjusted_rand_score(one, other) for one, other in combinations(clusterings, 2)]
     adata.obs[key_added] = _named(clusterings[best])
@@ -164,11 +173,11 @@ def _patches(adata: AnnData, n_spots: int, spatial_key: str, library_key: str | 
     return patches_around(positions, section, n_spots)
 
 
-def _fitted(values: NDArray[np.float64], n_domains: int, seed: int, n_starts: int) -> Any:
-    """A Gaussian mixture with one covariance, the likeliest of some starts."""
+def _mixture(n_domains: int, seed: int, n_starts: int) -> Any:
+    """A Gaussian mixture with one covariance, to be fitted."""
     from sklearn.mixture import GaussianMixture
 
-    mixture = GaussianMixture(
+    return GaussianMixture(
         n_domains,
         covariance_type="tied",
         reg_covar=_LEAST_VARIANCE,
@@ -176,27 +185,47 @@ def _fitted(values: NDArray[np.float64], n_domains: int, seed: int, n_starts: in
         n_init=n_starts,
         random_state=seed,
     )
-    if len(values) > FIT_SPOTS:
-        values = values[np.random.default_rng(seed).choice(len(values), FIT_SPOTS, replace=False)]
-    return mixture.fit(values)
 
 
-def _mixtures(
-    values: NDArray[np.float64], n_domains: int, seed: int, n_seeds: int
+def _kmeans(n_domains: int, seed: int, n_starts: int) -> Any:
+    from sklearn.cluster import KMeans
+
+    return KMeans(n_domains, n_init=n_starts, random_state=seed)
+
+
+def _some(values: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    """The spots to fit to."""
+    if len(values) <= FIT_SPOTS:
+        return values
+    return values[np.random.default_rng(seed).choice(len(values), FIT_SPOTS, replace=False)]
+
+
+def _scaled(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values of unit variance, so that starts from k-means see a rare domain beside a gradient over the whole tissue."""
+    spread = values.std(axis=0)
+    kept = spread > _ROUNDING * spread.max(initial=0)
+    return (values[:, kept] - values[:, kept].mean(axis=0)) / spread[kept] if kept.any() else values
+
+
+def _clusters(
+    values: NDArray[np.float64], method: Method, n_domains: int, seed: int, n_seeds: int
 ) -> tuple[list[NDArray[np.integer]], int]:
-    """Clusters for each seed, and the place of the likeliest."""
-    fitted = [_fitted(values, n_domains, one, N_STARTS) for one in range(seed, seed + n_seeds)]
-    likeliest = int(np.argmax([mixture.score(values) for mixture in fitted]))
-    return [mixture.predict(values) for mixture in fitted], likeliest
+    """Clusters for each seed, and the place of those that fit best."""
+    if method == "mixture":
+        values = _scaled(values)
+    make = _mixture if method == "mixture" else _kmeans
+    fitted = [make(n_domains, one, N_STARTS).fit(_some(values, one)) for one in range(seed, seed + n_seeds)]
+    best = int(np.argmax([model.score(values) for model in fitted]))
+    return [model.predict(values) for model in fitted], best
 
 
 def _suggested(values: NDArray[np.float64], seed: int) -> tuple[int, dict[str, float]]:
     """The number of domains with the best criterion, and the criterion of all that were tried."""
-    n_independent = len(values) / _SPOTS_OF_NICHE
+    values, n_independent = _scaled(values), len(values) / _SPOTS_OF_NICHE
     numbers = range(2, min(MOST_DOMAINS, len(values)) + 1)
     criterion = {}
     for number in numbers:
-        mixture = _fitted(values, number, seed, n_starts=2)
+        mixture = _mixture(number, seed, n_starts=2).fit(_some(values, seed))
         criterion[number] = mixture.score(values) * n_independent - mixture._n_parameters() / 2 * np.log(n_independent)
     best = max(criterion, key=criterion.__getitem__)
     return best, {str(number): float(value) for number, value in criterion.items()}  # keys of a file are text
