@@ -364,7 +364,7 @@ each recipe, whatever the method's own is, and the best of them counts for it, c
 | `lgdist` | `get_latent_representation(kind="niche")` |
 | `raw_pca` | {N_COMPONENTS} principal components of log values |
 | `smoothed_pca` | the same of means of the spot and the 18 nearest |
-| `smoothed_pca_scaled` | our recipe without our model: 15 components of these means, scaled to unit variance |
+| `smoothed_pca_scaled` | 15 components of these means, scaled to unit variance |
 | `banksy` | BANKSY (`pybanksy`), 18 neighbours and weight 0.2 on the cortex, 15 and 0.8 elsewhere, {N_COMPONENTS} components |
 | `nichepca` | nichePCA (`nichepca`), 25 neighbours, 30 components |
 | `scvi_latent` | scVI, negative binomial, 200 epochs, the section as batch |
@@ -376,17 +376,17 @@ each recipe, whatever the method's own is, and the best of them counts for it, c
 `all` is the four cortex sections clustered together, each scored by itself: our niches with `aligned=True`, the others of
 the concatenated sections. Single sections are clustered one by one.
 
-Recipes: `mixture` is {{func}}`lgdist_scvi.tl.domains`, on components scaled to unit variance; `kmeans` has 10 starts;
+Recipes: `mixture` is {{func}}`lgdist_scvi.tl.domains` by default; `kmeans` has 10 starts, as with `method="kmeans"`;
 `leiden` is at a resolution searched for the number. Scores are adjusted Rand indices with the annotation: the mean over seeds of the
 clustering, and their standard deviation in brackets. After the bar, the same after a vote of the spot and the 18 nearest.
 
-**In short.** On the cortex BANKSY's representation and ours show the layers equally well in the mean over seeds. BANKSY's is better
-after a vote or, aligned by Harmony, in all sections together; its clusters depend far more on the seed. In the visual cortex by STARmap our
-mixture is far ahead of other methods' mixtures, and a little behind smoothed principal components and nichePCA with k-means, after a vote behind
-nichePCA and CellCharter; in osmFISH it is ahead.
+**In short.** On the cortex BANKSY's representation and ours show the layers equally well in the mean over seeds, both by the mixture. BANKSY's
+is better after a vote or, aligned by Harmony, in all sections together; its clusters depend far more on the seed. In the visual cortex by
+STARmap our niches are ahead of all others by k-means, with a vote and without; by the mixture a little behind the k-means of smoothed
+components and of nichePCA. In osmFISH they are ahead by both recipes.
 
-**What this does not show.** Radius and number of components of our niches were chosen on these very sets, one setting for all; on other
-data expect less. Some rows have few seeds so far (last column); do not rely on small differences there. The layers are bands, so
+**What this does not show.** Radius and number of components of our niches were chosen on these very sets, one setting for all, and so was
+the advice to use k-means for single cells; on other data expect less. Some rows have few seeds so far (last column); do not rely on small differences there. The layers are bands, so
 whatever makes neighbours alike raises the scores.
 """
 PUBLISHED = """\
