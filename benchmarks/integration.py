@@ -68,9 +68,10 @@ Layers are annotated in the cortex only. Alignment does not touch completed expr
 bit with and without it (`tests/model/test_latent.py`). High mixing alone is no merit: sections that differ should not mix. Niches
 cannot mix far: most of the spots that are similar to a niche are those beside it, which share its surroundings.
 
-**In short.** `aligned=True` mixes sections more; states and niches keep what each section shows, but for niches of the olfactory bulb, which lose a little.
-Harmony mixes more, and loses a little more. Of a section's own clusters states keep about as much as scVI or more, with about the mixing
-of scVI once aligned in three of the tissues, and less in the cortex; niches keep less than smoothed principal components, by whose clusters they are judged here.
+**In short.** `aligned=True` mixes sections more, and states and niches keep what each section shows. Harmony mixes more, and loses a little. Of a
+section's own clusters states keep about as much as scVI or more, with about the mixing of scVI once aligned in three of the tissues, and
+less in the cortex; niches keep more than states, and less than smoothed principal components, by whose clusters they are judged here.
+Aligned niches show the layers of the cortex about as well as smoothed components aligned by Harmony.
 """
 
 
