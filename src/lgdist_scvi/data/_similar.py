@@ -50,6 +50,9 @@ class CodeSpace:
         self._codes, self._wide, self._section, self._scale = codes, wide, section, scale
         self._reference = reference
         n_spots, n_parts, _ = codes.shape
+        self._place_of = np.full(n_spots, -1)
+        self._place_of[reference] = np.arange(len(reference))
+        self._several = len(np.unique(section)) > 1
         kept = (n_parts, n_spots if n_spots * n_parts * max(N_SIMILAR) * 4 <= CACHE_BYTES else 0)
         self._cache, self._cached = np.empty((*kept, max(N_SIMILAR)), dtype=np.int32), np.zeros(kept, dtype=bool)
         self._known = [self._places(reference, part) for part in range(n_parts)]
@@ -80,9 +83,11 @@ class CodeSpace:
         n_similar, n_reference = max(N_SIMILAR), len(self._reference)
         # In double precision, so that the order does not depend on what else is computed with it.
         distance = torch.cdist(self._places(rows, part), self._known[part])
-        same = torch.from_numpy(self._section[rows][:, None] == self._section[self._reference])
-        own = torch.from_numpy(rows[:, None] == self._reference)
-        distance = torch.where(same & ~own, distance, torch.inf)
+        own = torch.from_numpy(self._place_of[rows])
+        distance[own >= 0, own[own >= 0]] = torch.inf
+        if self._several:
+            other = torch.from_numpy(self._section[rows][:, None] != self._section[self._reference])
+            distance.masked_fill_(other, torch.inf)
         length, place = distance.topk(min(n_similar, n_reference), largest=False)
         return F.pad(
             torch.where(length < torch.inf, place, n_reference), (0, n_similar - place.shape[1]), value=n_reference
