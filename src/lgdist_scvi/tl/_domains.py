@@ -65,8 +65,8 @@ def domains(
     adata
         Annotated spots, with niches as :meth:`lgdist_scvi.LGDiST.add_latent_representation` writes them.
     n_domains
-        Number of domains. By default, without `resolution`, the number with the best Bayesian information criterion, 2 to 15; spots
-        that share their surroundings count as one. It is a suggestion: draw the domains.
+        Number of domains. By default, without `resolution`, the number for which a mixture has the best Bayesian information criterion, 2 to
+        15; spots that share their surroundings count as one. It is a suggestion: draw the domains.
     method
         "mixture" finds thin layers where k-means cuts thick ones in two, and was better for spots; "kmeans" was as good or better for single
         cells, whose domains differ more (:doc:`/benchmarks/domains`).
