@@ -1,5 +1,6 @@
 """What the encoder may see, and what the losses are."""
 
+from itertools import chain
 from types import SimpleNamespace
 
 import numpy as np
@@ -331,8 +332,14 @@ def test_dropout_keeps_the_mean():
 
 def test_surroundings_do_not_know_the_spot(module, batch):
     other = batch._replace(counts=batch.counts + 5, observed=~batch.observed, depth=batch.depth * 3)
-    for one, same in zip(module.encoder.surroundings(batch), module.encoder.surroundings(other), strict=True):
+    both = [module.encoder.surroundings(one) for one in (batch, other)]
+    known = [[*chain(*around.known), around.own, around.codes, around.mask] for around in both]
+    assert len(known[0]) == 2 * len(module.encoder.layers) + 3
+    for one, same in zip(*known, strict=True):
         assert torch.equal(one, same)
+    codes = [module.encode(one, one.observed) for one in (batch, other)]
+    assert torch.equal(codes[0].tokens[:, 1:], codes[1].tokens[:, 1:])
+    assert not torch.equal(codes[0].centre, codes[1].centre)
     # Computed once, they serve every mask.
     for visible in (batch.observed, batch.observed & (torch.rand(B, G) < 0.5)):
         around = module.encoder.surroundings(batch)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from lgdist_scvi.data._pooling import N_POOLS
 
-from ._blocks import Attention, Dropout, feed_forward
+from ._blocks import Attention, Dropout, KeysValues, feed_forward
 from ._normalisation import log_value_of_one, visible_depth
 
 if TYPE_CHECKING:
@@ -49,12 +50,14 @@ class Codes(NamedTuple):
 
 
 class Surroundings(NamedTuple):
-    """Embedded neighbourhood before attention, without the spot's own entries; independent of their mask."""
+    """Encoded neighbourhood, without the spot's own entries; independent of their mask."""
 
     own: torch.Tensor
     """Contribution of the image to the spot's own token, ``(n_spots, n_hidden)``; 0 without images."""
-    others: torch.Tensor
-    """Tokens of the neighbours and of the pooled neighbourhoods, ``(n_spots, n_tokens - 1, n_hidden)``."""
+    known: list[KeysValues]
+    """What each layer knows of the neighbours and of the pooled neighbourhoods."""
+    codes: torch.Tensor
+    """Their codes, ``(n_spots, n_tokens - 1, n_latent)``."""
     mask: torch.Tensor
     """True where a token exists, ``(n_spots, n_tokens)``."""
 
@@ -79,14 +82,13 @@ class EncoderLayer(nn.Module):
         self.forward_ = feed_forward(n_hidden, dropout)
         self.dropout = Dropout(dropout)
 
-    def forward(self, tokens: torch.Tensor, mask: torch.Tensor, n_updated: int | None = None) -> torch.Tensor:
-        """Update the first `n_updated` tokens of ``(n_spots, n_tokens, n_hidden)``, by default all, and return those.
+    def keys_values(self, tokens: torch.Tensor) -> KeysValues:
+        """What can be attended to in ``(n_spots, n_tokens, n_hidden)``."""
+        return self.attention.keys_values(self.attention_norm(tokens))
 
-        Tokens that `mask` marks False are not attended to.
-        """
-        normed = self.attention_norm(tokens)
-        keys_values = self.attention.keys_values(normed)
-        tokens = tokens[:, :n_updated] + self.dropout(self.attention(normed[:, :n_updated], keys_values, mask))
+    def forward(self, tokens: torch.Tensor, keys_values: KeysValues, mask: torch.Tensor) -> torch.Tensor:
+        """Update ``(n_spots, n_tokens, n_hidden)`` by what is attended to; what `mask` marks False is not."""
+        tokens = tokens + self.dropout(self.attention(self.attention_norm(tokens), keys_values, mask))
         return tokens + self.dropout(self.forward_(self.forward_norm(tokens)))
 
 
@@ -164,7 +166,7 @@ class NeighborhoodEncoder(nn.Module):
         return RateDecoder(sizes)
 
     def surroundings(self, batch: Batch) -> Surroundings:
-        """Embed the neighbourhoods without the spots' own entries."""
+        """Encode the neighbourhoods without the spots' own entries, which they are not to know of."""
         neighbors = self._expression(batch.neighbor_counts, batch.neighbor_observed, batch.neighbor_depth)
         neighbors = neighbors + self.distance(batch.neighbor_distance[..., None]) + self.kinds[1]
         own = neighbors.new_zeros(())
@@ -176,7 +178,13 @@ class NeighborhoodEncoder(nn.Module):
         tokens = [(embed(pooled[:, i]) + self.kinds[2 + i])[:, None] for i, embed in enumerate(self.pooled)]
         present = torch.ones((len(batch.depth), 1), dtype=torch.bool, device=batch.depth.device)
         mask = torch.cat([present, batch.neighbor_mask, present.expand(-1, N_POOLS)], dim=1)
-        return Surroundings(own, torch.cat([neighbors, *tokens], dim=1), mask)
+        hidden = torch.cat([neighbors, *tokens], dim=1)
+        first, *_ = layers = self._stack()
+        known = [first.keys_values(hidden)]
+        for layer, following in pairwise(layers):
+            hidden = layer(hidden, known[-1], mask[:, 1:])
+            known.append(following.keys_values(hidden))
+        return Surroundings(own, known, self._codes(hidden), mask)
 
     def forward(
         self, batch: Batch, visible: torch.Tensor, share: torch.Tensor, around: Surroundings | None = None
@@ -204,13 +212,18 @@ class NeighborhoodEncoder(nn.Module):
         log_depth = torch.where((depth > 1) & (fraction > 0), self.scale.depth(depth), 0)
         centre = centre + self.depth(torch.stack([log_depth, fraction], dim=1)) + self.kinds[0] + around.own
 
-        hidden = torch.cat([centre[:, None], around.others], dim=1)
-        *earlier, last = self.layers
-        for layer in earlier:
-            hidden = layer(hidden, around.mask)
-        # The decoder reads only the spot's own token, so the last layer updates no others.
-        hidden = torch.cat([last(hidden, around.mask, n_updated=1), hidden[:, 1:]], dim=1)
-        return Codes(self.code(self.norm(hidden)), around.mask)
+        hidden = centre[:, None]
+        for layer, others in zip(self._stack(), around.known, strict=True):
+            own = layer.keys_values(hidden)
+            keys, values = (torch.cat(parts, dim=2) for parts in zip(own, others, strict=True))
+            hidden = layer(hidden, (keys, values), around.mask)
+        return Codes(torch.cat([self._codes(hidden), around.codes], dim=1), around.mask)
+
+    def _stack(self) -> list[EncoderLayer]:
+        return cast("list[EncoderLayer]", list(self.layers))
+
+    def _codes(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.code(self.norm(hidden))
 
     def _expression(self, counts: torch.Tensor, observed: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
         return self.expression(self.input_dropout(self.scale.expression(counts, observed, depth)))

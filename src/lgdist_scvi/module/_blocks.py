@@ -6,6 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+KeysValues = tuple[torch.Tensor, torch.Tensor]
+"""Keys and values of tokens, each ``(n_spots, n_heads, n_tokens, n_hidden / n_heads)``."""
+
 
 class Attention(nn.Module):
     """Multi-head attention of queries over a set of tokens.
@@ -27,17 +30,12 @@ class Attention(nn.Module):
         self.key_value = nn.Linear(n_hidden, 2 * n_hidden)
         self.out = nn.Linear(n_hidden, n_hidden)
 
-    def keys_values(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of tokens ``(n_spots, n_tokens, n_hidden)``; reusable across queries.
-
-        Each ``(n_spots, n_heads, n_tokens, n_hidden / n_heads)``.
-        """
+    def keys_values(self, tokens: torch.Tensor) -> KeysValues:
+        """Keys and values of tokens ``(n_spots, n_tokens, n_hidden)``; reusable across queries."""
         keys, values = self.key_value(tokens).chunk(2, dim=-1)
         return self._split(keys), self._split(values)
 
-    def forward(
-        self, queries: torch.Tensor, keys_values: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, queries: torch.Tensor, keys_values: KeysValues, mask: torch.Tensor) -> torch.Tensor:
         """Attend from ``(n_spots, n_queries, n_hidden)`` to the tokens that `mask`, ``(n_spots, n_tokens)``, marks."""
         attended = F.scaled_dot_product_attention(
             self._split(self.query(queries)), *keys_values, attn_mask=mask[:, None, None, :]
