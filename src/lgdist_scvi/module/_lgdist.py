@@ -153,7 +153,7 @@ class LGDiSTModule(BaseModuleClass):
         visible
             True where an entry of the spot may be used, ``(n_spots, n_genes)``; nothing is read where it is False.
         around
-            Embedded neighbourhoods from another call; computed if None.
+            Encoded neighbourhoods from another call; computed if None.
 
         Returns
         -------

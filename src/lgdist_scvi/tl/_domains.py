@@ -28,7 +28,7 @@ N_NEIGHBORS = 15
 MOST_DOMAINS = 15
 """Largest number of domains that is suggested."""
 FIT_SPOTS = 10_000
-"""Maximum number of spots that a mixture is fitted to; the others are assigned to its components."""
+"""Maximum number of spots that mixture or k-means are fitted to; the others are assigned to their clusters."""
 # Directions of a spread below this share of the largest are rounding.
 _ROUNDING = 1e-5
 # Added to the variances, which are 1 for all spots together: no domain is flat.
@@ -71,7 +71,7 @@ def domains(
         "mixture" finds thin layers where k-means cuts thick ones in two, and was better for spots; "kmeans" was as good or better for single
         cells, whose domains differ more (:doc:`/benchmarks/domains`).
     resolution
-        Instead of the number: resolution of Leiden clusters of the graph of most similar niches, no unit; more clusters the
+        Instead of number and method: resolution of Leiden clusters of the graph of most similar niches, no unit; more clusters the
         higher it is. Needs igraph.
     use_rep
         Key of the representation in ``obsm``.
@@ -211,9 +211,7 @@ def _clusters(
     values: NDArray[np.float64], method: Method, n_domains: int, seed: int, n_seeds: int
 ) -> tuple[list[NDArray[np.integer]], int]:
     """Clusters for each seed, and the place of those that fit best."""
-    if method == "mixture":
-        values = _scaled(values)
-    make = _mixture if method == "mixture" else _kmeans
+    make, values = (_mixture, _scaled(values)) if method == "mixture" else (_kmeans, values)
     fitted = [make(n_domains, one, N_STARTS).fit(_some(values, one)) for one in range(seed, seed + n_seeds)]
     best = int(np.argmax([model.score(values) for model in fitted]))
     return [model.predict(values) for model in fitted], best
